@@ -1,0 +1,174 @@
+"""Attaching plugs to a pipeline, and taking them off so that the pipeline is what it was before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
+
+from diffplug.intercept import Undo
+from diffplug.scheduler_plug import SchedulerPlug, current_scheduler, is_scheduler, refuse_watched
+
+_KEY = "_diffplug_plugged"
+_ATTACHING = threading.RLock()
+
+
+@runtime_checkable
+class Plug(Protocol):
+    """Anything that can be attached to a pipeline; its attribute `slot`, if any, names the part it claims."""
+
+    def attach(self, pipe: Any) -> Undo:
+        """Changes the pipeline, and returns a function that takes exactly this change back."""
+        ...
+
+
+def plug(pipe: Any, *plugs: Any) -> Attachment:
+    """The attachment of `plugs` to a pipeline: `with plug(pipe, ...) as pipe:` or `undo = plug(pipe, ...)`.
+
+    A plug is a Diffusers scheduler (class or object), or any object with `attach(pipe) -> undo`. Schedulers
+    are attached first, the others in the order given; they are taken off in reverse, also after an exception,
+    and also when a later plug cannot be attached. Attachments nest.
+    ValueError: something is no plug; two plugs claim the same slot; a scheduler comes after what stands at
+    the old one's step; another thread holds the pipeline in a `with` block.
+    """
+    wanted = sorted((_as_plug(one) for one in plugs), key=lambda one: _slot(one) != "scheduler")
+    attachment = Attachment(pipe)
+    with _ATTACHING:
+        _check_thread(pipe)
+        try:
+            for one in wanted:
+                attachment.add(one)
+        except BaseException:
+            attachment()
+            raise
+    return attachment
+
+
+class Attachment:
+    """Plugs on a pipeline; call it, or leave its `with` block, to take them off. Twice is harmless."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.thread: threading.Thread | None = None
+        self._records: list[_Record] = []
+        self._over = False
+
+    def add(self, one: Any) -> None:
+        """Attaches one more plug."""
+        _check_slot(self.pipe, one)
+        undo = one.attach(self.pipe)
+        if not callable(undo):
+            raise ValueError(
+                f"{_name(one)}.attach() gave {undo!r}: it must return a function that undoes it."
+            )
+        record = _Record(one, undo, self)
+        self._records.append(record)
+        vars(self.pipe).setdefault(_KEY, _Plugged()).records.append(record)
+
+    def __call__(self) -> None:
+        """Takes the plugs off, the last one first; the first error is raised after all had their turn."""
+        first: Exception | None = None
+        with _ATTACHING:
+            self._over, self.thread = True, None
+            while self._records:
+                record = self._records.pop()
+                _forget(self.pipe, record)
+                try:
+                    record.undo()
+                except Exception as error:
+                    first = first or error
+        if first is not None:
+            raise first
+
+    def __enter__(self) -> Any:
+        if self._over:
+            raise ValueError("These plugs were taken off already: call plug() again.")
+        self.thread = threading.current_thread()
+        return self.pipe
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self()
+
+
+@dataclass(frozen=True, eq=False)
+class _Record:
+    """One plug on a pipeline."""
+
+    plug: Any
+    undo: Undo
+    attachment: Attachment
+
+
+@dataclass
+class _Plugged:
+    """What a pipeline remembers while something is plugged in; a deep copy of the pipeline starts without."""
+
+    records: list[_Record] = field(default_factory=list)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Plugged:
+        return _Plugged()
+
+    def __reduce__(self) -> tuple[type[_Plugged], tuple[()]]:
+        return _Plugged, ()
+
+
+def _records(pipe: Any) -> Sequence[_Record]:
+    return vars(pipe)[_KEY].records if _KEY in vars(pipe) else ()
+
+
+def _forget(pipe: Any, record: _Record) -> None:
+    plugged = vars(pipe)[_KEY]
+    plugged.records.remove(record)
+    if not plugged.records:
+        del vars(pipe)[_KEY]
+
+
+def _check_slot(pipe: Any, one: Any) -> None:
+    """ValueError when what a plug claims is taken."""
+    slot = _slot(one)
+    for record in _records(pipe):
+        if slot is not None and slot == _slot(record.plug):
+            raise ValueError(
+                f"{_name(one)} and {_name(record.plug)} both claim the pipeline's {slot}: "
+                "plug only one of them, or undo the other first."
+            )
+    if slot == "scheduler":
+        refuse_watched(current_scheduler(pipe), _name(one))
+
+
+def _check_thread(pipe: Any) -> None:
+    """ValueError when another thread is inside a `with plug(pipe, ...)` block."""
+    here = threading.current_thread()
+    for record in _records(pipe):
+        owner = record.attachment.thread
+        if owner is not None and owner is not here:
+            raise ValueError(
+                f"{_name(record.plug)} sits on this {type(pipe).__name__} in a with block of thread "
+                f"{owner.name!r}: give every thread its own pipeline (they may share the weights)."
+            )
+
+
+def _as_plug(one: Any) -> Any:
+    if is_scheduler(one):
+        return SchedulerPlug(one)
+    if isinstance(one, type):
+        raise ValueError(
+            f"{one.__name__} is a class: plug an object of it, {one.__name__}(...), or a Diffusers scheduler."
+        )
+    if not isinstance(one, Plug):
+        raise ValueError(
+            f"{one!r} cannot be plugged: give a Diffusers scheduler, or an object with attach(pipe) -> undo."
+        )
+    return one
+
+
+def _slot(one: Any) -> str | None:
+    return getattr(one, "slot", None)
+
+
+def _name(one: Any) -> str:
+    return str(one) if isinstance(one, SchedulerPlug) else type(one).__name__

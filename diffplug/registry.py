@@ -1,0 +1,103 @@
+"""Short names for classes: built-in ones, registered ones and those of other packages' entry points.
+
+A third party adds a plug-in without touching this package, in its own pyproject.toml:
+
+    [project.entry-points."diffplug.rewards"]
+    sharpness = "my_package.sharpness:Sharpness"
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+__all__ = ["REWARDS", "SAMPLERS", "STEERERS", "TRAINERS", "Registry", "unknown"]
+
+
+def unknown(kind: str, name: str, known: list[str], hint: str = "") -> ValueError:
+    """A ready one-line ValueError for an unknown `name`: the nearest known names first, then all of them."""
+    near = get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
+    meant = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return ValueError(
+        f"unknown {kind} {name!r}.{meant} Known: {', '.join(known) or 'none'}.{hint and ' ' + hint}"
+    )
+
+
+class Registry:
+    """A table of short names for things of one `kind`, with those that entry points of `group` add.
+
+    Nothing is imported before `get` asks for it. Built-in names win over entry points of the same name.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._targets: dict[str, Any] = {}
+
+    def register(self, name: str, target: str | Callable[..., Any]) -> None:
+        """Adds `target` ("module:Class", or the class or function itself) under `name`.
+
+        Raises ValueError where the name is malformed or stands for another target already.
+        """
+        if not name or name != name.strip().lower() or " " in name:
+            raise ValueError(f"a {self.kind} name is lower case without spaces, got {name!r}")
+        if isinstance(target, str) and target.count(":") != 1:
+            raise ValueError(f"target of {self.kind} {name!r} must read 'module:Class', got {target!r}")
+        if self._targets.get(name, target) != target:
+            raise ValueError(f"{self.kind} {name!r} is {self._targets[name]!r} already: choose another name")
+        self._targets[name] = target
+
+    def unregister(self, name: str) -> None:
+        """Forgets a registered name; unknown ones raise ValueError."""
+        if name not in self._targets:
+            raise unknown(self.kind, name, sorted(self._targets))
+        del self._targets[name]
+
+    def names(self) -> list[str]:
+        """All names in alphabetical order, those of entry points included."""
+        return sorted({*self._targets, *self._entries()})
+
+    def get(self, name: str) -> Any:
+        """The class or function that `name` stands for, imported now; ValueError with the nearest names."""
+        if name in self._targets:
+            target = self._targets[name]
+            return _imported(target) if isinstance(target, str) else target
+        entries = self._entries()
+        if name not in entries:
+            raise unknown(self.kind, name, self.names())
+        return entries[name].load()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._targets or name in self._entries()
+
+    def _entries(self) -> dict[str, Any]:
+        found = {entry.name: entry for entry in entry_points(group=self.group)}
+        for name in sorted(found.keys() & self._targets.keys()):
+            warnings.warn(
+                f"entry point {found.pop(name).value!r} of group {self.group!r} is ignored: "
+                f"the {self.kind} name {name!r} is taken",
+                stacklevel=3,
+            )
+        return found
+
+
+def _imported(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+SAMPLERS = Registry("sampler", "diffplug.samplers")
+SAMPLERS.register("dc-solver", "diffplug.samplers.dc_solver:DCSolverScheduler")
+
+STEERERS = Registry("steerer", "diffplug.steerers")
+STEERERS.register("fk", "diffplug.steering.feynman_kac:FeynmanKac")
+STEERERS.register("best-of-n", "diffplug.steering.best_of_n:BestOfN")
+
+REWARDS = Registry("reward", "diffplug.rewards")
+REWARDS.register("shapes", "diffplug.rewards.shapes:ShapesReward")
+
+TRAINERS = Registry("trainer", "diffplug.trainers")

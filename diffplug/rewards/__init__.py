@@ -1,0 +1,91 @@
+"""Rewards: what a picture is worth to somebody.
+
+A reward is any callable `reward(images, prompts) -> scores`: `images` are [n, 3, h, w] float32 in [0, 1],
+`prompts` a list of n strings, the scores n numbers, larger is better. Tensor, array and list are all welcome.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffplug.registry import REWARDS
+
+__all__ = ["Reward", "get", "names", "score"]
+
+Reward = Callable[[torch.Tensor, list[str]], Any]
+
+
+def names() -> list[str]:
+    """The names that `get` knows, those of other packages' entry points included."""
+    return REWARDS.names()
+
+
+def get(name: str, **options: Any) -> Reward:
+    """The reward of that name, ready to call; `options` go to its constructor.
+
+    Raises ValueError with the nearest names for an unknown one.
+    """
+    found: Any = REWARDS.get(name)
+    if isinstance(found, type):
+        return found(**options)
+    if options:
+        raise ValueError(f"reward {name!r} is a function and takes no options, got {', '.join(options)}")
+    return found
+
+
+def score(reward: Reward, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """What `reward` gives for n pictures, as [n] float64 on the CPU; costs one call of the reward.
+
+    NaN and infinities stay (a `None` in a list counts as NaN): the caller decides what they mean. Raises
+    ValueError that names the reward where it returns anything but n numbers, or [n, 1] of them.
+    """
+    if len(images) != len(prompts):
+        raise ValueError(f"{len(images)} images and {len(prompts)} prompts: give one prompt for each image")
+    returned = reward(images, list(prompts))
+    scores = _numbers(returned)
+    if scores is not None and scores.shape == (len(images), 1):
+        scores = scores[:, 0]
+    if scores is None or scores.shape != (len(images),):
+        raise ValueError(
+            f"reward {_name(reward)} must return {len(images)} numbers for {len(images)} images, "
+            f"it returned {_described(returned)}"
+        )
+    return scores
+
+
+def _numbers(returned: Any) -> torch.Tensor | None:
+    """`returned` as a float64 tensor on the CPU; None if it holds something else than real numbers."""
+    if isinstance(returned, torch.Tensor):
+        return None if returned.is_complex() else returned.detach().to("cpu", torch.float64)
+    if isinstance(returned, (list, tuple)):
+        returned = [math.nan if value is None else _plain(value) for value in returned]
+    try:
+        array = np.asarray(returned)
+        return None if array.dtype.kind not in "biuf" else torch.from_numpy(array.astype(np.float64))
+    except (TypeError, ValueError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """A one-element tensor as a number, anything else as it is."""
+    return value.detach().item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+
+
+def _name(reward: Any) -> str:
+    return getattr(reward, "__name__", type(reward).__name__)
+
+
+def _described(returned: Any) -> str:
+    shape = getattr(returned, "shape", None)
+    if shape is not None:
+        return f"{type(returned).__name__} of shape {tuple(shape)}"
+    return (
+        f"{type(returned).__name__} of length {len(returned)}"
+        if hasattr(returned, "__len__")
+        else repr(returned)
+    )

@@ -1,0 +1,24 @@
+"""The Shapes grader as a reward: the share of the prompt's facts that hold in the picture."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from diffplug.shapes.grading import grade
+
+
+class ShapesReward:
+    """A reward in [0, 1] for pictures of the Shapes world; costs about 2 ms a picture on one core.
+
+    Args:
+        strict: give 1 only where every fact holds, else 0.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict = strict
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> np.ndarray:
+        """Scores of pictures [n, 3, h, w] in [0, 1] for n prompts: [n] float64."""
+        grades = grade(images, prompts)
+        return grades.strict.astype(np.float64) if self.strict else grades.score

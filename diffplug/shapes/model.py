@@ -1,0 +1,128 @@
+"""The parts of the Shapes model, untrained: an ordinary Stable Diffusion pipeline at a hundredth of its size."""
+
+from __future__ import annotations
+
+import json
+
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from diffplug.shapes.captions import VOCABULARY
+
+TOKENS = 32
+"""Length that prompts are padded to; the longest caption of the grammar has 26 tokens."""
+
+LATENT_SIZE = 8
+"""Height and width of a latent: the autoencoder scales down by 8, as Stable Diffusion's does."""
+
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def autoencoder() -> AutoencoderKL:
+    """64x64 pictures to 8x8 latents of 4 channels and back, 1.7M parameters."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 96),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+    )
+
+
+def tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer that knows every word of the grammar as one token and spells all others in letters."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=1,
+        end_of_word_suffix="</w>",
+        initial_alphabet=letters,
+        special_tokens=[],
+        show_progress=False,
+    )
+    learned = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learned.pre_tokenizer = pre_tokenizers.Whitespace()
+    learned.train_from_iterator(sorted(VOCABULARY), trainer)
+    bpe = json.loads(learned.to_str())["model"]
+    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split()) for merge in bpe["merges"]]
+    pieces = [_START, _END, *letters, *(f"{letter}</w>" for letter in letters)]
+    pieces += ["".join(merge) for merge in merges]
+    vocab = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    return CLIPTokenizer(
+        vocab=vocab,
+        merges=merges,
+        bos_token=_START,
+        eos_token=_END,
+        unk_token=_END,
+        pad_token=_END,
+        model_max_length=TOKENS,
+    )
+
+
+def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
+    """A two-layer CLIP text encoder, 128 wide, about 0.5M parameters."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            projection_dim=128,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+        )
+    )
+
+
+def denoiser(channels: tuple[int, int] = (96, 128)) -> UNet2DConditionModel:
+    """A U-Net over 8x8 and 4x4 with cross-attention to the prompt in every block, 5.4M parameters."""
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        cross_attention_dim=128,
+        attention_head_dim=tuple(c // 32 for c in channels),
+        norm_num_groups=16,
+    )
+
+
+def scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule: epsilon prediction, betas 0.00085..0.012 linear in their square roots."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def pipeline(
+    vae: AutoencoderKL, text: CLIPTextModel, words: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """The parts as the pipeline that Diffusers knows."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=words,
+        unet=unet,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )

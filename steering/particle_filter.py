@@ -1,0 +1,147 @@
+"""The particle filter: bookkeeping of log weights, selections and the normaliser, without a scheduler or a
+network.
+
+Cumulative form of a Feynman-Kac filter (arXiv 2501.06848, algorithm 1) with weights that are carried where
+nothing is resampled. For every group of k particles:
+
+    psi   cumulative log potential of the lineage        w = psi - base   log weight
+    base  psi at the last selection of the lineage       log_z += log mean exp(w) at every selection
+
+After the last call w = strength * reward - base, so intermediate potentials leave their mark through `base`
+alone and exp(log_z) is an unbiased estimate of E[exp(strength * reward)] for every k, potential, resampler
+and threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffplug.steering.potentials import Potential
+from diffplug.steering.resampling import check_resampler, resample, settle
+from diffplug.steering.weights import ess, log_mean_exp
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Selection:
+    """What a scored call decided: `[groups, k]` rewards (-inf = dead) and ancestors, `[groups]` the rest."""
+
+    call: int
+    rewards: Tensor
+    ess: Tensor
+    resampled: Tensor
+    ancestors: Tensor
+    distinct_roots: Tensor
+    invalid: int
+
+    @property
+    def moves(self) -> bool:
+        """Whether any particle was replaced."""
+        return bool((self.ancestors != torch.arange(self.ancestors.shape[-1])).any())
+
+
+def checked_rewards(rewards: Tensor) -> tuple[Tensor, int]:
+    """Return float64 rewards with NaN and +inf as -inf (dead), and how many of those there were."""
+    rewards = rewards.detach().to("cpu", torch.float64)
+    invalid = torch.isnan(rewards) | (rewards == torch.inf)
+    return torch.where(invalid, -torch.inf, rewards), int(invalid.sum())
+
+
+def check_threshold(ess_threshold: float | None) -> None:
+    """Raise ValueError unless the threshold is None or in (0, 1]."""
+    if ess_threshold is not None and not 0 < ess_threshold <= 1:
+        raise ValueError(
+            f"ess_threshold={ess_threshold}: give a share of the particles in (0, 1], or None to "
+            "resample at every scored call"
+        )
+
+
+class ParticleFilter:
+    """P independent groups of k weighted particles; `select` at scored calls, `finish` at the end.
+
+    groups, particles: P and k. potential: see `diffplug.steering.potentials`. resampler: a name of
+    `RESAMPLERS`. ess_threshold: select where the effective sample size is below this share of k; None selects
+    at every scored call. generators: CPU generators for the selections, one for all groups or one for each.
+    Groups never mix. A group whose weights are equal stays as it is; one in which a particle died selects at
+    once; one in which all died counts as not scored.
+    """
+
+    def __init__(
+        self,
+        *,
+        groups: int,
+        particles: int,
+        potential: Potential,
+        generators: Sequence[torch.Generator],
+        resampler: str = "systematic",
+        ess_threshold: float | None = None,
+    ) -> None:
+        check_threshold(ess_threshold)
+        self.groups, self.particles = groups, particles
+        self.potential = potential
+        self.resampler = check_resampler(resampler)
+        self.ess_threshold = ess_threshold
+        self.generators = generators
+        self.selections: list[Selection] = []
+        self.psi = torch.zeros(groups, particles, dtype=torch.float64)
+        self.base = torch.zeros_like(self.psi)
+        self.log_z = torch.zeros(groups, dtype=torch.float64)
+        self.roots = torch.arange(particles).expand(groups, particles)
+        self._path = torch.empty(0, groups, particles, dtype=torch.float64)
+
+    def select(self, rewards: Tensor, *, call: int, progress: float) -> Selection:
+        """Return the selection for the rewards `[P * k]` or `[P, k]` of a call; costs one draw per group and
+        particle.
+
+        progress: share of the run done, in (0, 1]; a rising potential needs it.
+        """
+        scores, invalid = checked_rewards(rewards.reshape(self.groups, self.particles))
+        alive = torch.isfinite(scores).any(-1, keepdim=True)
+        self._path = torch.cat([self._path, scores[None]])
+        self.psi = torch.where(alive, self.potential.psi(self._path, progress), self.psi)
+        logw = self.psi - self.base
+        size = ess(logw)
+        chosen = self._due(logw, size) & alive[:, 0]
+        drawn = settle(resample(logw, self.generators, self.resampler))
+        ancestors = torch.where(chosen[:, None], drawn, torch.arange(self.particles))
+        self._inherit(ancestors, chosen, logw)
+        selection = Selection(
+            call=call,
+            rewards=scores,
+            ess=size,
+            resampled=chosen,
+            ancestors=ancestors,
+            distinct_roots=count_distinct(self.roots),
+            invalid=invalid,
+        )
+        self.selections.append(selection)
+        return selection
+
+    def _due(self, logw: Tensor, size: Tensor) -> Tensor:
+        """Return which groups select: unequal weights, and poor ones, a dead particle, or no threshold."""
+        unequal = logw.amax(-1) > logw.amin(-1)
+        if self.ess_threshold is None:
+            return unequal
+        return unequal & ((size < self.ess_threshold * self.particles) | (logw == -torch.inf).any(-1))
+
+    def _inherit(self, ancestors: Tensor, chosen: Tensor, logw: Tensor) -> None:
+        """Move lineages to their ancestors and close the books of the groups that selected."""
+        self.log_z = torch.where(chosen, self.log_z + log_mean_exp(logw), self.log_z)
+        self.psi = self.psi.gather(-1, ancestors)
+        self.roots = self.roots.gather(-1, ancestors)
+        self._path = self._path.gather(-1, ancestors.expand_as(self._path))
+        self.base = torch.where(chosen[:, None], self.psi, self.base)
+
+    def finish(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log weights `[P, k]`, log normalisers `[P]` and checked rewards `[P, k]` of the end."""
+        scores, _ = checked_rewards(rewards.reshape(self.groups, self.particles))
+        logw = self.potential.final(scores) - self.base
+        return logw, self.log_z + log_mean_exp(logw), scores
+
+
+def count_distinct(index: Tensor) -> Tensor:
+    """Return how many different values each row of `[groups, k]` indices in 0..k-1 has, `[groups]` int64."""
+    return torch.zeros_like(index).scatter(-1, index, 1).sum(-1)

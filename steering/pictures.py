@@ -1,0 +1,71 @@
+"""A pipeline's output, whatever its form: its pictures as one tensor, and the same output with fewer rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_FIELDS = ("images", "frames", "videos")
+
+
+def raw_pictures(output: Any) -> Any:
+    """Return the pictures of a pipeline's output as it holds them. Raises ValueError where it has none."""
+    if isinstance(output, tuple):
+        return output[0]
+    for name in _FIELDS:
+        if getattr(output, name, None) is not None:
+            return getattr(output, name)
+    raise ValueError(
+        f"{type(output).__name__} holds no {' or '.join(_FIELDS)}: this pipeline cannot be steered"
+    )
+
+
+def to_tensor(pictures: Any) -> Tensor:
+    """Return pictures in [0, 1] as `[n, 3, h, w]` float32, clips as `[n, f, 3, h, w]`.
+
+    From PIL images, arrays `[..., h, w, c]` or tensors `[..., c, h, w]`, and lists of such clips.
+    """
+    if isinstance(pictures, Tensor):
+        return _coloured(pictures.detach().to("cpu", torch.float32))
+    if isinstance(pictures, (list, tuple)):
+        if isinstance(pictures[0], (list, tuple, np.ndarray, Tensor)):
+            return torch.stack([to_tensor(clip) for clip in pictures])
+        pictures = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) / 255 for image in pictures])
+    return _coloured(torch.from_numpy(np.asarray(pictures, dtype=np.float32)).movedim(-1, -3))
+
+
+def _coloured(images: Tensor) -> Tensor:
+    """Return grey pictures with three equal channels, others as they are."""
+    return images.repeat_interleave(3, dim=-3) if images.shape[-3] == 1 else images
+
+
+def take(output: Any, rows: Sequence[int], total: int) -> Any:
+    """Return the same kind of output with only these rows, in this order; what has no `total` rows stays."""
+    if isinstance(output, tuple):
+        return tuple(_taken(value, rows, total) for value in output)
+    values = {entry.name: getattr(output, entry.name) for entry in fields(output)}
+    return type(output)(**{name: _taken(value, rows, total) for name, value in values.items()})
+
+
+def _taken(value: Any, rows: Sequence[int], total: int) -> Any:
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim and len(value) == total:
+        return value[list(rows)]
+    if isinstance(value, list) and len(value) == total:
+        return [value[row] for row in rows]
+    return value
+
+
+def score_pictures(
+    score: Callable[[Tensor, list[str]], Tensor], images: Tensor, prompts: list[str], *, takes_video: bool
+) -> Tensor:
+    """Return `[n]` scores; a clip gets the mean over its frames unless the reward takes clips."""
+    if images.ndim == 4 or takes_video:
+        return score(images, prompts)
+    clips, frames = images.shape[:2]
+    repeated = [prompt for prompt in prompts for _ in range(frames)]
+    return score(images.flatten(0, 1), repeated).reshape(clips, frames).mean(-1)

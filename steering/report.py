@@ -1,0 +1,107 @@
+"""SteeringReport: what a steered run did and what it cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffplug.steering.weights import ess
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SteeringReport:
+    """What a steered run did: P prompts, k particles each, C scored calls before the end.
+
+    steps: scheduler steps of the run. calls: indices of the scored calls. rewards `[C, P, k]`, ess `[C, P]`,
+    resampled `[C, P]`, ancestors `[C, P, k]`: what each scored call saw and decided; a reward of -inf stands
+    for a dead particle. distinct_roots `[C, P]`: how many of the k starting points still have descendants
+    (the measure of diversity; ESS is not). log_z `[P]`: estimate of log E[exp(strength * reward)] under the
+    unsteered pipeline; exp(log_z) is unbiased. final_rewards, final_log_weights `[P, k]`: of the finished
+    pictures; the weights make the particles a sample of the tilted law. returned: for each prompt, the slots
+    of the pictures handed back. invalid_rewards: NaN and +inf met on the way. network_calls, network_rows:
+    denoiser evaluations (rows count guidance twice). Seconds are measured on the host. Tensors are on the
+    CPU; NaN rewards in `final_rewards` mean that nothing was scored.
+    """
+
+    method: str
+    particles: int
+    strength: float
+    prompts: tuple[str, ...]
+    steps: int
+    calls: tuple[int, ...]
+    rewards: Tensor
+    ess: Tensor
+    resampled: Tensor
+    ancestors: Tensor
+    distinct_roots: Tensor
+    log_z: Tensor
+    final_rewards: Tensor
+    final_log_weights: Tensor
+    returned: tuple[tuple[int, ...], ...]
+    invalid_rewards: int
+    network_calls: int
+    network_rows: int
+    network_seconds: float
+    decode_seconds: float
+    reward_seconds: float
+    total_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists and numbers, ready for JSON; null stands for a number that is not finite."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    def to_json(self) -> str:
+        """Return the report as one JSON document."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def __str__(self) -> str:
+        """Return a short table: one line per prompt and scored call, and one with the cost."""
+        lines = [f"{self.method}: {self.particles} particles, {self.steps} steps, strength {self.strength:g}"]
+        for g, prompt in enumerate(self.prompts):
+            lines += [f"  {_shortened(prompt)!r}", "    step    best    mean    ESS  roots"]
+            for c, call in enumerate(self.calls):
+                mark = "*" if self.resampled[c, g] else ""
+                size, roots = float(self.ess[c, g]), int(self.distinct_roots[c, g])
+                lines.append(
+                    f"    {call + 1:4d} {_span(self.rewards[c, g])} {size:6.2f} {roots:6d} {mark}".rstrip()
+                )
+            lines.append(f"     end {_span(self.final_rewards[g])} {_final_ess(self.final_log_weights[g])}")
+        lines.append(
+            f"  {self.network_calls} network calls ({self.network_rows} rows, {self.network_seconds:.2f} s), "
+            f"decoding {self.decode_seconds:.2f} s, rewards {self.reward_seconds:.2f} s, total "
+            f"{self.total_seconds:.2f} s"
+        )
+        if self.invalid_rewards:
+            lines.append(
+                f"  {self.invalid_rewards} rewards were NaN or +inf: those particles counted as dead"
+            )
+        return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    """Return tensors and tuples as lists, and numbers that are not finite as None."""
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _span(rewards: Tensor) -> str:
+    """Return best and mean of the finite rewards in two columns."""
+    valid = rewards[torch.isfinite(rewards)]
+    return f"{float(valid.max()):7.3f} {float(valid.mean()):7.3f}" if len(valid) else "      -       -"
+
+
+def _final_ess(logw: Tensor) -> str:
+    alive = bool(torch.isfinite(logw).any())
+    return f"{float(ess(logw)):6.2f}" if alive else "     -"
+
+
+def _shortened(prompt: str) -> str:
+    return prompt if len(prompt) <= 60 else prompt[:57] + "..."

@@ -1,0 +1,150 @@
+"""From the call a person makes of a pipeline to the call that runs k particles for each of its prompts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size")
+_REPEATED = ("prompt", "negative_prompt", "class_labels")
+_START_IMAGES = ("image", "mask_image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a person asked of a pipeline, and the call that runs the particles.
+
+    groups: P prompts. wanted: pictures per prompt to hand back. prompts: one text per group, None where the
+    call has embeddings only. kwargs: arguments of the call with P * particles rows, prompt-major.
+    """
+
+    groups: int
+    wanted: int
+    prompts: tuple[str, ...] | None
+    output_type: str | None
+    kwargs: dict[str, Any]
+
+
+def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int) -> Request:
+    """Return the request behind a call's arguments (by name, defaults not filled in).
+
+    A pipeline without prompts (`batch_size` or neither) has one group. Raises ValueError where more pictures
+    are wanted than there are particles, and for generators or latents whose number fits neither prompts nor
+    particles.
+    """
+    defaults = {name: p.default for name, p in inspect.signature(type(pipe).__call__).parameters.items()}
+    count = next((name for name in _COUNTS if name in defaults), None)
+    wanted = int(kwargs.get(count, defaults[count]) or 1) if count else 1
+    if wanted > particles:
+        raise ValueError(
+            f"{count}={wanted} pictures asked for but only {particles} particles are run: raise "
+            f"particles to at least {wanted}"
+        )
+    groups, prompts = _groups(kwargs, defaults)
+    given = dict(kwargs)
+    given.update(_multiplied(given, count, groups, particles))
+    if (
+        "strength" in defaults
+    ):  # image-to-image pipelines tile several start images: repeated here, each stays with its prompt
+        start = {name: given[name] for name in _START_IMAGES if groups > 1 and name in given}
+        given.update({name: _repeat(value, groups, particles) for name, value in start.items()})
+    _check_latents(given.get("latents"), groups, particles)
+    generator = given.get("generator")
+    if isinstance(generator, (list, tuple)):
+        given["generator"] = spread_generators(generator, groups, particles)
+    output_type = given.get("output_type", defaults.get("output_type"))
+    return Request(groups=groups, wanted=wanted, prompts=prompts, output_type=output_type, kwargs=given)
+
+
+def _groups(kwargs: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[int, tuple[str, ...] | None]:
+    """Return the number of prompts and their texts."""
+    prompt = kwargs.get("prompt")
+    if isinstance(prompt, str):
+        return 1, (prompt,)
+    if prompt is not None:
+        return len(prompt), tuple(prompt)
+    embeds = kwargs.get("prompt_embeds")
+    if embeds is not None:
+        return len(embeds), None
+    if "prompt" in defaults:
+        raise ValueError("the steered call has neither prompt nor prompt_embeds: give one of them")
+    labels = kwargs.get("class_labels")
+    groups = len(labels) if isinstance(labels, (list, tuple, Tensor)) else 1
+    return groups, ("",) * groups
+
+
+def _multiplied(given: Mapping[str, Any], count: str | None, groups: int, particles: int) -> dict[str, Any]:
+    """Return the arguments that change so that every prompt has `particles` consecutive rows."""
+    if given.get("prompt_embeds") is not None:
+        # Some pipelines repeat given embeddings for num_images_per_prompt, some do not: here all agree.
+        repeated = {
+            name: _repeat(value, groups, particles) for name, value in given.items() if "prompt" in name
+        }
+        return {**repeated, **({count: 1} if count else {})}
+    if count:
+        return {count: particles}
+    return {
+        name: _repeat(given[name], groups, particles) for name in _REPEATED if given.get(name) is not None
+    }
+
+
+def _repeat(value: Any, groups: int, k: int) -> Any:
+    """Return per-prompt values with each entry k times in a row; a lone text once for every row."""
+    if isinstance(value, Tensor) and value.ndim and len(value) == groups:
+        return value.repeat_interleave(k, dim=0)
+    if isinstance(value, (list, tuple)) and len(value) == groups:
+        return [item for item in value for _ in range(k)]
+    return [value] * (groups * k) if isinstance(value, str) else value
+
+
+def _check_latents(latents: Any, groups: int, particles: int) -> None:
+    """Raise ValueError unless given start noise has a row for every particle."""
+    if latents is not None and len(latents) != groups * particles:
+        raise ValueError(
+            f"latents have {len(latents)} rows, but {groups} prompts with {particles} particles each "
+            "start from "
+            f"{groups * particles}: give one row for every particle, prompt by prompt"
+        )
+
+
+def spread_generators(
+    generators: Sequence[torch.Generator], groups: int, particles: int
+) -> list[torch.Generator]:
+    """Return one generator per particle from q per prompt (1 <= q <= k), prompt-major.
+
+    The given ones serve the first q particles of their prompt as they are, so those start like the unsteered
+    pictures; the others get generators whose seeds are drawn from a copy of a given one: no given generator
+    is advanced.
+    """
+    per_group, rest = divmod(len(generators), groups)
+    if rest or not 1 <= per_group <= particles:
+        raise ValueError(
+            f"{len(generators)} generators for {groups} prompts with {particles} particles each: give "
+            "one generator "
+            "for all, one for each prompt, or one for each particle"
+        )
+    blocks = [generators[g * per_group : (g + 1) * per_group] for g in range(groups)]
+    return [generator for block in blocks for generator in _block(block, particles)]
+
+
+def _block(given: Sequence[torch.Generator], particles: int) -> list[torch.Generator]:
+    rounds = -(-particles // len(given)) - 1
+    seeds = [child_seeds(generator, rounds) for generator in given]
+    children = [
+        torch.Generator(given[i].device).manual_seed(seeds[i][j])
+        for j in range(rounds)
+        for i in range(len(given))
+    ]
+    return [*given, *children][:particles]
+
+
+def child_seeds(generator: torch.Generator, n: int) -> list[int]:
+    """Return n seeds drawn from a copy of the generator, which itself stays where it is."""
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return torch.randint(2**63 - 1, (n,), generator=copy, device=generator.device).tolist()

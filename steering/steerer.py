@@ -1,0 +1,122 @@
+"""What all steerers share: a plug whose call runs k particles per prompt and hands back chosen ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from diffplug import rewards
+from diffplug.intercept import intercept_call, intercept_step
+from diffplug.report import denoisers
+from diffplug.rewards import Reward
+from diffplug.steering.particle_filter import ParticleFilter
+from diffplug.steering.particles import Plan
+from diffplug.steering.report import SteeringReport
+from diffplug.steering.request import read_request
+from diffplug.steering.run import SteeredRun
+
+RETURNS = ("best", "all", "sample")
+
+
+@dataclass(frozen=True)
+class Steerer:
+    """Base of all steerers. A subclass says how the particles are weighed (`build_filter`) and when (`plan`).
+
+    reward: `reward(images, prompts) -> scores`, or a registered name. particles: k copies of every prompt.
+    returns: "best" gives as many pictures per prompt as the call asks for, best reward first; "sample" draws
+    them from the final weights; "all" gives every particle in slot order. prompts: texts for the reward, one
+    per prompt of the call, where the call has only embeddings. decode: `decode(pipe, latents, height=, width=, num_frames=, batch_size=) -> images` for the scored calls before the end, by default `diffplug.latents.decode`;
+    a partial of it with a small `vae` is a fast preview. Raises ValueError for anything out of range.
+    """
+
+    reward: Reward | str
+    _: KW_ONLY
+    particles: int = 8
+    returns: str = "best"
+    prompts: str | Sequence[str] | None = None
+    decode: Callable[..., Tensor] | None = None
+    decode_batch_size: int = 4
+    _reports: list[SteeringReport] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    slot: ClassVar[str] = "steering"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reward, str):
+            object.__setattr__(self, "reward", rewards.get(self.reward))
+        if not callable(self.reward):
+            raise ValueError(
+                f"reward={self.reward!r} cannot be called: give a function of (images, prompts) or a "
+                f"name of {rewards.names()}"
+            )
+        for name in ("particles", "decode_batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: it must be a whole number of at least 1")
+        if self.returns not in RETURNS:
+            raise ValueError(f"unknown returns {self.returns!r}: choose one of {', '.join(RETURNS)}")
+
+    @property
+    def report(self) -> SteeringReport | None:
+        """Return what the last call did; None before the first one."""
+        return self._reports[-1] if self._reports else None
+
+    @property
+    def weight(self) -> float:
+        """Return lambda of the tilt exp(lambda * reward) that the final weights stand for."""
+        raise NotImplementedError
+
+    @property
+    def scores(self) -> bool:
+        """Return whether the reward is needed at all."""
+        return True
+
+    def plan(self) -> Plan:
+        """Return the plan of scored calls before the end."""
+        raise NotImplementedError
+
+    def build_filter(self, groups: int) -> ParticleFilter:
+        """Return a fresh particle filter for this many prompts."""
+        raise NotImplementedError
+
+    def attach(self, pipe: Any) -> Callable[[], None]:
+        """Return a function that detaches this steerer from the pipeline; until then every call of `pipe` is
+        steered.
+
+        Raises ValueError for a pipeline that has no scheduler to stand at.
+        """
+        scheduler = getattr(pipe, "scheduler", None)
+        if scheduler is None:
+            raise ValueError(
+                f"{type(pipe).__name__} has no scheduler: only pipelines that denoise can be steered"
+            )
+        return intercept_call(pipe, lambda call, kwargs: self._around(pipe, call, kwargs))
+
+    def _around(self, pipe: Any, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """Return the output of a steered call; the scheduler is intercepted while it lasts."""
+        refuse_caches(pipe)
+        run = SteeredRun(self, pipe, read_request(pipe, kwargs, self.particles))
+        undo = intercept_step(pipe.scheduler, run.engine) if self.scores else None
+        try:
+            output = run(call)
+        finally:
+            if undo:
+                undo()
+        self._reports[:] = [run.report()]
+        return output
+
+
+def refuse_caches(pipe: Any) -> None:
+    """Raise ValueError if a denoiser caches features: those stay in their slots while particles move."""
+    try:
+        networks = denoisers(pipe)
+    except ValueError:
+        return
+    for network in networks:
+        if getattr(network, "is_cache_enabled", False):
+            raise ValueError(
+                f"{type(network).__name__} caches features per row, which selection would mix up: call "
+                "its disable_cache() first"
+            )

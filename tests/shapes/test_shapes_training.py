@@ -1,0 +1,104 @@
+"""The recipe: seeded, resumable at any step, and ending in a folder that plain Diffusers reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from diffplug.shapes.captions import VOCABULARY, sample_prompts
+from diffplug.shapes.loop import Loop
+from diffplug.shapes.model import TOKENS, tokenizer
+from diffplug.shapes.train import app
+from diffplug.shapes.train_denoiser import DenoiserRecipe, encode_scenes, stratified_timesteps
+
+
+def small_run(folder: Path, *, minutes: float | None = None, steps: int = 12) -> tuple[Loop, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    part = nn.Linear(4, 4)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        x = torch.randn(8, 4)
+        value = (part(x) - x.flip(1)).square().mean()
+        return value, {"loss": value.item()}
+
+    loop = Loop(folder, cpu=True, minutes=minutes, save_every=5)
+    return loop, loop.run({"part": part}, loss, steps=steps, lr=1e-2, ema=0.9)["part"]
+
+
+@pytest.mark.law
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    _, whole = small_run(tmp_path / "whole")
+    for _ in range(12):  # every start is stopped after one step
+        loop, pieces = small_run(tmp_path / "pieces", minutes=0.0)
+    assert not loop.stopped_early
+    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "pieces" / "log.jsonl").read_text().splitlines()]
+    assert losses == [
+        json.loads(line)["loss"] for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
+    ]
+
+
+@pytest.mark.law
+def test_a_stop_between_the_two_renames_of_a_save_loses_nothing(tmp_path: Path) -> None:
+    small_run(tmp_path, minutes=0.0)
+    (tmp_path / "state").rename(tmp_path / "state.old")
+    (tmp_path / "state.new").mkdir()
+    loop, _ = small_run(tmp_path, minutes=0.0)
+    assert json.loads((tmp_path / "state" / "step.json").read_text())["step"] == 2
+    assert loop.stopped_early
+
+
+@pytest.mark.law
+def test_every_word_is_one_token_and_every_caption_fits(tmp_path: Path) -> None:
+    words = tokenizer()
+    assert all(len(words(word).input_ids) == 3 for word in VOCABULARY)
+    prompts = [p for split in ("train", "test") for p in sample_prompts(200, kind="three", split=split)]
+    lengths = [len(words(p).input_ids) for p in prompts]
+    assert max(lengths) <= TOKENS
+    words.save_pretrained(tmp_path)
+    again = type(words).from_pretrained(tmp_path)
+    assert again(prompts[:20]).input_ids == words(prompts[:20]).input_ids
+    assert words.decode(words("a zebra").input_ids, skip_special_tokens=True).strip() == "a zebra"
+
+
+@pytest.mark.law
+def test_timesteps_cover_the_schedule_evenly() -> None:
+    t = stratified_timesteps(50, torch.device("cpu"))
+    assert torch.equal(t // 20, torch.arange(50))
+
+
+@pytest.mark.pipe
+@pytest.mark.slow
+def test_the_whole_recipe_in_a_few_steps(tmp_path: Path) -> None:
+    arguments = ["-o", str(tmp_path), "--device", "cpu", "--vae-steps", "2", "--steps", "2", "--scenes", "64"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "pipeline"
+    assert result.output.strip().endswith(str(folder))
+    assert not list(folder.rglob("*.bin")) and list(folder.rglob("*.safetensors"))
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a red circle", num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 64, 64, 3) and np.isfinite(image).all()
+
+
+def test_latents_of_another_recipe_are_refused(tmp_path: Path) -> None:
+    from diffplug.shapes.model import autoencoder
+
+    cache = tmp_path / "latents.safetensors"
+    data = encode_scenes(autoencoder(), DenoiserRecipe(scenes=64), cache)
+    assert data.means.shape == (64, 4, 8, 8) and len(data.told) == 64
+    with pytest.raises(ValueError, match="holds 64 latents, the recipe asks for 128: remove it"):
+        encode_scenes(autoencoder(), DenoiserRecipe(scenes=128), cache)
+
+
+def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["-o", str(tmp_path), "--device", "tpu"])
+    assert result.exit_code == 2 and "take auto, cpu or cuda" in result.output

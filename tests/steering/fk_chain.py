@@ -1,0 +1,121 @@
+"""A one-dimensional diffusion chain with an exact clean prediction: the ground truth for every steerer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from diffplug.intercept import intercept_step
+from diffplug.noise import level
+from diffplug.steering.particle_filter import ParticleFilter
+from diffplug.steering.particles import ParticleSteps, Plan
+from diffplug.steering.potentials import Difference
+
+BETAS = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "trailing",
+}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Data law: components of weight w, mean m and variance v."""
+
+    components: tuple[tuple[float, float, float], ...]
+
+    def x0hat(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """Return E[x0 | x] exactly."""
+        w, m, v = (torch.tensor(c, dtype=x.dtype) for c in zip(*self.components, strict=True))
+        total = alpha**2 * v + sigma**2
+        logp = w.log() - 0.5 * total.log() - 0.5 * (x - alpha * m) ** 2 / total
+        means = m + alpha * v / total * (x - alpha * m)
+        return (torch.softmax(logp, -1) * means).sum(-1, keepdim=True)
+
+
+GAUSSIAN = Mixture(((1.0, 1.0, 0.25),))
+TWO_HUMPS = Mixture(((0.7, -2.0, 0.25), (0.3, 2.0, 0.25)))
+
+
+def ddim(**kwargs: Any) -> Any:
+    """Return a DDIM scheduler that ends on clean data."""
+    return DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=True, **kwargs)
+
+
+def denoise(scheduler: Any, data: Mixture, x: Tensor, steps: int = 20, **step_kwargs: Any) -> Tensor:
+    """Return the chain's end from start noise x `[n, 1]`; the network is exact and predicts epsilon."""
+    scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps:
+        here = level(scheduler, t)
+        x0 = data.x0hat(x, here.alpha, here.sigma)
+        x = scheduler.step((x - here.alpha * x0) / here.sigma, t, x, **step_kwargs).prev_sample
+    return x
+
+
+@dataclass(frozen=True)
+class Steered:
+    """A steered run: end states `[R, k]`, log weights `[R, k]`, log normalisers `[R]`."""
+
+    x: Tensor
+    logw: Tensor
+    log_z: Tensor
+    engine: ParticleSteps
+
+    def ratio(self, z: float) -> tuple[float, float, float]:
+        """Return mean, standard error and standard deviation of Z_hat / Z."""
+        ratio = self.log_z.exp() / z
+        return float(ratio.mean()), float(ratio.std() / len(ratio) ** 0.5), float(ratio.std())
+
+    def weighted_mean(self) -> tuple[float, float]:
+        """Return the mean of the groups' weighted means, and its standard error."""
+        means = (torch.softmax(self.logw, -1) * self.x).sum(-1)
+        return float(means.mean()), float(means.std() / len(means) ** 0.5)
+
+
+def steer(
+    data: Mixture,
+    reward: Callable[[Tensor], Tensor],
+    *,
+    strength: float,
+    plan: Plan,
+    groups: int,
+    particles: int = 4,
+    tilt: str = "constant",
+    ess_threshold: float | None = None,
+    resampler: str = "systematic",
+    scheduler: Any = None,
+    steps: int = 20,
+    seed: int = 0,
+    patch: Callable[[ParticleSteps], None] = lambda engine: None,
+    **step_kwargs: Any,
+) -> Steered:
+    """Return a steered run of the chain by the engine alone, without a pipeline."""
+    scheduler = scheduler or ddim()
+
+    def build(count: int) -> ParticleFilter:
+        return ParticleFilter(
+            groups=count,
+            particles=particles,
+            potential=Difference(strength=strength, tilt=tilt),
+            generators=[torch.Generator().manual_seed(seed + 1)],
+            resampler=resampler,
+            ess_threshold=ess_threshold,
+        )
+
+    engine = ParticleSteps(build, lambda x0, call: reward(x0[:, 0]), particles=particles, calls=plan)
+    patch(engine)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(groups * particles, 1, dtype=torch.float64, generator=generator)
+    if isinstance(scheduler, DDIMScheduler):
+        step_kwargs = {"eta": 1.0, **step_kwargs}
+    undo = intercept_step(scheduler, engine)
+    x = denoise(scheduler, data, x, steps, generator=generator, **step_kwargs)
+    undo()
+    logw, log_z, _ = engine.filter.finish(reward(x[:, 0]))
+    return Steered(x.reshape(groups, particles), logw, log_z, engine)

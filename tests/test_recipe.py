@@ -1,0 +1,140 @@
+"""Recipes check themselves, run on a pipeline, and leave it as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffplug import stock
+from diffplug.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    from diffplug.testing import tiny
+
+    return tiny("sd15")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"steps": 0}, "steps must be a whole number from 1 to 1000, got 0"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"particles": True}, "particles must be a whole number"),
+        ({"guidance": float("nan")}, "guidance must be a finite number of at least 0, got nan"),
+        ({"strength": -1.0}, "strength must be a finite number"),
+        ({"sampler": "dc-solvr"}, "unknown sampler 'dc-solvr'. Did you mean 'dc-solver'"),
+        ({"steer": "fkk"}, "unknown steerer 'fkk'. Did you mean 'fk'"),
+        ({"steer": "fk", "reward": "shaps"}, "unknown reward 'shaps'. Did you mean 'shapes'"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Recipe(**settings)
+
+
+def test_a_recipe_can_be_written_in_a_line() -> None:
+    recipe = Recipe.parse("sampler=ddim, steps=7,eta=0.5,steer=fk,particles=3")
+    assert recipe == Recipe(
+        label="sampler=ddim, steps=7,eta=0.5,steer=fk,particles=3",
+        sampler="ddim",
+        steps=7,
+        eta=0.5,
+        steer="fk",
+        particles=3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("step=5", "unknown setting 'step'. Did you mean 'steps' or 'steer'"),
+        ("steps", "write steps=value, once"),
+        ("steps=5,steps=6", "write steps=value, once"),
+        ("steps=many", "steps must be a number, got 'many'"),
+    ],
+)
+def test_a_bad_line_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Recipe.parse(text)
+
+
+def test_settings_tell_what_acted() -> None:
+    assert Recipe(sampler="ddim").settings() == {"sampler": "ddim", "steps": 20}
+    assert Recipe(steer="fk", strength=3.0).settings()["strength"] == 3.0
+
+
+@pytest.mark.pipe
+def test_pictures_follow_their_seeds_not_their_batch(pipe: Any) -> None:
+    recipe = Recipe(sampler="ddim", steps=2)
+    told: list[int] = []
+    apart = recipe.run(pipe, ["a", "b", "a"], [5, 6, 7], max_rows=2, on_batch=told.append)
+    alone = recipe.run(pipe, ["b"], [6])
+    assert told == [2, 1]
+    assert np.array_equal(np.asarray(apart.images[1]), np.asarray(alone.images[0]))
+    assert not np.array_equal(np.asarray(apart.images[0]), np.asarray(apart.images[2]))
+
+
+@pytest.mark.pipe
+def test_steered_pictures_follow_their_seeds_too(pipe: Any, red_reward: str) -> None:
+    recipe = Recipe(
+        sampler="ddim", eta=1.0, steps=4, steer="fk", particles=3, reward=red_reward, strength=500.0
+    )
+    together = recipe.run(pipe, ["a", "b"], [5, 6])
+    alone = recipe.run(pipe, ["b"], [6])
+    assert np.array_equal(np.asarray(together.images[1]), np.asarray(alone.images[0]))
+
+
+@pytest.mark.pipe
+def test_evaluations_count_a_guided_pair_once(pipe: Any) -> None:
+    guided = Recipe(sampler="ddim", steps=3, guidance=4.0).run(pipe, ["a", "b"], [0, 1])
+    plain = Recipe(sampler="ddim", steps=3, guidance=1.0).run(pipe, ["a", "b"], [0, 1])
+    assert guided.evaluations == plain.evaluations == 6
+    assert guided.network.rows == 2 * plain.network.rows
+
+
+@pytest.mark.pipe
+def test_the_pipeline_is_afterwards_what_it_was(pipe: Any) -> None:
+    scheduler, bar = pipe.scheduler, dict(pipe._progress_bar_config)
+    Recipe(sampler="unipc", steps=2).run(pipe, ["a"], [0])
+    assert pipe.scheduler is scheduler
+    assert pipe._progress_bar_config == bar
+
+
+@pytest.mark.pipe
+def test_arguments_the_pipeline_does_not_take_are_refused(pipe: Any) -> None:
+    from diffplug.testing import tiny
+
+    with pytest.raises(ValueError, match="takes no eta: leave it out"):
+        Recipe(steps=2, eta=1.0).run(tiny("flux"), ["a"], [0])
+    with pytest.raises(ValueError, match="2 prompts and 1 seeds"):
+        Recipe(steps=2).run(pipe, ["a", "b"], [0])
+
+
+@pytest.mark.pipe
+@pytest.mark.parametrize("steer", ["fk", "best-of-n"])
+def test_steering_by_name(pipe: Any, red_reward: str, steer: str) -> None:
+    recipe = Recipe(sampler="ddim", eta=1.0, steps=4, steer=steer, particles=4, reward=red_reward)
+    made = recipe.run(pipe, ["a", "b"], [0, 1])
+    assert len(made.images) == 2
+    assert made.evaluations == 2 * 4 * 4
+    assert len(made.reports) == 1 and made.reports[0] is not None
+
+
+@pytest.mark.pipe
+def test_an_option_the_steerer_does_not_know_is_refused(pipe: Any, red_reward: str) -> None:
+    recipe = Recipe(steer="fk", reward=red_reward, options={"nonsense": 1})
+    with pytest.raises(ValueError, match="steerer 'fk' takes no nonsense"):
+        recipe.run(pipe, ["a"], [0])
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("name", stock.names())
+def test_every_sampler_name_makes_a_scheduler(pipe: Any, name: str) -> None:
+    from diffusers import SchedulerMixin
+
+    found = stock.sampler(name, pipe)
+    assert isinstance(found, SchedulerMixin) or issubclass(found, SchedulerMixin)
