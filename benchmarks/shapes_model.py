@@ -2,8 +2,9 @@
 
     python -m benchmarks.shapes_model --prompts 500 --steps 50 --guidance 5
 
-Prompts come from the test split, whose contents the model was never trained on; prompt i of a kind starts from the
-generator i. Also measures the autoencoder: how many renderings the grader still passes after a round trip.
+Prompts come from the test split, whose contents the model was never trained on; prompt i of a kind starts
+from the generator i. Also measures the autoencoder: how many renderings the grader still passes after a round
+trip.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def round_trip(pipe: Any, n: int = 2000, seed: int = 0) -> dict[str, float]:
 
 
 def measure(pipe: Any, kind: str, arguments: argparse.Namespace) -> tuple[dict[str, float], list[Cell]]:
-    """Strict share, score and share of every kind of fact for one kind of prompt; and the first eight pictures."""
+    """Strict share with its standard error, score and seconds of a kind of prompt; its first eight pictures."""
     prompts = sample_prompts(arguments.prompts, seed=0, kind=kind, split="test")
     recipe = Recipe(sampler=arguments.sampler, steps=arguments.steps, guidance=arguments.guidance)
     made = recipe.run(pipe, prompts, list(range(len(prompts))), max_rows=100)

@@ -196,7 +196,7 @@ def remaining_steps(scheduler: Any, timestep: Any) -> int:
     timesteps = scheduler.timesteps
     start = getattr(scheduler, "begin_index", None)
     if start is None:
-        t = torch.as_tensor(timestep).reshape(-1)
-        found = torch.nonzero(timesteps.to("cpu") == t[:1].to("cpu")) if len(t) == 1 else []
+        t = torch.as_tensor(timestep).reshape(-1).to("cpu")
+        found = torch.nonzero(timesteps.to("cpu") == t).reshape(-1) if len(t) == 1 else t[:0]
         start = int(found[0]) if len(found) else 0
     return len(timesteps) - start

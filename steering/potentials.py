@@ -21,8 +21,6 @@ TILTS = ("rising", "constant")
 class Potential(Protocol):
     """What the particle filter asks of a potential."""
 
-    strength: float
-
     def psi(self, path: Tensor, progress: float) -> Tensor:
         """Return the log potential `[groups, k]` after the last reward of `path: [calls, groups, k]`."""
         ...

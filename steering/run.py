@@ -88,7 +88,7 @@ class SteeredRun:
             return (decode or latents.decode)(self.pipe, x, **size, batch_size=self.steerer.decode_batch_size)
 
     def _rate(self, images: Tensor, where: str) -> Tensor:
-        """Return the rewards of all rows. Raises ValueError that names the call and, if known, the particle."""
+        """Return the rewards of all rows. ValueError names the call and, if known, the particle."""
         texts = [prompt for prompt in self.prompts for _ in range(self.steerer.particles)]
         try:
             with self.seconds.add("reward"):

@@ -28,8 +28,10 @@ class Steerer:
     reward: `reward(images, prompts) -> scores`, or a registered name. particles: k copies of every prompt.
     returns: "best" gives as many pictures per prompt as the call asks for, best reward first; "sample" draws
     them from the final weights; "all" gives every particle in slot order. prompts: texts for the reward, one
-    per prompt of the call, where the call has only embeddings. decode: `decode(pipe, latents, height=, width=, num_frames=, batch_size=) -> images` for the scored calls before the end, by default `diffplug.latents.decode`;
-    a partial of it with a small `vae` is a fast preview. Raises ValueError for anything out of range.
+    per prompt of the call, where the call has only embeddings. decode: `decode(pipe, latents, height=,
+    width=, num_frames=, batch_size=) -> images` for the scored calls before the end, by default
+    `diffplug.latents.decode`; a partial of it with a small `vae` is a fast preview. Raises ValueError for
+    anything out of range.
     """
 
     reward: Reward | str

@@ -36,8 +36,8 @@ class Particles:
 
 
 def run(pipe: Any, name: str, *plugs: Any, **changes: Any) -> torch.Tensor:
-    """The latents (or frames) that a call ends with."""
-    output = {} if name in ("ddpm", "wan") else {"output_type": "latent"}
+    """The latents (or pixels) that a call ends with."""
+    output = {} if name == "ddpm" else {"output_type": "latent"}
     with plug(pipe, *plugs):
         return torch.as_tensor(pipe(**{**tiny.inputs(name, num_inference_steps=3), **output, **changes})[0])
 

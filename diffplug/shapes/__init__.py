@@ -1,8 +1,9 @@
-"""The Shapes world: rendered scenes, captions, a grader that knows the truth, and a small model trained on them.
+"""The Shapes world: rendered scenes, captions, a grader that knows the truth, and a small model trained on
+them.
 
-    pipe = diffplug.load("shapes")
-    prompts = sample_prompts(4, seed=0, kind="relation")
-    print(grade(pipe(prompts).images, prompts).strict)
+pipe = diffplug.load("shapes")
+prompts = sample_prompts(4, seed=0, kind="relation")
+print(grade(pipe(prompts).images, prompts).strict)
 """
 
 from __future__ import annotations

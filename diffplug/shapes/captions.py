@@ -4,8 +4,9 @@
     objects    = thing | thing (and | with | beside) thing | thing RELATION thing | thing, thing and thing
     thing      = (a | an | one) [SIZE] COLOR SHAPE
 
-Which prompts belong to training, to searches and to tests is decided by the content of the prompt (its objects, their
-sizes, its relation, its background), so that a paraphrase never leaks a test prompt into training.
+Which prompts belong to training, to searches and to tests is decided by the content of the prompt (its
+objects, their sizes, its relation, its background), so that a paraphrase never leaks a test prompt into
+training.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from diffplug.shapes.world import (
     CONVERSE,
     HELD_OUT_SHAPE,
     KINDS,
-    RELATIONS,
     SHAPES,
     SIZES,
     Scene,
@@ -48,11 +48,14 @@ _GRAMMAR_WORDS = set(
     .split()
 )
 
-VOCABULARY: frozenset[str] = frozenset({*COLORS, *SHAPES, HELD_OUT_SHAPE, *SIZES, *BACKGROUNDS, *_GRAMMAR_WORDS})
+VOCABULARY: frozenset[str] = frozenset(
+    {*COLORS, *SHAPES, HELD_OUT_SHAPE, *SIZES, *BACKGROUNDS, *_GRAMMAR_WORDS}
+)
 """Every word that the model has an idea of."""
 
+_SHAPE_WORDS = "|".join((*SHAPES, HELD_OUT_SHAPE))
 _THING = re.compile(
-    rf"(?:(?P<size>{'|'.join(SIZES)}) )?(?P<color>{'|'.join(COLORS)}) (?P<shape>{'|'.join((*SHAPES, HELD_OUT_SHAPE))})\b"
+    rf"(?:(?P<size>{'|'.join(SIZES)}) )?(?P<color>{'|'.join(COLORS)}) (?P<shape>{_SHAPE_WORDS})\b"
 )
 _BACKGROUND = re.compile(rf"(?P<name>{'|'.join((*BACKGROUNDS, 'gray'))}) background\b")
 _RELATION = [(phrase.strip(), name) for name, phrases in _PHRASES.items() for phrase in reversed(phrases)]
@@ -72,7 +75,7 @@ class Noun:
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """What a prompt says: its objects in order, what the first is to the second, and the background, if told."""
+    """What a prompt says: its objects, what the first is to the second, and the background, if told."""
 
     nouns: tuple[Noun, ...]
     relation: str | None = None
@@ -80,7 +83,7 @@ class Told:
 
     @property
     def key(self) -> str:
-        """The content without the wording: equal for paraphrases, for swapped objects and for converse relations."""
+        """The content without the wording: equal for paraphrases, swapped objects and converse relations."""
         nouns = [str(noun) for noun in self.nouns]
         if self.relation in ("right of", "below"):
             return f"{nouns[1]} {CONVERSE[self.relation]} {nouns[0]} | {self.background}"
@@ -90,7 +93,7 @@ class Told:
 
     @property
     def split(self) -> str:
-        """"test" and "search" hold a tenth of all contents each, "train" the rest."""
+        """ "test" and "search" hold a tenth of all contents each, "train" the rest."""
         bucket = hashlib.sha256(self.key.encode()).digest()[0] % 10
         return {0: "test", 1: "search"}.get(bucket, "train")
 
@@ -99,7 +102,8 @@ def tell(scene: Scene, rng: np.random.Generator) -> Told:
     """What a random caption of a scene says: every size and the background are told half of the time."""
     return Told(
         nouns=tuple(
-            Noun(color=t.color, shape=t.shape, size=t.size if rng.random() < 0.5 else None) for t in scene.things
+            Noun(color=t.color, shape=t.shape, size=t.size if rng.random() < 0.5 else None)
+            for t in scene.things
         ),
         relation=scene.relation,
         background=scene.background if rng.random() < 0.5 else None,

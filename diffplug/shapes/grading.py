@@ -1,9 +1,10 @@
 """A grader that knows the truth: finds the objects of a picture and says which facts of the prompt hold.
 
-How it sees: the background is the palette colour nearest to the border's median. A pixel p between the background b
-and a colour c is p = b + a (c - b); the colour that explains it best, and its coverage a, come from projecting on each
-line b..c. Connected pixels of one colour are an object, its shape the template of equal area and centroid that overlaps
-it most. All of it works on model output as well: pixels that no line explains belong to nothing, and stray blobs count.
+How it sees: the background is the palette colour nearest to the border's median. A pixel p between the
+background b and a colour c is p = b + a (c - b); the colour that explains it best, and its coverage a, come
+from projecting on each line b..c. Connected pixels of one colour are an object, its shape the template of
+equal area and centroid that overlaps it most. All of it works on model output as well: pixels that no line
+explains belong to nothing, and stray blobs count.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Blob:
 
     @property
     def size(self) -> str:
-        """"small" or "large"."""
+        """ "small" or "large"."""
         return "large" if self.radius >= LARGE_FROM else "small"
 
 
@@ -52,10 +53,9 @@ class Grades:
     """Which facts of each prompt hold in its picture.
 
     Attributes:
-        facts: for each picture, the facts in words ("a red circle", "2 objects", "red circle left of blue square").
-        holds: for each picture, whether each fact holds.
-        score: [n] float64, the share of facts that hold.
-        strict: [n] bool, whether all of them hold.
+        facts: for each picture, the facts in words ("a red circle", "2 objects", "red circle left of blue
+        square"). holds: for each picture, whether each fact holds. score: [n] float64, the share of facts
+        that hold. strict: [n] bool, whether all of them hold.
     """
 
     facts: tuple[tuple[str, ...], ...]
@@ -74,16 +74,19 @@ def grade(images: Images, prompts: str | Sequence[str]) -> Grades:
     """The grades of pictures against their prompts; about 2 ms a picture.
 
     Args:
-        images: [n, 3, h, w] in [0, 1], [n, h, w, 3] as array, or PIL pictures; other sizes than 64 are resized.
-        prompts: n prompts, or one for all.
+        images: [n, 3, h, w] in [0, 1], [n, h, w, 3] as array, or PIL pictures; other sizes than 64 are
+        resized. prompts: n prompts, or one for all.
 
     Raises:
-        ValueError: numbers of pictures and prompts differ, the pictures have another layout, or a prompt names no object.
+        ValueError: numbers of pictures and prompts differ, the pictures have another layout, or a prompt
+        names no object.
     """
     pixels = as_pixels(images)
     texts = [prompts] * len(pixels) if isinstance(prompts, str) else list(prompts)
     if len(texts) != len(pixels):
-        raise ValueError(f"{len(pixels)} pictures and {len(texts)} prompts: give one prompt for each picture.")
+        raise ValueError(
+            f"{len(pixels)} pictures and {len(texts)} prompts: give one prompt for each picture."
+        )
     rows = [_judge(told, *seen) for told, seen in zip(map(parse, texts), find(pixels), strict=True)]
     return Grades(
         facts=tuple(tuple(fact for fact, _ in row) for row in rows),
@@ -93,9 +96,13 @@ def grade(images: Images, prompts: str | Sequence[str]) -> Grades:
 
 def find(pixels: np.ndarray) -> list[tuple[str, list[Blob]]]:
     """The background and the objects of each picture ([n, 64, 64, 3] in [0, 1])."""
-    grounds, colored = zip(*(_segments(picture) for picture in pixels), strict=True) if len(pixels) else ((), ())
+    grounds, colored = (
+        zip(*(_segments(picture) for picture in pixels), strict=True) if len(pixels) else ((), ())
+    )
     blobs = iter(_shaped([segment for segments in colored for segment in segments]))
-    return [(ground, [next(blobs) for _ in segments]) for ground, segments in zip(grounds, colored, strict=True)]
+    return [
+        (ground, [next(blobs) for _ in segments]) for ground, segments in zip(grounds, colored, strict=True)
+    ]
 
 
 def as_pixels(images: Images) -> np.ndarray:
@@ -106,7 +113,9 @@ def as_pixels(images: Images) -> np.ndarray:
         images = torch.from_numpy(np.ascontiguousarray(images))
         images = images.movedim(-1, 1) if images.ndim == 4 and images.shape[-1] == 3 else images
     if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"pictures of shape {tuple(images.shape)}: give [n, 3, h, w] in [0, 1], or PIL pictures.")
+        raise ValueError(
+            f"pictures of shape {tuple(images.shape)}: give [n, 3, h, w] in [0, 1], or PIL pictures."
+        )
     images = images.detach().float().cpu()
     if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
         images = F.interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
@@ -115,7 +124,9 @@ def as_pixels(images: Images) -> np.ndarray:
 
 def _segments(picture: np.ndarray) -> tuple[str, list[tuple[str, np.ndarray]]]:
     """The background, and the coverage map of every connected patch of one colour."""
-    border = np.concatenate([picture[:2].reshape(-1, 3), picture[-2:].reshape(-1, 3), picture[:, 0], picture[:, -1]])
+    border = np.concatenate(
+        [picture[:2].reshape(-1, 3), picture[-2:].reshape(-1, 3), picture[:, 0], picture[:, -1]]
+    )
     middle = np.median(border, axis=0)
     ground = min(BACKGROUNDS, key=lambda name: float(np.abs(middle - _rgb(BACKGROUNDS[name])).sum()))
     toward = np.stack([_rgb(c) for c in COLORS.values()]) - _rgb(BACKGROUNDS[ground])
@@ -145,14 +156,25 @@ def _shaped(segments: list[tuple[str, np.ndarray]]) -> list[Blob]:
         x, y = (masks.sum(1) * axis).sum(1) / area, (masks.sum(2) * axis).sum(1) / area
         radii = torch.stack([(area / _unit_area(shape)).sqrt() for shape in ALL_SHAPES], 1)
         overlaps = torch.stack(
-            [_overlap(masks, shape, torch.stack([x, y, radii[:, i]], 1)) for i, shape in enumerate(ALL_SHAPES)], 1
+            [
+                _overlap(masks, shape, torch.stack([x, y, radii[:, i]], 1))
+                for i, shape in enumerate(ALL_SHAPES)
+            ],
+            1,
         )
         for row, (color, _) in enumerate(part):
             i = int(overlaps[row].argmax())
             good = float(overlaps[row, i])
             shape = ALL_SHAPES[i] if good >= _LEAST_OVERLAP else None
             blobs.append(
-                Blob(color=color, shape=shape, x=float(x[row]), y=float(y[row]), radius=float(radii[row, i]), overlap=good)
+                Blob(
+                    color=color,
+                    shape=shape,
+                    x=float(x[row]),
+                    y=float(y[row]),
+                    radius=float(radii[row, i]),
+                    overlap=good,
+                )
             )
     return blobs
 
@@ -178,11 +200,15 @@ def _judge(told: Told, background: str, blobs: list[Blob]) -> list[tuple[str, bo
         alike = sum((other.color, other.shape) == (noun.color, noun.shape) for other in told.nouns[: i + 1])
         facts.append((f"a {noun.color} {noun.shape}", len(matches) >= alike))
         if noun.size:
-            facts.append((f"the {noun.color} {noun.shape} is {noun.size}", any(b.size == noun.size for b in matches)))
+            facts.append(
+                (f"the {noun.color} {noun.shape} is {noun.size}", any(b.size == noun.size for b in matches))
+            )
     count = len(told.nouns)
     facts.append((f"{count} object{'s' if count > 1 else ''}", len(blobs) == count))
     if told.relation:
-        stands = any(holds(told.relation, (a.x, a.y), (b.x, b.y)) for a in seen[0] for b in seen[1] if a is not b)
+        stands = any(
+            holds(told.relation, (a.x, a.y), (b.x, b.y)) for a in seen[0] for b in seen[1] if a is not b
+        )
         facts.append((f"{told.nouns[0]} {told.relation} {told.nouns[1]}", stands))
     if told.background:
         facts.append((f"on {told.background}", background == told.background))

@@ -21,10 +21,10 @@ class Loop:
     """Runs steps of AdamW with warm-up, a cosine to a twentieth, clipping at 1 and an average of the weights.
 
     Args:
-        folder: where checkpoints (`state/`) and the log (`log.jsonl`) live; a run that finds a checkpoint goes on from it.
-        cpu: stay on the processor even where there is an accelerator.
-        minutes: stop, after saving, when this much time has gone by; None runs to the end.
-        on_save: called with (step, averaged state dicts) after each checkpoint, for sample grids.
+        folder: where checkpoints (`state/`) and the log (`log.jsonl`) live; a run that finds a checkpoint
+        goes on from it. cpu: stay on the processor even where there is an accelerator. minutes: stop, after
+        saving, when this much time has gone by; None runs to the end. on_save: called with (step, averaged
+        state dicts) after each checkpoint, for sample grids.
     """
 
     def __init__(
@@ -132,7 +132,11 @@ class Average:
         out = {}
         for part, module in parts.items():
             state = {name: value.detach().clone() for name, value in module.state_dict().items()}
-            state |= {n.removeprefix(f"{part}."): v.clone() for n, v in self.values.items() if n.startswith(f"{part}.")}
+            state |= {
+                n.removeprefix(f"{part}."): v.clone()
+                for n, v in self.values.items()
+                if n.startswith(f"{part}.")
+            }
             out[part] = state
         return out
 

@@ -1,4 +1,4 @@
-"""The parts of the Shapes model, untrained: an ordinary Stable Diffusion pipeline at a hundredth of its size."""
+"""The parts of the Shapes model, untrained: an ordinary Stable Diffusion pipeline of a hundredth the size."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def denoiser(channels: tuple[int, int] = (96, 128)) -> UNet2DConditionModel:
 
 
 def scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule: epsilon prediction, betas 0.00085..0.012 linear in their square roots."""
+    """Stable Diffusion's schedule: epsilon prediction, betas 0.00085..0.012 linear in their square roots."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

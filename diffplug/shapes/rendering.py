@@ -1,6 +1,7 @@
 """Scenes to pictures: anti-aliased, vectorised, exact.
 
-Every shape is a signed distance d(p) in pixels (negative inside); its coverage of a pixel is clip(1/2 - d, 0, 1).
+Every shape is a signed distance d(p) in pixels (negative inside); its coverage of a pixel is clip(1/2 - d, 0,
+1).
 """
 
 from __future__ import annotations

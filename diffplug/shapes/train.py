@@ -1,8 +1,8 @@
 """The recipe of the embedded model: `python -m diffplug.shapes.train`.
 
-Trains the autoencoder, encodes renderings, trains the U-Net with its text encoder and writes a Stable Diffusion
-pipeline folder in half precision. Every stage resumes where it was stopped; nothing is downloaded. One process, one
-device: two CPU cores take about three hours, a GPU minutes.
+Trains the autoencoder, encodes renderings, trains the U-Net with its text encoder and writes a Stable
+Diffusion pipeline folder in half precision. Every stage resumes where it was stopped; nothing is downloaded.
+One process, one device: two CPU cores take about three hours, a GPU minutes.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def train(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoints and the result.")] = Path(
-        "runs/shapes"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for checkpoints and the result.")
+    ] = Path("runs/shapes"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of weights, scenes and noise.")] = 0,
     vae_steps: Annotated[int, typer.Option(min=1)] = VaeRecipe.steps,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the U-Net.")] = DenoiserRecipe.steps,
-    scenes: Annotated[int, typer.Option(min=64, help="Renderings to train the U-Net on.")] = DenoiserRecipe.scenes,
+    scenes: Annotated[
+        int, typer.Option(min=64, help="Renderings to train the U-Net on.")
+    ] = DenoiserRecipe.scenes,
     minutes: Annotated[float | None, typer.Option(help="Stop each stage, saved, after this long.")] = None,
 ) -> None:
     """Train the Shapes model from nothing, or go on where a run stopped.
@@ -67,7 +69,7 @@ def finished_vae(folder: Path, recipe: VaeRecipe, *, cpu: bool, minutes: float |
 
 
 def export(pipe: StableDiffusionPipeline, folder: Path) -> None:
-    """Write the pipeline in half precision; the text encoder stays in single, since Transformers loads what it finds."""
+    """Write the pipeline in half precision; the text encoder in single: Transformers loads what it finds."""
     pipe.unet.half(), pipe.vae.half()
     pipe.save_pretrained(folder, safe_serialization=True)
     pipe.unet.float(), pipe.vae.float()
@@ -102,7 +104,9 @@ def _sampler(output: Path, vae: AutoencoderKL):  # type: ignore[no-untyped-def]
         pipe.set_progress_bar_config(disable=True)
         prompts = sample_prompts(32, seed=0, split="search")
         noise = torch.Generator().manual_seed(0)
-        images = pipe(prompts, num_inference_steps=20, guidance_scale=5.0, generator=noise, output_type="pt").images
+        images = pipe(
+            prompts, num_inference_steps=20, guidance_scale=5.0, generator=noise, output_type="pt"
+        ).images
         save_grid(images, output / "denoiser" / f"step_{step:06d}.png")
 
     return show

@@ -1,7 +1,8 @@
 """The Shapes U-Net and text encoder, trained together from nothing on latents of rendered scenes.
 
-The loss is the epsilon loss weighed by min(SNR, 5) / SNR (arXiv 2303.09556), which keeps the almost clean timesteps
-from drowning the ones that decide what is in the picture. One caption in ten is dropped, for classifier-free guidance.
+The loss is the epsilon loss weighed by min(SNR, 5) / SNR (arXiv 2303.09556), which keeps the almost clean
+timesteps from drowning the ones that decide what is in the picture. One caption in ten is dropped, for
+classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class DenoiserRecipe:
 
 @dataclass(frozen=True)
 class Latents:
-    """Means of encoded scenes, scaled, [n, 4, 8, 8], what each caption says, and the encoder's spread (a scalar)."""
+    """Means of encoded scenes, scaled, [n, 4, 8, 8], and what the captions of each say."""
 
     means: Tensor
     told: list[Told]
@@ -54,7 +55,9 @@ def encode_scenes(vae: AutoencoderKL, recipe: DenoiserRecipe, cache: Path, chunk
     means: list[Tensor] = []
     kept = load_file(cache)["means"] if cache.exists() else None
     for start in range(0, recipe.scenes, chunk):
-        pairs = captioned_scenes(np.random.default_rng([recipe.seed, start]), min(chunk, recipe.scenes - start))
+        pairs = captioned_scenes(
+            np.random.default_rng([recipe.seed, start]), min(chunk, recipe.scenes - start)
+        )
         told += [content for _, content in pairs]
         if kept is None:
             images = render([scene for scene, _ in pairs], device=vae.device) * 2 - 1
@@ -65,7 +68,9 @@ def encode_scenes(vae: AutoencoderKL, recipe: DenoiserRecipe, cache: Path, chunk
         with atomic_path(cache) as temporary:
             save_file({"means": kept.contiguous()}, temporary)
     if len(kept) != recipe.scenes:
-        raise ValueError(f"{str(cache)!r} holds {len(kept)} latents, the recipe asks for {recipe.scenes}: remove it.")
+        raise ValueError(
+            f"{str(cache)!r} holds {len(kept)} latents, the recipe asks for {recipe.scenes}: remove it."
+        )
     return Latents(kept, told)
 
 
@@ -101,5 +106,9 @@ def train_denoiser(
 
 
 def stratified_timesteps(n: int, device: torch.device, steps: int = 1000) -> Tensor:
-    """`n` timesteps, one from each of n equal parts of [0, steps): uniform, with less variance than free draws."""
-    return ((torch.arange(n, device=device) + torch.rand(n, device=device)) * steps / n).long().clamp(max=steps - 1)
+    """`n` timesteps, one from each of n equal parts of [0, steps): uniform, less varied than free draws."""
+    return (
+        ((torch.arange(n, device=device) + torch.rand(n, device=device)) * steps / n)
+        .long()
+        .clamp(max=steps - 1)
+    )

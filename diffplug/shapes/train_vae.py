@@ -55,7 +55,9 @@ def train_vae(recipe: VaeRecipe, loop: Loop) -> AutoencoderKL:
         images = render(scenes_of_step(recipe.seed, step, recipe.batch), device=loop.device) * 2 - 1
         return vae_loss(vae, images.contiguous(memory_format=torch.channels_last), recipe.kl)
 
-    averaged = loop.run({"vae": vae}, loss, steps=recipe.steps, lr=recipe.lr, ema=recipe.ema, weight_decay=0.0)["vae"]
+    averaged = loop.run(
+        {"vae": vae}, loss, steps=recipe.steps, lr=recipe.lr, ema=recipe.ema, weight_decay=0.0
+    )["vae"]
     vae.load_state_dict(averaged)
     vae.register_to_config(scaling_factor=round(1 / latent_std(vae, recipe.seed), 5))
     return vae

@@ -1,7 +1,7 @@
 """The Shapes world: what there is to see, as values.
 
-A scene is a background and one to three flat objects. Everything that renders, describes, parses or grades a scene
-takes its words and numbers from here, so the vocabulary has one home.
+A scene is a background and one to three flat objects. Everything that renders, describes, parses or grades a
+scene takes its words and numbers from here, so the vocabulary has one home.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class Thing:
 
     @property
     def size(self) -> str:
-        """"small" or "large"."""
+        """ "small" or "large"."""
         return "large" if self.radius >= LARGE_FROM else "small"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A background and its objects; `relation` is what the first object is to the second, where that is told."""
+    """A background and its objects; `relation` is what the first object is to the second, if told."""
 
     background: str
     things: tuple[Thing, ...]
@@ -73,7 +73,8 @@ class Scene:
 
 
 def holds(relation: str, a: tuple[float, float], b: tuple[float, float]) -> bool:
-    """Whether a point stands in a relation to another: within 45 degrees of that direction, 4 pixels away or more.
+    """Whether a point stands in a relation to another: within 45 degrees of that direction, 4 pixels away or
+    more.
 
     `a` and `b` are (x, y) in pixels, y growing downwards.
     """

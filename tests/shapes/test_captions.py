@@ -64,7 +64,11 @@ def test_prompts_are_reproducible_and_splits_disjoint() -> None:
         assert prompts != sample_prompts(300, seed=5, kind="relation", split=split)
         keys[split] = {parse(p).key for p in prompts}
         assert all(parse(p).relation for p in prompts)
-    assert not keys["train"] & keys["test"] and not keys["train"] & keys["search"] and not keys["search"] & keys["test"]
+    assert (
+        not keys["train"] & keys["test"]
+        and not keys["train"] & keys["search"]
+        and not keys["search"] & keys["test"]
+    )
 
 
 def test_mixed_prompts_take_every_kind_in_turn() -> None:

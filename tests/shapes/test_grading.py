@@ -75,7 +75,11 @@ def test_blur_and_noise_do_not_mislead_it() -> None:
     scenes, told, rng = truth(300, seed=12)
     images = render(scenes)
     soft = torch.nn.functional.avg_pool2d(images, 3, stride=1, padding=1)
-    soft = 0.5 * images + 0.5 * soft + 0.02 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    soft = (
+        0.5 * images
+        + 0.5 * soft
+        + 0.02 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    )
     assert grade(soft, [phrase(t, rng) for t in told]).strict.mean() >= 0.98
 
 
@@ -83,7 +87,8 @@ def test_facts_are_told_in_words() -> None:
     a = Thing(shape="circle", color="red", x=16.0, y=32.0, radius=10.5)
     b = Thing(shape="square", color="blue", x=48.0, y=32.0, radius=6.5)
     grades = grade(
-        render([Scene(background="white", things=(a, b))]), "a red circle right of a small blue square on a grey background"
+        render([Scene(background="white", things=(a, b))]),
+        "a red circle right of a small blue square on a grey background",
     )
     assert dict(zip(grades.facts[0], grades.holds[0], strict=True)) == {
         "a red circle": True,
@@ -114,7 +119,9 @@ def test_two_alike_objects_need_two() -> None:
 def test_touching_objects_of_two_colours_are_two_objects() -> None:
     a = Thing(shape="square", color="red", x=22.0, y=32.0, radius=10.0)
     b = Thing(shape="square", color="green", x=40.0, y=32.0, radius=10.0)
-    assert grade(render([Scene(background="white", things=(a, b))]), "a red square left of a green square").strict[0]
+    assert grade(
+        render([Scene(background="white", things=(a, b))]), "a red square left of a green square"
+    ).strict[0]
 
 
 def test_the_held_out_shape_is_recognised() -> None:

@@ -19,7 +19,9 @@ from diffplug.shapes.train import app
 from diffplug.shapes.train_denoiser import DenoiserRecipe, encode_scenes, stratified_timesteps
 
 
-def small_run(folder: Path, *, minutes: float | None = None, steps: int = 12) -> tuple[Loop, dict[str, Tensor]]:
+def small_run(
+    folder: Path, *, minutes: float | None = None, steps: int = 12
+) -> tuple[Loop, dict[str, Tensor]]:
     torch.manual_seed(0)
     part = nn.Linear(4, 4)
 
@@ -39,7 +41,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         loop, pieces = small_run(tmp_path / "pieces", minutes=0.0)
     assert not loop.stopped_early
     assert all(torch.equal(whole[name], pieces[name]) for name in whole)
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "pieces" / "log.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "pieces" / "log.jsonl").read_text().splitlines()
+    ]
     assert losses == [
         json.loads(line)["loss"] for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
     ]

@@ -60,7 +60,9 @@ def test_coverage_is_antialiased_and_moves_with_the_shape(shape: str) -> None:
 
 def test_area_grows_with_the_square_of_the_radius() -> None:
     for shape in ALL_SHAPES:
-        small, large = coverage([shape] * 2, torch.tensor([[32.0, 32.0, 7.0], [32.0, 32.0, 14.0]])).sum((1, 2))
+        small, large = coverage([shape] * 2, torch.tensor([[32.0, 32.0, 7.0], [32.0, 32.0, 14.0]])).sum(
+            (1, 2)
+        )
         assert float(large / small) == pytest.approx(4.0, rel=0.03)
 
 

@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
 from PIL import Image
 
 from diffplug.plug import plug
+from diffplug.seeds import Seeds
 from diffplug.steering import BestOfN, FeynmanKac
 from diffplug.testing import tiny
 
@@ -226,6 +227,19 @@ def test_every_family_is_steered(family: str) -> None:
     assert steerer.report.final_rewards.shape == (groups, 2)
     assert torch.isfinite(steerer.report.rewards).all()
     assert type(built.scheduler) is before
+
+
+def test_seeds_make_a_stochastic_flow_run_repeatable() -> None:
+    """FLUX hands no generator to the scheduler; with Seeds every particle has its own noise all the same."""
+    built = tiny("flux")
+    built.scheduler = type(built.scheduler).from_config(built.scheduler.config, stochastic_sampling=True)
+    given = tiny.inputs("flux", num_inference_steps=4)
+    ends = []
+    for _ in range(2):
+        with plug(built, Seeds(5), FeynmanKac(red, particles=3, strength=500.0, returns="all")) as plugged:
+            ends.append(plugged(**given).images)
+    assert torch.equal(ends[0], ends[1])
+    assert len({image.numpy().tobytes() for image in ends[0]}) == 3
 
 
 @pytest.mark.parametrize(
