@@ -50,7 +50,7 @@ def round_trip(pipe: Any, n: int = 2000, seed: int = 0) -> dict[str, float]:
 
 
 def measure(pipe: Any, kind: str, arguments: argparse.Namespace) -> tuple[dict[str, float], list[Cell]]:
-    """Strict share with its standard error, score and seconds of a kind of prompt; its first eight pictures."""
+    """Strict share (with standard error), score and seconds of a kind of prompt; its first eight pictures."""
     prompts = sample_prompts(arguments.prompts, seed=0, kind=kind, split="test")
     recipe = Recipe(sampler=arguments.sampler, steps=arguments.steps, guidance=arguments.guidance)
     made = recipe.run(pipe, prompts, list(range(len(prompts))), max_rows=100)

@@ -37,6 +37,7 @@ def train(
     scenes: Annotated[
         int, typer.Option(min=64, help="Renderings to train the U-Net on.")
     ] = DenoiserRecipe.scenes,
+    compiled: Annotated[bool, typer.Option("--compile", help="Run the U-Net through torch.compile.")] = False,
     minutes: Annotated[float | None, typer.Option(help="Stop each stage, saved, after this long.")] = None,
 ) -> None:
     """Train the Shapes model from nothing, or go on where a run stopped.
@@ -52,7 +53,7 @@ def train(
     recipe = DenoiserRecipe(steps=steps, scenes=scenes, seed=seed + 1)
     loop = Loop(output / "denoiser", cpu=cpu, minutes=minutes, save_every=500, on_save=_sampler(output, vae))
     data = encode_scenes(vae.to(loop.device), recipe, output / "latents.safetensors")
-    unet, text, words = train_denoiser(recipe, loop, data)
+    unet, text, words = train_denoiser(recipe, loop, data, compiled=compiled)
     export(pipeline(vae.cpu(), text.cpu(), words, unet.cpu()), output / "pipeline")
     typer.echo(str(output / "pipeline"))
 

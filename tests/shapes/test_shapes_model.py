@@ -60,7 +60,7 @@ def test_the_folder_is_small_safe_and_like_stable_diffusion(pipe: Any) -> None:
     config = pipe.scheduler.config
     assert (config.prediction_type, config.beta_schedule) == ("epsilon", "scaled_linear")
     assert (config.beta_start, config.beta_end) == (0.00085, 0.012)
-    assert pipe.vae_scale_factor == 8 and pipe.vae.config.latent_channels == 4
+    assert pipe.vae_scale_factor == 4 and pipe.vae.config.latent_channels == 4
 
 
 @torch.no_grad()

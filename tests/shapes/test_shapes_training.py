@@ -98,7 +98,7 @@ def test_latents_of_another_recipe_are_refused(tmp_path: Path) -> None:
 
     cache = tmp_path / "latents.safetensors"
     data = encode_scenes(autoencoder(), DenoiserRecipe(scenes=64), cache)
-    assert data.means.shape == (64, 4, 8, 8) and len(data.told) == 64
+    assert data.means.shape == (64, 4, 16, 16) and len(data.told) == 64
     with pytest.raises(ValueError, match="holds 64 latents, the recipe asks for 128: remove it"):
         encode_scenes(autoencoder(), DenoiserRecipe(scenes=128), cache)
 
