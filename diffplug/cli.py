@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,6 @@ import diffplug
 from diffplug.console import guarded, hush, print_json, print_table, progress
 from diffplug.files import output_folder
 from diffplug.registry import unknown
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="diffplug",
@@ -60,7 +57,8 @@ def generate(
     guidance: Guidance = None,
     negative_prompt: Negative = None,
     eta: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Noise of DDIM: 0 none, 1 as in DDPM.")
+        float | None,
+        typer.Option(min=0, max=1, help="Noise of DDIM: 0 none, 1 as in DDPM; 1 with --steer fk."),
     ] = None,
     seed: Seed = 0,
     images: Images = 1,
@@ -81,7 +79,7 @@ def generate(
 
     Example: `diffplug generate "a red circle left of a blue square" --sampler dc-solver --steps 6 -o out`
 
-    Steered: `diffplug generate "a green cross" --sampler ddim --eta 1 --steer fk --particles 8`
+    Steered: `diffplug generate "a green cross" --sampler ddim --steer fk --particles 8`
     """
     from diffplug.recipe import Recipe
 
@@ -90,7 +88,7 @@ def generate(
         steps=steps,
         guidance=guidance,
         negative_prompt=negative_prompt,
-        eta=eta,
+        eta=_eta(eta, sampler, steer),
         steer=steer,
         particles=particles,
         reward=reward,
@@ -221,6 +219,11 @@ def names(json: Json = False) -> None:
         print_table(
             ["kind", "names"], [[kind, ", ".join(entries) or "none yet"] for kind, entries in found.items()]
         )
+
+
+def _eta(eta: float | None, sampler: str | None, steer: str | None) -> float | None:
+    """DDIM's noise: what was asked for, or 1 where copied particles need noise to part."""
+    return 1.0 if eta is None and steer == "fk" and sampler == "ddim" else eta
 
 
 def _engine() -> Any:

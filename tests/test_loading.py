@@ -11,11 +11,6 @@ import torch
 import diffplug
 from diffplug import loading
 
-needs_weights = pytest.mark.skipif(
-    not (loading.shapes_folder() / "model_index.json").is_file(),
-    reason="the Shapes weights are not in this tree",
-)
-
 
 @pytest.mark.pipe
 def test_a_folder_loads_in_float32(tiny_folder: Path) -> None:
@@ -76,7 +71,6 @@ def test_the_embedded_model_that_is_missing(tmp_path: Path, monkeypatch: pytest.
         diffplug.load("shapes")
 
 
-@needs_weights
 @pytest.mark.pipe
 def test_shapes_loads_and_paints() -> None:
     pipe = diffplug.load("shapes")

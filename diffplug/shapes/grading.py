@@ -28,6 +28,9 @@ Images = Tensor | np.ndarray | Sequence[Image.Image]
 
 _COVERED = 0.5  # coverage from which a pixel belongs to an object
 _LEAST_AREA = 20  # pixels; smaller blobs are specks
+_MARGIN = 2  # pixels around a blob that may still hold its soft border
+_SOFTNESS = (0.0, 0.8, 1.4)  # blurs, in pixels, that a template may have: decoders draw soft edges
+_WINDOW = 40  # pixels around the centre of a blob that are compared with templates
 _LEAST_OVERLAP = 0.75  # intersection over union below which a blob has no shape
 
 
@@ -140,49 +143,70 @@ def _segments(picture: np.ndarray) -> tuple[str, list[tuple[str, np.ndarray]]]:
         labels, count = ndimage.label((best == index) & (own > _COVERED))
         for label in range(1, count + 1):
             if (labels == label).sum() >= _LEAST_AREA:
-                near = ndimage.binary_dilation(labels == label, iterations=1)
+                near = ndimage.binary_dilation(labels == label, iterations=_MARGIN)
                 segments.append((color, np.where(near, cover[..., index], 0)))
     return ground, segments
 
 
 def _shaped(segments: list[tuple[str, np.ndarray]]) -> list[Blob]:
     """Segments with the shape, centre and radius of the template that overlaps each most."""
-    blobs: list[Blob] = []
-    for start in range(0, len(segments), 64):
-        part = segments[start : start + 64]
-        masks = torch.from_numpy(np.stack([mask for _, mask in part])).float()
-        area = masks.sum((1, 2))
-        axis = torch.arange(IMAGE_SIZE) + 0.5
-        x, y = (masks.sum(1) * axis).sum(1) / area, (masks.sum(2) * axis).sum(1) / area
-        radii = torch.stack([(area / _unit_area(shape)).sqrt() for shape in ALL_SHAPES], 1)
-        overlaps = torch.stack(
-            [
-                _overlap(masks, shape, torch.stack([x, y, radii[:, i]], 1))
-                for i, shape in enumerate(ALL_SHAPES)
-            ],
-            1,
+    if not segments:
+        return []
+    masks = torch.from_numpy(np.stack([mask for _, mask in segments])).float()
+    area = masks.sum((1, 2))
+    axis = torch.arange(IMAGE_SIZE) + 0.5
+    x, y = (masks.sum(1) * axis).sum(1) / area, (masks.sum(2) * axis).sum(1) / area
+    windows, local = _windows(masks, x, y)
+    radii = torch.stack([(area / _unit_area(shape)).sqrt() for shape in ALL_SHAPES], 1)
+    overlaps = torch.stack(
+        [
+            _overlap(windows, shape, torch.cat([local, radii[:, i, None]], 1))
+            for i, shape in enumerate(ALL_SHAPES)
+        ],
+        1,
+    )
+    best = overlaps.argmax(1)
+    return [
+        Blob(
+            color=color,
+            shape=ALL_SHAPES[i] if overlaps[row, i] >= _LEAST_OVERLAP else None,
+            x=float(x[row]),
+            y=float(y[row]),
+            radius=float(radii[row, i]),
+            overlap=float(overlaps[row, i]),
         )
-        for row, (color, _) in enumerate(part):
-            i = int(overlaps[row].argmax())
-            good = float(overlaps[row, i])
-            shape = ALL_SHAPES[i] if good >= _LEAST_OVERLAP else None
-            blobs.append(
-                Blob(
-                    color=color,
-                    shape=shape,
-                    x=float(x[row]),
-                    y=float(y[row]),
-                    radius=float(radii[row, i]),
-                    overlap=good,
-                )
-            )
-    return blobs
+        for row, ((color, _), i) in enumerate(zip(segments, best.tolist(), strict=True))
+    ]
+
+
+def _windows(masks: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of each mask around its centre, [n, w, w], and where the centre lies in it, [n, 2]."""
+    left, top = (x - _WINDOW / 2).round().long(), (y - _WINDOW / 2).round().long()
+    padded = F.pad(masks, [_WINDOW // 2] * 4)
+    reach = torch.arange(_WINDOW) + _WINDOW // 2
+    n = torch.arange(len(masks))[:, None, None]
+    windows = padded[n, (top[:, None] + reach)[:, :, None], (left[:, None] + reach)[:, None, :]]
+    return windows, torch.stack([x - left, y - top], 1)
 
 
 def _overlap(masks: Tensor, shape: str, geometry: Tensor) -> Tensor:
-    """Soft intersection over union of masks with templates of a shape, [n]."""
-    template = coverage([shape] * len(masks), geometry)
-    return torch.minimum(masks, template).sum((1, 2)) / torch.maximum(masks, template).sum((1, 2))
+    """Soft intersection over union of masks with a shape's template, the best over its softnesses, [n]."""
+    template = coverage([shape] * len(masks), geometry, size=_WINDOW)
+    return torch.stack([_soft_iou(masks, _blurred(template, sigma)) for sigma in _SOFTNESS]).amax(0)
+
+
+def _soft_iou(a: Tensor, b: Tensor) -> Tensor:
+    return torch.minimum(a, b).sum((1, 2)) / torch.maximum(a, b).sum((1, 2))
+
+
+def _blurred(masks: Tensor, sigma: float) -> Tensor:
+    """Masks [n, h, w] after a Gaussian blur."""
+    if not sigma:
+        return masks
+    place = torch.arange(masks.shape[-1], dtype=masks.dtype)
+    band = torch.exp(-0.5 * ((place[:, None] - place) / sigma) ** 2)
+    band = band / band.sum(1, keepdim=True)
+    return band @ masks @ band.T
 
 
 @cache

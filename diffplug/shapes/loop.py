@@ -59,7 +59,9 @@ class Loop:
     ) -> dict[str, dict[str, Tensor]]:
         """Train the parts on `loss(step)` and return the averaged state dict of each."""
         model = nn.ModuleDict(dict(parts)).to(self.device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, steps))
         model, optimizer = self.accelerator.prepare(model, optimizer)
         average = Average(self.accelerator.unwrap_model(model), ema)

@@ -14,7 +14,7 @@ TOKENS = 32
 """Length that prompts are padded to; the longest caption of the grammar has 26 tokens."""
 
 LATENT_SIZE = 16
-"""Height and width of a latent: the autoencoder scales down by 4. At 8, small crosses and squares were lost."""
+"""Height and width of a latent: the autoencoder scales down by 4. At 8, small crosses were lost."""
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
@@ -83,7 +83,7 @@ def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
 
 
 def denoiser() -> UNet2DConditionModel:
-    """A U-Net over 16x16, 8x8 and 4x4 latents that reads the prompt at the two coarser levels, 4.2M parameters."""
+    """A U-Net over 16x16, 8x8 and 4x4 that reads the prompt at the two coarser levels, 4.2M parameters."""
     channels = (32, 64, 128)
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,

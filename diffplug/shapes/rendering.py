@@ -48,14 +48,16 @@ def render(scenes: Sequence[Scene], *, style: str = "flat", device: torch.device
     return canvas
 
 
-def coverage(shapes: Sequence[str], geometry: Tensor, *, style: str = "flat") -> Tensor:
-    """Share of each pixel that a shape covers, [n, 64, 64] in [0, 1].
+def coverage(
+    shapes: Sequence[str], geometry: Tensor, *, style: str = "flat", size: int = IMAGE_SIZE
+) -> Tensor:
+    """Share of each pixel that a shape covers, [n, size, size] in [0, 1].
 
     Args:
         shapes: n shape names.
         geometry: [n, 3] centre x, centre y and radius in pixels.
     """
-    centre = torch.arange(IMAGE_SIZE, dtype=geometry.dtype, device=geometry.device) + 0.5
+    centre = torch.arange(size, dtype=geometry.dtype, device=geometry.device) + 0.5
     x = centre[None, None, :] - geometry[:, 0, None, None]
     y = centre[None, :, None] - geometry[:, 1, None, None]
     x, y = torch.broadcast_tensors(x, y)

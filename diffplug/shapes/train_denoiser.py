@@ -29,8 +29,8 @@ class DenoiserRecipe:
     """How the U-Net and the text encoder are trained; `scenes` renderings are encoded once and kept."""
 
     steps: int = 10_000
-    batch: int = 32
-    lr: float = 8e-4
+    batch: int = 64
+    lr: float = 1e-3
     ema: float = 0.999
     drop: float = 0.1
     snr_cap: float = 5.0

@@ -15,7 +15,6 @@ from diffplug.shapes.model import autoencoder
 from diffplug.shapes.rendering import render
 from diffplug.shapes.world import KINDS, sample_scene
 
-
 L1_WEIGHT = 0.03
 
 
