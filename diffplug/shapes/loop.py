@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
+OnSave = Callable[[int, dict[str, dict[str, Tensor]]], None]
 
 
 class Loop:
@@ -34,7 +35,7 @@ class Loop:
         cpu: bool = False,
         minutes: float | None = None,
         save_every: int = 250,
-        on_save: Callable[[int, dict[str, dict[str, Tensor]]], None] | None = None,
+        on_save: OnSave | None = None,
     ) -> None:
         self.folder, self.save_every, self.on_save = folder, save_every, on_save
         self.deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes

@@ -15,8 +15,9 @@ import typer
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
+from diffplug.loading import load
 from diffplug.shapes.captions import sample_prompts
-from diffplug.shapes.loop import Loop
+from diffplug.shapes.loop import Loop, OnSave
 from diffplug.shapes.model import autoencoder, denoiser, pipeline, text_encoder, tokenizer
 from diffplug.shapes.rendering import render
 from diffplug.shapes.train_denoiser import DenoiserRecipe, encode_scenes, train_denoiser
@@ -37,10 +38,13 @@ def train(
     scenes: Annotated[
         int, typer.Option(min=64, help="Renderings to train the U-Net on.")
     ] = DenoiserRecipe.scenes,
+    start: Annotated[
+        str | None, typer.Option(help="Go on from these weights: shapes, or the folder of a pipeline.")
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Run the U-Net through torch.compile.")] = False,
     minutes: Annotated[float | None, typer.Option(help="Stop each stage, saved, after this long.")] = None,
 ) -> None:
-    """Train the Shapes model from nothing, or go on where a run stopped.
+    """Train the Shapes model from nothing, go on where a run stopped, or train its U-Net further.
 
     Example: python -m diffplug.shapes.train -o runs/shapes --device cuda
     """
@@ -49,11 +53,16 @@ def train(
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("device 'cuda' was asked for and PyTorch finds no GPU: take --device cpu.")
     cpu = device == "cpu"
-    vae = finished_vae(output / "vae", VaeRecipe(steps=vae_steps, seed=seed), cpu=cpu, minutes=minutes)
+    trained = load(start) if start else None
+    vae = (
+        trained.vae.eval()
+        if trained
+        else finished_vae(output / "vae", VaeRecipe(steps=vae_steps, seed=seed), cpu=cpu, minutes=minutes)
+    )
     recipe = DenoiserRecipe(steps=steps, scenes=scenes, seed=seed + 1)
     loop = Loop(output / "denoiser", cpu=cpu, minutes=minutes, save_every=500, on_save=_sampler(output, vae))
     data = encode_scenes(vae.to(loop.device), recipe, output / "latents.safetensors")
-    unet, text, words = train_denoiser(recipe, loop, data, compiled=compiled)
+    unet, text, words = train_denoiser(recipe, loop, data, start=trained, compiled=compiled)
     export(pipeline(vae.cpu(), text.cpu(), words, unet.cpu()), output / "pipeline")
     typer.echo(str(output / "pipeline"))
 
@@ -83,7 +92,7 @@ def save_grid(images: torch.Tensor, path: Path, columns: int = 16) -> None:
     Image.fromarray(grid.cpu().numpy()).save(path)
 
 
-def _round_trip(folder: Path):  # type: ignore[no-untyped-def]
+def _round_trip(folder: Path) -> OnSave:
     def show(step: int, parts: dict[str, dict[str, torch.Tensor]]) -> None:
         vae = autoencoder().eval()
         vae.load_state_dict({name: value.cpu() for name, value in parts["vae"].items()})
@@ -95,13 +104,13 @@ def _round_trip(folder: Path):  # type: ignore[no-untyped-def]
     return show
 
 
-def _sampler(output: Path, vae: AutoencoderKL):  # type: ignore[no-untyped-def]
+def _sampler(output: Path, vae: AutoencoderKL) -> OnSave:
     def show(step: int, parts: dict[str, dict[str, torch.Tensor]]) -> None:
         words = tokenizer()
         unet, text = denoiser().eval(), text_encoder(words).eval()
         unet.load_state_dict({name: value.cpu() for name, value in parts["unet"].items()})
         text.load_state_dict({name: value.cpu() for name, value in parts["text"].items()})
-        pipe = pipeline(AutoencoderKL.from_pretrained(output / "vae" / "final").eval(), text, words, unet)
+        pipe = pipeline(vae.cpu(), text, words, unet)
         pipe.set_progress_bar_config(disable=True)
         prompts = sample_prompts(32, seed=0, split="search")
         noise = torch.Generator().manual_seed(0)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -75,15 +75,22 @@ def encode_scenes(vae: AutoencoderKL, recipe: DenoiserRecipe, cache: Path, chunk
 
 
 def train_denoiser(
-    recipe: DenoiserRecipe, loop: Loop, data: Latents, *, compiled: bool = False
+    recipe: DenoiserRecipe,
+    loop: Loop,
+    data: Latents,
+    *,
+    start: StableDiffusionPipeline | None = None,
+    compiled: bool = False,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer]:
     """Train, resuming where the folder of `loop` stands, and return the averaged U-Net and text encoder.
 
-    `compiled` runs the U-Net through torch.compile, which needs a C++ compiler and a minute at the start.
+    `start` is a trained pipeline to go on from, in place of random weights. `compiled` runs the U-Net through
+    torch.compile, which needs a C++ compiler and minutes at the start.
     """
     torch.manual_seed(recipe.seed)
     words = tokenizer()
-    unet, text = denoiser().to(memory_format=torch.channels_last), text_encoder(words)
+    unet, text = (start.unet, start.text_encoder) if start else (denoiser(), text_encoder(words))
+    unet = unet.to(memory_format=torch.channels_last)
     network = torch.compile(unet) if compiled else unet
     abar = scheduler().alphas_cumprod.to(loop.device)
     means = data.means.to(loop.device)
