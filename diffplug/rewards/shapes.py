@@ -9,7 +9,7 @@ from diffplug.shapes.grading import grade
 
 
 class ShapesReward:
-    """A reward in [0, 1] for pictures of the Shapes world; costs about 2 ms a picture on one core.
+    """A reward in [0, 1] for pictures of the Shapes world; costs about 5 ms a picture on one core.
 
     Args:
         strict: give 1 only where every fact holds, else 0.

@@ -74,7 +74,7 @@ class Grades:
 
 
 def grade(images: Images, prompts: str | Sequence[str]) -> Grades:
-    """The grades of pictures against their prompts; about 2 ms a picture.
+    """The grades of pictures against their prompts; about 5 ms a picture.
 
     Args:
         images: [n, 3, h, w] in [0, 1], [n, h, w, 3] as array, or PIL pictures; other sizes than 64 are
