@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffplug.shapes.captions import VOCABULARY
@@ -17,6 +19,7 @@ LATENT_SIZE = 16
 """Height and width of a latent: the autoencoder scales down by 4. At 8, small crosses were lost."""
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
+_WORD_END = "</w>"
 
 
 def autoencoder() -> AutoencoderKL:
@@ -37,20 +40,8 @@ def autoencoder() -> AutoencoderKL:
 def tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer that knows every word of the grammar as one token and spells all others in letters."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        min_frequency=1,
-        end_of_word_suffix="</w>",
-        initial_alphabet=letters,
-        special_tokens=[],
-        show_progress=False,
-    )
-    learned = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learned.pre_tokenizer = pre_tokenizers.Whitespace()
-    learned.train_from_iterator(sorted(VOCABULARY), trainer)
-    bpe = json.loads(learned.to_str())["model"]
-    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split()) for merge in bpe["merges"]]
-    pieces = [_START, _END, *letters, *(f"{letter}</w>" for letter in letters)]
+    merges = byte_pair_merges(VOCABULARY)
+    pieces = [_START, _END, *letters, *(letter + _WORD_END for letter in letters)]
     pieces += ["".join(merge) for merge in merges]
     vocab = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     return CLIPTokenizer(
@@ -62,6 +53,31 @@ def tokenizer() -> CLIPTokenizer:
         pad_token=_END,
         model_max_length=TOKENS,
     )
+
+
+def byte_pair_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """The merges after which each word is one piece, commonest pair first, ties in alphabetical order.
+
+    The trainer of `tokenizers` breaks ties differently in every process, and a resumed run needs the numbers
+    that its weights were trained with.
+    """
+    spelled = [[*word[:-1], word[-1] + _WORD_END] for word in sorted(words)]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for pieces in spelled for pair in pairwise(pieces)):
+        merges.append(min(counts, key=lambda pair: (-counts[pair], pair)))
+        spelled = [_merged(pieces, merges[-1]) for pieces in spelled]
+    return merges
+
+
+def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """The pieces of a word after one merge, from left to right."""
+    out: list[str] = []
+    for piece in pieces:
+        if out and (out[-1], piece) == pair:
+            out[-1] += piece
+        else:
+            out.append(piece)
+    return out
 
 
 def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:

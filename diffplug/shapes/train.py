@@ -1,8 +1,8 @@
 """The recipe of the embedded model: `python -m diffplug.shapes.train`.
 
-Trains the autoencoder, encodes renderings, trains the U-Net with its text encoder and writes a Stable
-Diffusion pipeline folder in half precision. Every stage resumes where it was stopped; nothing is downloaded.
-One process, one device: two CPU cores take about three hours, a GPU minutes.
+Trains the autoencoder, encodes renderings, teaches the text encoder to read, trains the U-Net with it and
+writes a Stable Diffusion pipeline folder in half precision. Every stage resumes where it was stopped; nothing
+is downloaded. One process, one device: two CPU cores take about three hours, a GPU minutes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import typer
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from diffplug.loading import load
 from diffplug.shapes.captions import sample_prompts
@@ -21,6 +22,7 @@ from diffplug.shapes.loop import Loop, OnSave
 from diffplug.shapes.model import autoencoder, denoiser, pipeline, text_encoder, tokenizer
 from diffplug.shapes.rendering import render
 from diffplug.shapes.train_denoiser import DenoiserRecipe, encode_scenes, train_denoiser
+from diffplug.shapes.train_text import TextRecipe, train_text
 from diffplug.shapes.train_vae import VaeRecipe, scenes_of_step, train_vae
 
 app = typer.Typer(add_completion=False)
@@ -34,6 +36,7 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of weights, scenes and noise.")] = 0,
     vae_steps: Annotated[int, typer.Option(min=1)] = VaeRecipe.steps,
+    text_steps: Annotated[int, typer.Option(min=1)] = TextRecipe.steps,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the U-Net.")] = DenoiserRecipe.steps,
     scenes: Annotated[
         int, typer.Option(min=64, help="Renderings to train the U-Net on.")
@@ -60,9 +63,17 @@ def train(
         else finished_vae(output / "vae", VaeRecipe(steps=vae_steps, seed=seed), cpu=cpu, minutes=minutes)
     )
     recipe = DenoiserRecipe(steps=steps, scenes=scenes, seed=seed + 1)
-    loop = Loop(output / "denoiser", cpu=cpu, minutes=minutes, save_every=500, on_save=_sampler(output, vae))
+    words = trained.tokenizer if trained else tokenizer()
+    show = _sampler(output, vae, words)
+    loop = Loop(output / "denoiser", cpu=cpu, minutes=minutes, save_every=500, on_save=show)
     data = encode_scenes(vae.to(loop.device), recipe, output / "latents.safetensors")
-    unet, text, words = train_denoiser(recipe, loop, data, start=trained, compiled=compiled)
+    if trained:
+        unet, text = trained.unet, trained.text_encoder
+    else:
+        torch.manual_seed(recipe.seed)
+        unet, reading = denoiser(), Loop(output / "text", cpu=cpu, save_every=500)
+        text, _ = train_text(TextRecipe(steps=text_steps, seed=seed + 2), reading, data.told, words)
+    unet, text = train_denoiser(recipe, loop, data, unet=unet, text=text, words=words, compiled=compiled)
     export(pipeline(vae.cpu(), text.cpu(), words, unet.cpu()), output / "pipeline")
     typer.echo(str(output / "pipeline"))
 
@@ -104,9 +115,8 @@ def _round_trip(folder: Path) -> OnSave:
     return show
 
 
-def _sampler(output: Path, vae: AutoencoderKL) -> OnSave:
+def _sampler(output: Path, vae: AutoencoderKL, words: CLIPTokenizer) -> OnSave:
     def show(step: int, parts: dict[str, dict[str, torch.Tensor]]) -> None:
-        words = tokenizer()
         unet, text = denoiser().eval(), text_encoder(words).eval()
         unet.load_state_dict({name: value.cpu() for name, value in parts["unet"].items()})
         text.load_state_dict({name: value.cpu() for name, value in parts["text"].items()})

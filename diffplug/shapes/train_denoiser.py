@@ -1,8 +1,12 @@
-"""The Shapes U-Net and text encoder, trained together from nothing on latents of rendered scenes.
+"""The Shapes U-Net, trained together with its text encoder on latents of rendered scenes.
 
-The loss is the epsilon loss weighed by min(SNR, 5) / SNR (arXiv 2303.09556), which keeps the almost clean
-timesteps from drowning the ones that decide what is in the picture. One caption in ten is dropped, for
-classifier-free guidance.
+The error of x0 weighs min(SNR, 5) (arXiv 2303.09556), which keeps the almost clean timesteps from drowning
+the ones that decide what is in the picture, and at least 0.05, so that the noisiest still count. One caption
+in ten is dropped, for classifier-free guidance.
+
+Samplers start from noise that knows nothing of a picture, while the last state of Stable Diffusion's
+schedule still shows its mean: enough, over 16x16 places, to tell a black background from a white one. So the
+network is shown independent noise at the last timesteps, and learns to take the mean from the prompt there.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -20,7 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from diffplug.files import atomic_path
 from diffplug.shapes.captions import Told, captioned_scenes, phrase
 from diffplug.shapes.loop import Loop
-from diffplug.shapes.model import denoiser, scheduler, text_encoder, tokenizer
+from diffplug.shapes.model import scheduler
 from diffplug.shapes.rendering import render
 
 
@@ -34,6 +38,8 @@ class DenoiserRecipe:
     ema: float = 0.999
     drop: float = 0.1
     snr_cap: float = 5.0
+    snr_floor: float = 0.05
+    blind_from: int = 970
     scenes: int = 40_000
     seed: int = 1
 
@@ -79,17 +85,16 @@ def train_denoiser(
     loop: Loop,
     data: Latents,
     *,
-    start: StableDiffusionPipeline | None = None,
+    unet: UNet2DConditionModel,
+    text: CLIPTextModel,
+    words: CLIPTokenizer,
     compiled: bool = False,
-) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer]:
-    """Train, resuming where the folder of `loop` stands, and return the averaged U-Net and text encoder.
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """Train both, resuming where the folder of `loop` stands, and return them averaged.
 
-    `start` is a trained pipeline to go on from, in place of random weights. `compiled` runs the U-Net through
-    torch.compile, which needs a C++ compiler and minutes at the start.
+    `words` is the tokenizer of `text`. `compiled` runs the U-Net through torch.compile, which needs a C++
+    compiler and minutes at the start.
     """
-    torch.manual_seed(recipe.seed)
-    words = tokenizer()
-    unet, text = (start.unet, start.text_encoder) if start else (denoiser(), text_encoder(words))
     unet = unet.to(memory_format=torch.channels_last)
     network = torch.compile(unet) if compiled else unet
     abar = scheduler().alphas_cumprod.to(loop.device)
@@ -105,16 +110,19 @@ def train_denoiser(
         eps = torch.randn_like(x0)
         alpha, sigma = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
         states = text(ids.to(loop.device)).last_hidden_state
-        x = (alpha * x0 + sigma * eps).contiguous(memory_format=torch.channels_last)
-        error = (network(x, t, states).sample - eps).square().mean((1, 2, 3))
+        blind = (t >= recipe.blind_from)[:, None, None, None]
+        x = torch.where(blind, eps, alpha * x0 + sigma * eps)
+        target = torch.where(blind, (x - alpha * x0) / sigma, eps)
+        output = network(x.contiguous(memory_format=torch.channels_last), t, states).sample
+        error = (output - target).square().mean((1, 2, 3))
         snr = abar[t] / (1 - abar[t])
-        value = (error * snr.clamp(max=recipe.snr_cap) / snr).mean()
+        value = (error * (snr.clamp(max=recipe.snr_cap) + recipe.snr_floor) / snr).mean()
         return value, {"loss": value.item(), "mse": error.mean().item()}
 
     averaged = loop.run({"unet": unet, "text": text}, loss, steps=recipe.steps, lr=recipe.lr, ema=recipe.ema)
     unet.load_state_dict(averaged["unet"])
     text.load_state_dict(averaged["text"])
-    return unet.eval(), text.eval(), words
+    return unet.eval(), text.eval()
 
 
 def stratified_timesteps(n: int, device: torch.device, steps: int = 1000) -> Tensor:

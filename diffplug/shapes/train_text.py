@@ -1,0 +1,107 @@
+"""The Shapes text encoder, taught to read before it is asked to guide a picture.
+
+A text encoder that learns from the denoising loss alone takes most of the U-Net's training to bind "red" to
+"circle", and longer to notice who stands left of whom. Told directly, it takes minutes: linear heads read the
+facts of the caption from the states at the last positions, which are always padding and, the mask being
+causal, are the ones that have seen the whole caption. The heads are thrown away; the U-Net finds one object
+a position, with its place, and trains the encoder further.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from diffplug.shapes.captions import Told, parse, phrase
+from diffplug.shapes.loop import Loop
+from diffplug.shapes.model import text_encoder
+from diffplug.shapes.world import BACKGROUNDS, COLORS, CONVERSE, HELD_OUT_SHAPE, SHAPES, SIZES
+
+NOUNS = 3
+"""How many objects a caption names at most; each is read from a position of its own, counted from the end."""
+
+_CHOICES = {
+    "color": (None, *COLORS),
+    "shape": (None, *SHAPES, HELD_OUT_SHAPE),
+    "size": (None, *SIZES),
+    "place": (None, *CONVERSE),
+    "background": (None, *BACKGROUNDS),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRecipe:
+    """How the text encoder is taught to read."""
+
+    steps: int = 500
+    batch: int = 128
+    lr: float = 1e-3
+    ema: float = 0.99
+    seed: int = 2
+
+
+def classes(told: Told) -> np.ndarray:
+    """What a caption says as class numbers [3 objects, 5 facts]; 0 where it says nothing."""
+    places = (told.relation, CONVERSE[told.relation]) if told.relation else ()
+    rows = []
+    for i in range(NOUNS):
+        noun = told.nouns[i] if i < len(told.nouns) else None
+        said = {
+            "color": noun and noun.color,
+            "shape": noun and noun.shape,
+            "size": noun and noun.size,
+            "place": places[i] if i < len(places) else None,
+            "background": told.background,
+        }
+        rows.append([_CHOICES[name].index(value) for name, value in said.items()])
+    return np.array(rows)
+
+
+class Reader(nn.Module):
+    """Linear heads over the states of the last positions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in _CHOICES.items()})
+
+    def forward(self, states: Tensor) -> list[Tensor]:
+        """Logits [n, 3, classes] of each fact from states [n, tokens, width]."""
+        slots = states[:, -NOUNS:]
+        return [head(slots) for head in self.heads.values()]
+
+
+def train_text(
+    recipe: TextRecipe, loop: Loop, captions: list[Told], words: CLIPTokenizer
+) -> tuple[CLIPTextModel, Reader]:
+    """Teach a fresh text encoder to read wordings of `captions`, resuming where the folder of `loop` stands.
+
+    Returns the averaged text encoder and the heads that read from it.
+    """
+    torch.manual_seed(recipe.seed)
+    text = text_encoder(words)
+    reader = Reader(text.config.hidden_size)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng([recipe.seed, step, 11])
+        prompts = [phrase(captions[row], rng) for row in rng.integers(len(captions), size=recipe.batch)]
+        wanted = torch.from_numpy(np.stack([classes(parse(prompt)) for prompt in prompts])).to(loop.device)
+        ids = words(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        logits = reader(text(ids.to(loop.device)).last_hidden_state)
+        errors = [
+            nn.functional.cross_entropy(row.flatten(0, 1), wanted[..., i].flatten())
+            for i, row in enumerate(logits)
+        ]
+        right = torch.stack([row.argmax(-1) == wanted[..., i] for i, row in enumerate(logits)])
+        value = torch.stack(errors).sum()
+        return value, {"loss": value.item(), "read": right.all(0).all(-1).double().mean().item()}
+
+    averaged = loop.run(
+        {"text": text, "reader": reader}, loss, steps=recipe.steps, lr=recipe.lr, ema=recipe.ema
+    )
+    text.load_state_dict(averaged["text"])
+    reader.load_state_dict(averaged["reader"])
+    return text.eval(), reader.eval()
