@@ -53,6 +53,32 @@ def residual(logw: Tensor, u: Tensor) -> Tensor:
     return _listed(copies.scatter_add(-1, draws, taken).long())
 
 
+def ssp(logw: Tensor, u: Tensor, n: int | None = None) -> Tensor:
+    """Return floor or ceil of n W_i copies of every particle i, by the Srinivasan sampling process.
+
+    Like systematic resampling, but consistent whatever the order of the particles (Gerber, Chopin, Whiteley
+    2019, arXiv 1708.04220). The fractions of two particles at a time are merged until one of them is whole.
+    u: `[groups, >= k - 1]`, one number for each merge. n: number of offspring, by default u's last axis.
+    """
+    weights = normalised(logw)
+    k, n = weights.shape[-1], u.shape[-1] if n is None else n
+    copies = (n * weights).floor()
+    fractions = n * weights - copies
+    groups = torch.arange(len(weights))
+    holder, p = torch.zeros_like(groups), fractions[:, 0]
+    for j in range(1, k):
+        q = fractions[:, j]
+        whole = (p + q >= 1).to(p.dtype)  # one of the two becomes 1, else one of them becomes 0
+        keep = torch.where(whole > 0, (1 - q) / (2 - p - q), p / (p + q).clamp(min=1e-300))
+        stays = (u[:, j - 1] < keep) | (q == 0)
+        winner = torch.where(stays, holder, torch.full_like(holder, j))
+        loser = torch.where(stays, torch.full_like(holder, j), holder)
+        copies[groups, winner] += whole
+        holder, p = torch.where(whole > 0, loser, winner), p + q - whole
+    copies[groups, holder] += n - copies.sum(-1)  # what is left is 0 or 1, but for rounding
+    return _listed(copies.long())
+
+
 def _listed(copies: Tensor) -> Tensor:
     """Return indices 0..k-1, each repeated as often as `copies [groups, k]` says: `[groups, n]`."""
     index = torch.arange(copies.shape[-1]).expand_as(copies)
@@ -63,6 +89,7 @@ RESAMPLERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "systematic": systematic,
     "stratified": stratified,
     "residual": residual,
+    "ssp": ssp,
     "multinomial": multinomial,
 }
 
@@ -104,7 +131,10 @@ def resample(
     if n < 1:
         raise ValueError(f"n={n} offspring asked for: n must be at least 1")
     generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
-    drawn = RESAMPLERS[scheme](rows, uniforms(generators, rows.shape[0], n))
+    if scheme == "ssp":  # as many numbers as there are particles to merge
+        drawn = ssp(rows, uniforms(generators, rows.shape[0], max(n, rows.shape[-1])), n)
+    else:
+        drawn = RESAMPLERS[scheme](rows, uniforms(generators, rows.shape[0], n))
     return drawn.reshape(*logw.shape[:-1], n)
 
 

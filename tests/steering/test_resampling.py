@@ -48,7 +48,12 @@ def test_dead_particles_have_no_offspring(scheme: str, logw: list[float], n: int
 @given(logw=LOG_WEIGHTS, n=st.integers(1, 12), seed=st.integers(0, 2**31))
 def test_copies_stay_next_to_their_expectation(logw: list[float], n: int, seed: int) -> None:
     expected = n * torch.softmax(torch.tensor(logw, dtype=torch.float64), 0)
-    for scheme, below, above in (("systematic", 1, 1), ("residual", 1, n), ("stratified", 2, 2)):
+    for scheme, below, above in (
+        ("systematic", 1, 1),
+        ("ssp", 1, 1),
+        ("residual", 1, n),
+        ("stratified", 2, 2),
+    ):
         drawn = resample(torch.tensor(logw), torch.Generator().manual_seed(seed), scheme, n)
         counts = offspring(drawn[None], len(logw))[0]
         assert bool((counts > expected - below - 1e-9).all()), scheme
@@ -71,12 +76,13 @@ def test_rounding_of_the_cumulative_sum_cannot_reach_a_dead_tail() -> None:
 
 def test_jitter_on_equal_weights_loses_nobody_but_multinomial_does() -> None:
     generator = torch.Generator().manual_seed(0)
-    roots = {name: torch.arange(4).expand(4000, 4) for name in ("systematic", "multinomial")}
+    roots = {name: torch.arange(4).expand(4000, 4) for name in ("systematic", "ssp", "multinomial")}
     for _ in range(4):
         jitter = 1e-12 * torch.randn(4000, 4, dtype=torch.float64, generator=generator)
         roots = {name: old.gather(-1, resample(jitter, generator, name)) for name, old in roots.items()}
     kept = {name: (offspring(r, 4) > 0).sum(-1).double().mean().item() for name, r in roots.items()}
     assert kept["systematic"] >= 3.99
+    assert kept["ssp"] >= 3.99
     assert kept["multinomial"] == pytest.approx(1.58, abs=0.05)
 
 
@@ -104,7 +110,7 @@ def test_a_group_draws_from_its_own_generator() -> None:
 
 def test_bad_arguments_are_refused() -> None:
     generator = torch.Generator()
-    with pytest.raises(ValueError, match="unknown resampler 'ssp': choose one of systematic"):
-        resample(torch.zeros(3), generator, "ssp")
+    with pytest.raises(ValueError, match="unknown resampler 'magic': choose one of systematic"):
+        resample(torch.zeros(3), generator, "magic")
     with pytest.raises(ValueError, match="n must be at least 1"):
         resample(torch.zeros(3), generator, n=0)
