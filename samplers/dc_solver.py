@@ -22,7 +22,7 @@ from diffplug.samplers.compensation import (
     compensate,
     compensation_weights,
 )
-from diffplug.samplers.grid import (
+from diffplug.samplers.given_grid import (
     FloatArray,
     check_length,
     check_request,

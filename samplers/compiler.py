@@ -1,0 +1,207 @@
+"""From decisions to numbers: `compile_schedule` turns a SolverSchedule into the SolverTable of a model.
+
+Every update is an exponential integrator (arXiv 2312.07243, section 3): from node s to node t,
+
+    data:   x_t = (sigma_t / sigma_s) x_s + alpha_t sum_k h^(k+1) phi_{k+1}(-h) D^(k)
+    noise:  x_t = (alpha_t / alpha_s) x_s - sigma_t sum_k h^(k+1) phi_{k+1}(h) E^(k)
+    (l, s): x_t = (alpha_t / alpha_s) e^(-l h) x_s - alpha_t e^(s h) sum_k h^(k+1) phi_{k+1}(-(l+s) h) g^(k)
+
+with derivatives from differences of stored predictions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffplug.noise_level import Level
+from diffplug.samplers.compensation import compensation_weights
+from diffplug.samplers.decisions import Linear, Update
+from diffplug.samplers.exponential import difference_weights, moment, relaxation
+from diffplug.samplers.noise_levels import NoiseLevels
+from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.table import DATA, SEEN, STATES, AnalyticStep, Row, SolverTable, TableStep, Term
+
+LEAST_ALPHA = 1e-5  # below it a noise prediction says nothing about the data, and its weights explode
+Weights = dict[tuple[int, int], float]  # (history, node) -> weight
+
+
+def compile_schedule(
+    schedule: SolverSchedule,
+    levels: NoiseLevels,
+    *,
+    sigmas: Sequence[float] | None = None,
+    times: Sequence[float] | None = None,
+    begin: int = 0,
+) -> SolverTable:
+    """The table of a schedule for a model; costs no network evaluation.
+
+    sigmas: the N + 1 stored sigmas of the nodes, times: what the network is told at the first N of them;
+    default: the schedule's nodes, and their times. begin: the first node of a run that starts late (img2img):
+    what would look at earlier evaluations is left out, and orders fall, as in a run of the tail alone.
+    Raises ValueError, with the step's number, for what cannot be computed.
+    """
+    count = len(schedule.steps)
+    if sigmas is None:
+        sigmas = schedule.nodes.sigmas(levels, count).tolist()
+    if len(sigmas) != count + 1:
+        raise ValueError(f"{count} steps need {count + 1} sigmas, got {len(sigmas)}")
+    if not 0 <= begin < count:
+        raise ValueError(f"begin={begin} is outside the {count} steps of the schedule")
+    if times is None:
+        times = levels.time_of_sigma(sigmas[:-1]).tolist()
+    nodes = tuple(levels.level(float(sigma)) for sigma in sigmas)
+    compiler = _Compiler(schedule, nodes, list(times), begin)
+    steps = tuple(compiler.step(i) for i in range(count))
+    first = None if schedule.first == "model" or begin else compiler.analytic(steps[0])
+    return SolverTable(tuple(map(float, sigmas)), nodes, steps, begin, first)
+
+
+@dataclass(frozen=True)
+class _Compiler:
+    schedule: SolverSchedule
+    nodes: tuple[Level, ...]
+    times: list[float]
+    begin: int
+
+    def step(self, i: int) -> TableStep:
+        """The rows that are applied at node i."""
+        try:
+            return TableStep(self.predict(i), self.correct(i), self.compensate(i))
+        except ValueError as error:
+            raise ValueError(f"step {i}: {error}") from None
+
+    def predict(self, i: int) -> Row:
+        step = self.schedule.steps[i]
+        weights = self.update(step.param, step.predict, i, newest=i, target=i + 1)
+        delta = None if self.schedule.deltas is None else self.schedule.deltas[i]
+        if delta is not None and delta.reach <= i - self.begin + 1:
+            for history, additions in ((DATA, delta.data), (STATES, delta.states)):
+                for back, addition in enumerate(additions):
+                    weights[history, i - back] += addition
+        return self.row(weights, i)
+
+    def correct(self, i: int) -> Row | None:
+        """The corrector of the step that led to node i."""
+        if not self.corrected(i):
+            return None
+        step = self.schedule.steps[i - 1]
+        assert step.correct is not None  # noqa: S101 - `corrected` has looked
+        return self.row(self.update(step.param, step.correct, i - 1, newest=i, target=i), i)
+
+    def corrected(self, node: int) -> bool:
+        return node > self.begin and self.schedule.steps[node - 1].correct is not None
+
+    def compensate(self, i: int) -> Row | None:
+        """What replaces D_i: the Lagrange polynomial of the last K + 1 outputs at a shifted time."""
+        order, variable = self.schedule.compensation
+        if self.schedule.steps[i].ratio == 1 or i - self.begin < order:
+            return None
+        nodes = self.times if variable == "timestep" else [node.lam for node in self.nodes[:-1]]
+        mix = compensation_weights(nodes, self.schedule.ratios[: i + 1], order)[i]
+        if self.schedule.steps[i].param != "noise":
+            return self.row({(DATA, i - k): weight for k, weight in enumerate(mix)}, i)
+        weights: Weights = defaultdict(float, {(SEEN, i): 1.0 / self.nodes[i].alpha})
+        ratio = self.nodes[i].sigma / self.nodes[i].alpha
+        for k, weight in enumerate(mix):
+            for term, share in self.value("noise", i - k, i).items():
+                weights[term] -= ratio * weight * share
+        return self.row(weights, i)
+
+    def update(self, param: str | Linear, update: Update, i: int, *, newest: int, target: int) -> Weights:
+        """Weights of one update; evaluations before `begin` do not exist."""
+        start = i + update.start
+        points = [[start + p for p in derivative.points] for derivative in update.derivatives]
+        if start < self.begin:
+            start = i
+        points = [[p for p in group if p >= self.begin and p != start] for group in points]
+        order = next((k for k, group in enumerate(points, 1) if len(group) < k), update.order)
+        h = self.nodes[target].lam - self.nodes[start].lam
+        grow, moments, z = self.integral(param, update, order, start, target)
+        weights: Weights = defaultdict(float, {(STATES, start): grow})
+        for term, share in self.value(param, start, start).items():
+            weights[term] += moments[0] * share
+        for k in range(1, order):
+            scale = update.derivatives[k - 1].scale
+            weight = moments[k] * relaxation(scale.kind, scale.c, h, z)
+            self.add_derivative(weights, param, (k, weight, update.variable), start, points[k - 1])
+        return weights
+
+    def add_derivative(
+        self,
+        weights: Weights,
+        param: str | Linear,
+        what: tuple[int, float, str],
+        start: int,
+        points: Sequence[int],
+    ) -> None:
+        """Add weight times the k-th derivative's estimate; what: (k, weight, variable)."""
+        k, weight, variable = what
+        place = [node.lam for node in self.nodes] if variable == "lambda" else list(range(len(self.nodes)))
+        shares = difference_weights([place[p] - place[start] for p in points], k)
+        for node, factor in [*zip(points, shares, strict=True), (start, -math.fsum(shares))]:
+            for term, share in self.value(param, node, start).items():
+                weights[term] += weight * factor * share
+
+    def integral(
+        self, param: str | Linear, update: Update, order: int, start: int, target: int
+    ) -> tuple[float, list[float], float]:
+        """(weight of the start, weights of value and derivatives, z) of an update between two nodes."""
+        one, two = self.nodes[start], self.nodes[target]
+        h = two.lam - one.lam
+        if param == "data":
+            z, grow = -h, two.sigma / one.sigma
+            moments = [two.alpha * moment(k, h, z) for k in range(order)]
+        elif param == "noise":
+            z, grow = h, two.alpha / one.alpha
+            end = two.alpha * one.sigma / one.alpha  # sigma_t e^h, finite at sigma_t = 0 too
+            moments = [-two.sigma * math.expm1(h) if h < 1 else two.sigma - end]
+            if update.variable == "lambda":
+                moments += [-two.sigma * moment(k, h, z) for k in range(1, order)]
+        elif isinstance(param, Linear):
+            z, grow = -(param.l + param.s) * h, two.alpha / one.alpha * math.exp(-param.l * h)
+            moments = [-two.alpha * math.exp(param.s * h) * moment(k, h, z) for k in range(order)]
+        else:
+            raise ValueError(
+                "param 'ems' needs a model's empirical statistics (DPM-Solver-v3), and there is no file "
+                "format for them yet: use 'data', 'noise', or constants {'l': ..., 's': ...}"
+            )
+        if update.variable == "index":
+            moments = [moments[0] / math.factorial(k + 1) for k in range(order)]
+        return grow, moments, z
+
+    def value(self, param: str | Linear, node: int, start: int) -> Weights:
+        """The prediction at a node as weights of D and X; start matters for (l, s) only."""
+        alpha, sigma = self.nodes[node].alpha, self.nodes[node].sigma
+        if param == "data":
+            return {(DATA, node): 1.0}
+        if alpha < LEAST_ALPHA:
+            raise ValueError(f"param {param!r} at a node of (almost) no signal, alpha {alpha:g}: use 'data'")
+        if isinstance(param, Linear):
+            shrink = math.exp(-param.s * (self.nodes[node].lam - self.nodes[start].lam))
+            return {(DATA, node): -shrink, (SEEN, node): shrink * (1.0 - param.l) / alpha}
+        return {(DATA, node): -alpha / sigma, (SEEN, node): 1.0 / sigma}
+
+    def row(self, weights: Weights, i: int) -> Row:
+        """The weights as a row at node i, newest entries first; what was never corrected counts as a state."""
+        merged: Weights = defaultdict(float)
+        for (history, node), weight in weights.items():
+            plain = history == SEEN and not self.corrected(node)
+            merged[STATES if plain else history, node] += weight
+        ordered = sorted(merged.items(), key=lambda item: (item[0][0] != STATES, -item[0][1], item[0][0]))
+        terms = tuple(
+            Term(history, node - i - 1, weight) for (history, node), weight in ordered if weight != 0
+        )
+        return terms or (Term(DATA, -1, 0.0),)
+
+    def analytic(self, step: TableStep) -> AnalyticStep:
+        """The first step without an evaluation: E_0 = x_0 / |(alpha, sigma)|, or D_0 = the data's mean."""
+        alpha, sigma = self.nodes[0].alpha, self.nodes[0].sigma
+        norm = math.hypot(alpha, sigma)
+        mean = self.schedule.mean
+        gain = alpha / (norm * (norm + sigma)) if mean is None else 0.0
+        on_data = math.fsum(term.weight for term in step.predict if term.history == DATA)
+        on_state = math.fsum(term.weight for term in step.predict if term.history != DATA)
+        return AnalyticStep(on_state + on_data * gain, on_data, gain, mean or (0.0,))

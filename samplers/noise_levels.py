@@ -1,0 +1,87 @@
+"""The noise levels that a model was trained with: from a stored sigma to (alpha, sigma), lambda and time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffplug.noise_level import Level
+from diffplug.samplers.given_grid import FloatArray, vp_sigmas, vp_timesteps
+
+Floats = npt.NDArray[np.float64]
+TINIEST_ALPHA = 2.0**-24  # 1 - sigma of a flow model for the float32 sigma just below 1
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseLevels:
+    """Noise as Diffusers' solvers store it: sigma / alpha for VP models, sigma in (0, 1] for flow models.
+
+    table: sigma / alpha [T] of every training timestep, increasing; None for flow models.
+    train_steps: T, the time of pure noise. shift: what a flow model does to the sigma of a time.
+    """
+
+    table: FloatArray | None
+    train_steps: int = 1000
+    shift: Callable[[Floats], Floats] | None = None
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any, mu: float | None = None) -> NoiseLevels:
+        """The levels of a scheduler with UniPC's configuration; mu: strength of its dynamic shifting."""
+        config = scheduler.config
+        steps = int(config.num_train_timesteps)
+        if not config.use_flow_sigmas:
+            cumprod = scheduler.alphas_cumprod.cpu()
+            return cls((((1 - cumprod) / cumprod) ** 0.5).numpy(), steps)
+        if config.use_dynamic_shifting:
+            strength = 1.0 if mu is None else mu
+            return cls(None, steps, lambda s: scheduler.time_shift(strength, 1.0, s))
+        shift = float(config.flow_shift)
+        return cls(None, steps, lambda s: shift * s / (1 + (shift - 1) * s))
+
+    @property
+    def flow(self) -> bool:
+        """Whether x = (1 - s) x0 + s eps, instead of alpha^2 + sigma^2 = 1."""
+        return self.table is None
+
+    @property
+    def sigma_min(self) -> float:
+        """The smallest stored sigma of training (flow: of the time 1)."""
+        return float(self.sigma_of_time(np.array([1.0 if self.flow else 0.0]))[0])
+
+    @property
+    def sigma_max(self) -> float:
+        """The largest stored sigma of training (flow: 1)."""
+        return 1.0 if self.table is None else float(self.table[-1])
+
+    def level(self, sigma: float) -> Level:
+        """(alpha, sigma) at a stored sigma >= 0; flow models keep a tiny alpha, so that its log exists."""
+        if self.flow:
+            return Level(max(1.0 - sigma, TINIEST_ALPHA), sigma)
+        alpha = 1.0 / math.sqrt(1.0 + sigma * sigma)
+        return Level(alpha, sigma * alpha)
+
+    def sigma_of_time(self, times: Any) -> Floats:
+        """Stored sigmas at (fractional) timesteps: VP linear in the table, flow t / T, then shifted."""
+        times = np.asarray(times, dtype=np.float64)
+        if self.table is not None:
+            return np.asarray(vp_sigmas(times, self.table), dtype=np.float64)
+        plain = times / self.train_steps
+        return plain if self.shift is None else self.shift(plain)
+
+    def time_of_sigma(self, sigmas: Any) -> Floats:
+        """What the network is told at stored sigmas > 0: VP by the table (log-linear), flow T sigma."""
+        sigmas = np.asarray(sigmas, dtype=np.float64)
+        if self.table is None:
+            return sigmas * self.train_steps
+        return np.asarray(vp_timesteps(sigmas, self.table), dtype=np.float64)
+
+    def sigma_of_lambda(self, lambdas: Any) -> Floats:
+        """Stored sigmas at lambda = log alpha - log sigma; infinity gives 0."""
+        lambdas = np.asarray(lambdas, dtype=np.float64)
+        ratio = np.exp(-lambdas)
+        return ratio / (1.0 + ratio) if self.flow else ratio

@@ -1,0 +1,177 @@
+"""SolverSchedule: every decision of one sampler, as a value that can be written, shared and checked.
+
+A schedule says what to do and holds for any model it is compiled for (`diffplug.samplers.table`); numbers are
+made there. Format: methods of arXiv 2312.07243, with the compensation of arXiv 2409.03755 and learned rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from diffplug.files import read_json, write_json
+from diffplug.samplers.compensation import MAX_DC_ORDER
+from diffplug.samplers.decisions import Delta, SolverStep, finite, whole
+from diffplug.samplers.nodes import Nodes
+
+FIRST = ("model", "zero_x0", "mean")
+COMPENSATION_VARIABLES = ("timestep", "lambda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverSchedule:
+    """The decisions of a sampler of N steps.
+
+    nodes: where the network is evaluated. steps: N decisions, in order. first: "model" evaluates the network
+    at node 0; "zero_x0" and "mean" take the noise for the prediction there, or the mean of the data (mean:
+    one number, or one for each channel), which saves that evaluation. compensation: (K, variable) of the
+    steps' ratios: the last K + 1 outputs, over "timestep" or "lambda". deltas: learned additions to each
+    step's row, None for none. time_shift: for each evaluation by node, what is added to the timestep that the
+    network is told. skips: U-Net skip coefficients, kept for the record: they change the model, not the
+    solver. meta: where the schedule came from (model, steps, guidance, metric), JSON.
+
+    Raises ValueError, with the number of the step where there is one, for what is no valid solver.
+    """
+
+    nodes: Nodes
+    steps: tuple[SolverStep, ...]
+    first: str = "model"
+    mean: tuple[float, ...] | None = None
+    compensation: tuple[int, str] = (2, "timestep")
+    deltas: tuple[Delta | None, ...] | None = None
+    time_shift: tuple[float, ...] | None = None
+    skips: tuple[float, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", tuple(self.steps))
+        object.__setattr__(self, "compensation", tuple(self.compensation))
+        object.__setattr__(self, "meta", MappingProxyType(_json_copy(self.meta)))
+        if not self.steps:
+            raise ValueError("the schedule has no steps: give one decision for each step")
+        self.nodes.check_count(len(self.steps))
+        self._check_first()
+        self._check_compensation()
+        for index, step in enumerate(self.steps):
+            try:
+                self._check_step(index, step)
+            except ValueError as error:
+                raise ValueError(f"step {index}: {error}") from None
+        self._check_extras()
+
+    def _check_first(self) -> None:
+        if self.first not in FIRST:
+            raise ValueError(f"first {self.first!r} is unknown: allowed are {', '.join(FIRST)}")
+        if (self.mean is not None) != (self.first == "mean"):
+            raise ValueError("mean holds the data's mean for first='mean', and is left out otherwise")
+        if self.mean is not None:
+            object.__setattr__(self, "mean", tuple(finite("mean", value) for value in self.mean))
+            if not self.mean:
+                raise ValueError("mean is empty: give one number, or one for each channel")
+        if self.first != "model" and len(self.steps) == 1:
+            raise ValueError(f"first {self.first!r} leaves a schedule of one step without any evaluation")
+
+    def _check_compensation(self) -> None:
+        order, variable = self.compensation
+        whole("the compensation's order", order, 1, MAX_DC_ORDER)
+        if variable not in COMPENSATION_VARIABLES:
+            raise ValueError(
+                f"compensation over {variable!r}: allowed are {' and '.join(COMPENSATION_VARIABLES)}"
+            )
+
+    def _check_step(self, index: int, step: SolverStep) -> None:
+        step.check_place(index, len(self.steps))
+        order = self.compensation[0]
+        if step.ratio != 1 and index < order:
+            raise ValueError(
+                f"ratio {step.ratio:g} can do nothing: a compensation of order {order} needs {order + 1} outputs"
+            )
+        last = index == len(self.steps) - 1
+        by_index = step.predict.variable == "index" and step.param == "noise"
+        if last and self.nodes.ends_clean and step.predict.order > 1 and not by_index:
+            raise ValueError(
+                f"order {step.predict.order} cannot end at sigma 0, where lambda is infinite: use 1"
+            )
+        if last and self.nodes.ends_clean and step.param not in ("data", "noise", "ems"):
+            raise ValueError("a step to sigma 0 takes param 'data' or 'noise'")
+
+    def _check_extras(self) -> None:
+        steps = len(self.steps)
+        if self.deltas is not None:
+            object.__setattr__(self, "deltas", tuple(self.deltas))
+            _check_length("deltas", self.deltas, steps)
+            for index, delta in enumerate(self.deltas):
+                if delta is not None and delta.reach > index + 1:
+                    raise ValueError(
+                        f"step {index}: its delta looks at {delta.reach} evaluations, {index + 1} exist"
+                    )
+        for name, low in (("time_shift", -float("inf")), ("skips", 0.0)):
+            numbers = getattr(self, name)
+            if numbers is not None:
+                checked = tuple(finite(name, value) for value in numbers)
+                object.__setattr__(self, name, checked)
+                if name == "skips" and not all(low <= value <= 1 for value in checked):
+                    raise ValueError(f"skips have to lie between 0 and 1, got {list(checked)}")
+        if self.time_shift is not None:
+            _check_length("time_shift", self.time_shift, steps)
+
+    @property
+    def nfe(self) -> int:
+        """How often the network is evaluated: once for each step, less an analytic first one."""
+        return len(self.steps) - (self.first != "model")
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The compensation ratio of every step."""
+        return tuple(step.ratio for step in self.steps)
+
+    def with_nodes(self, nodes: Nodes) -> SolverSchedule:
+        """The same decisions on other nodes."""
+        return replace(self, nodes=nodes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The schedule as plain JSON values; `from_json` gives it back equal."""
+        from diffplug.samplers.schedule_json import schedule_to_json
+
+        return schedule_to_json(self)
+
+    @classmethod
+    def from_json(cls, document: Any) -> SolverSchedule:
+        """The schedule of a JSON document (an object, or its text); ValueError for what is none.
+
+        Refuses unknown keys and files of a newer version.
+        """
+        from diffplug.samplers.schedule_json import schedule_from_json
+
+        return schedule_from_json(json.loads(document) if isinstance(document, str) else document)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the schedule as a JSON file, whole or not at all; raises diffplug.files.WriteError."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SolverSchedule:
+        """The schedule in a JSON file; ValueError names the file where it holds none."""
+        document = read_json(path)
+        try:
+            return cls.from_json(document)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)!r} is no solver schedule: {error}") from error
+
+
+def _check_length(name: str, values: Any, steps: int) -> None:
+    if len(values) != steps:
+        raise ValueError(f"{name} has {len(values)} entries for {steps} steps: give one for each")
+
+
+def _json_copy(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy of what JSON can hold; ValueError for anything else."""
+    try:
+        copied: dict[str, Any] = json.loads(json.dumps(dict(meta), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"meta has to be plain JSON: {error}") from None
+    return copied

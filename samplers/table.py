@@ -1,0 +1,139 @@
+"""SolverTable: what a solver computes, as numbers; every step is linear in states and data predictions.
+
+x_{i+1} = sum of weights times (states x_j, data predictions D_j, states X_j that the network saw), j <= i.
+Noise predictions need no history of their own: E_j = (X_j - alpha_j D_j) / sigma_j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from diffplug.noise_level import Level
+
+DATA, STATES, SEEN = 0, 1, 2  # the three histories, in the order in which `Histories` holds them
+Histories = tuple[list[Tensor], list[Tensor], list[Tensor]]
+
+
+class Term(NamedTuple):
+    """weight times the entry of a history (DATA, STATES, SEEN) that lies `back` from its end, -1 the newest."""
+
+    history: int
+    back: int
+    weight: float
+
+
+Row = tuple[Term, ...]
+
+
+@dataclass(frozen=True)
+class TableStep:
+    """What happens at node i once the network has been evaluated there, in this order.
+
+    correct: the state x_i from X_i, D_i and the past, None where x_i = X_i. compensate: what takes the place
+    of D_i, None for itself. predict: the state at node i + 1.
+    """
+
+    predict: Row
+    correct: Row | None = None
+    compensate: Row | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows that are there."""
+        return [row for row in (self.correct, self.compensate, self.predict) if row is not None]
+
+
+@dataclass(frozen=True)
+class AnalyticStep:
+    """The first step without the network: D_0 = gain x_0 + mean, x_1 = scale x_0 + shift mean."""
+
+    scale: float
+    shift: float
+    gain: float
+    mean: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SolverTable:
+    """The rows of a run, float64 on the host.
+
+    sigmas, levels: of the N + 1 nodes; sigmas as the scheduler stores them. steps: one `TableStep` for each
+    node with an evaluation. begin: the first node of the run (larger than 0 for img2img; earlier rows are
+    those of that run all the same, but must not be used). first: the analytic step at node 0, if any.
+    """
+
+    sigmas: tuple[float, ...]
+    levels: tuple[Level, ...]
+    steps: tuple[TableStep, ...]
+    begin: int = 0
+    first: AnalyticStep | None = None
+
+    @property
+    def kept(self) -> tuple[int, int, int]:
+        """How many entries of each history the rows look at."""
+        reach = [1, 1, 0]
+        for step in self.steps[self.begin :]:
+            for row in step.rows:
+                for term in row:
+                    reach[term.history] = max(reach[term.history], -term.back)
+        return reach[0], reach[1], reach[2]
+
+    def run(
+        self,
+        denoise: Callable[[Tensor, int], Tensor],
+        x: Tensor,
+        *,
+        observe: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """The state at the last node; x: the state at node `begin`, of any shape.
+
+        denoise(x, i): the data prediction at node i, of x's dtype, called once for each evaluation. observe(i,
+        x): told every state as it becomes final. An analytic first step takes a mean of one number only.
+        """
+        histories: Histories = ([], [], [])
+        for i in range(self.begin, len(self.steps)):
+            analytic = self.first if i == 0 else None
+            data = denoise(x, i) if analytic is None else analytic.gain * x + analytic.mean[0]
+            state, x = advance(self.steps[i], histories, data, x, self.kept)
+            if observe is not None:
+                observe(i, state)
+        if observe is not None:
+            observe(len(self.steps), x)
+        return x
+
+
+def combine(row: Row, histories: Sequence[Sequence[Tensor]]) -> Tensor:
+    """The weighted sum of a row; one multiplication and a fused multiply-add for each further term."""
+    history, back, weight = row[0]
+    total = histories[history][back] * weight
+    for history, back, weight in row[1:]:
+        total.add_(histories[history][back], alpha=weight)
+    return total
+
+
+def advance(
+    step: TableStep,
+    histories: Histories,
+    data: Tensor,
+    seen: Tensor,
+    kept: tuple[int, int, int],
+    bound: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(the state of this node, the predicted state of the next one); the histories are moved on.
+
+    data: D_i. seen: X_i. bound: thresholding, applied again where the data prediction is replaced.
+    """
+    for history, entry, length in zip(histories, (data, seen, seen), kept, strict=True):
+        if length:
+            history.append(entry)
+            del history[:-length]
+    if step.correct is not None:
+        histories[STATES][-1] = combine(step.correct, histories)
+    if step.compensate is not None:
+        replaced = combine(step.compensate, histories)
+        histories[DATA][-1] = replaced if bound is None else bound(replaced)
+    return histories[STATES][-1], combine(step.predict, histories)
