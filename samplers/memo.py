@@ -1,0 +1,117 @@
+"""A denoiser that evaluates the same input once.
+
+A search runs one pipeline again and again with solvers that differ from some step on. Up to there the network
+is shown the same tensors, bit for bit, and what it said is remembered: a candidate costs only the evaluations
+that are new. This works for every pipeline, whatever it does between network and solver.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from diffplug.report import denoisers
+
+__all__ = ["Memo", "remember"]
+
+
+@dataclass
+class Memo:
+    """`evaluated` and `recalled` network calls; `bytes` of outputs kept, the oldest dropped above `limit`."""
+
+    limit: int = 2**30
+    evaluated: int = 0
+    recalled: int = 0
+    bytes: int = 0
+    _kept: OrderedDict[bytes, tuple[Any, int]] = field(default_factory=OrderedDict, repr=False)
+
+    def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What `forward` returns for these arguments, computed at most once while it is kept."""
+        key = _digest((id(forward), args, kwargs))
+        if key in self._kept:
+            self.recalled += 1
+            self._kept.move_to_end(key)
+            return copy.deepcopy(self._kept[key][0])
+        self.evaluated += 1
+        output = forward(*args, **kwargs)
+        self._keep(key, copy.deepcopy(output))
+        return output
+
+    def _keep(self, key: bytes, output: Any) -> None:
+        size = sum(t.numel() * t.element_size() for t in _tensors(output))
+        self._kept[key] = output, size
+        self.bytes += size
+        while self.bytes > self.limit and len(self._kept) > 1:
+            self.bytes -= self._kept.popitem(last=False)[1][1]
+
+
+@contextmanager
+def remember(pipe: Any, limit: int = 2**30) -> Iterator[Memo]:
+    """Inside the block the denoisers of `pipe` recall outputs for inputs that they have seen.
+
+    limit: bytes of outputs to keep. The weights must not change inside the block, and no gradient flows.
+    Raises ValueError for a pipeline in which no denoiser is found.
+    """
+    memo = Memo(limit)
+    with ExitStack() as undo:
+        for module in denoisers(pipe):
+            undo.callback(_remember_forward(module, memo))
+        yield memo
+
+
+def _remember_forward(module: Any, memo: Memo) -> Callable[[], None]:
+    """Put the memo before a module's `forward`; returns what takes it away again."""
+    own = vars(module).get("forward")  # offloading hooks of Accelerate live there
+    forward = module.forward
+
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            return memo.call(forward, args, kwargs)
+
+    module.forward = remembered
+
+    def undo() -> None:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+    return undo
+
+
+def _digest(value: Any) -> bytes:
+    """A hash of nested arguments: of the bytes of tensors, of the text of everything else."""
+    digest = hashlib.sha256()
+    _update(digest, value)
+    return digest.digest()
+
+
+def _update(digest: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}{value.device}".encode())
+        digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key in value:
+            _update(digest, (str(key), value[key]))
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"[{len(value)}".encode())
+        for item in value:
+            _update(digest, item)
+    else:
+        digest.update(repr(value).encode())
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    )
+    return [tensor for item in items for tensor in _tensors(item)]

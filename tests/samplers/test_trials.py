@@ -1,0 +1,141 @@
+"""Runs for searches: the same latents as the pipeline's own, paid for once, and a truth that is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UniPCMultistepScheduler
+from safetensors.torch import save_file
+
+from diffplug.report import count_network
+from diffplug.samplers import DCSolverScheduler
+from diffplug.samplers.trials import Trials
+from diffplug.samplers.truth import fingerprint, truth
+from diffplug.seeds import generators
+from diffplug.testing import tiny
+
+PROMPTS = ["a red circle", "a blue square", "a green cross"]
+
+
+SMALL = {"height": 16, "width": 16}
+
+
+def trials(family: str = "sd15", steps: int = 4, **options: Any) -> Trials:
+    return Trials(tiny(family), PROMPTS, [5, 6, 7], steps, guidance=3.0, options=SMALL, **options)
+
+
+@pytest.mark.pipe
+@pytest.mark.parametrize("family", ["sd15", "sd3"])
+def test_final_latents_are_the_pipeline_s_own(family: str) -> None:
+    runs = trials(family)
+    pipe = runs.pipe
+    expected = pipe(
+        prompt=PROMPTS, num_inference_steps=4, guidance_scale=3.0, output_type="latent",
+        generator=generators([5, 6, 7]), **SMALL,
+    )[0]  # fmt: skip
+    assert torch.equal(runs.final(pipe.scheduler), expected.double())
+    with runs.remembering():
+        assert torch.equal(runs.final(pipe.scheduler), expected.double())
+        assert torch.equal(runs.final(pipe.scheduler), expected.double())
+    assert (runs.memo.evaluated, runs.memo.recalled) == (4, 4)
+    assert "forward" not in vars(pipe.components["unet" if family == "sd15" else "transformer"])
+
+
+@pytest.mark.pipe
+def test_a_candidate_costs_only_what_differs() -> None:
+    runs = trials(steps=5)
+
+    def scheduler(*ratios: float) -> DCSolverScheduler:
+        return DCSolverScheduler.from_config(runs.pipe.scheduler.config, dc_ratios=list(ratios))
+
+    fresh = runs.final(scheduler(1, 1, 1, 0.8, 1))
+    with runs.remembering() as run:
+        run.final(scheduler(1, 1, 1, 1, 1))
+        assert run.evaluations == 5
+        assert torch.equal(run.final(scheduler(1, 1, 1, 0.8, 1)), fresh)
+        assert run.evaluations == 6  # the last one; before it nothing has changed
+        run.final(scheduler(1, 1, 1, 1, 1.2))
+        assert run.evaluations == 6
+
+
+@pytest.mark.pipe
+def test_a_trajectory_is_what_the_solver_saw_and_can_be_stopped() -> None:
+    runs = trials(steps=4, max_rows=2)
+    scheduler = DCSolverScheduler.from_config(runs.pipe.scheduler.config, disable_corrector=[])
+    with count_network(runs.pipe) as count:
+        whole = runs.trajectory(scheduler)
+    assert count.calls == 8 and whole.samples.shape[:2] == (4, 3)
+    assert torch.equal(whole.final, runs.final(scheduler))
+    assert torch.equal(whole.samples[0], whole.corrected[0])
+    assert not torch.equal(whole.samples[1], whole.corrected[1])
+    with count_network(runs.pipe) as count:
+        part = runs.trajectory(scheduler, until=2)
+    assert count.calls == 4 and part.final is None
+    assert torch.equal(part.outputs, whole.outputs[:2])
+    assert part.timesteps.tolist() == whole.timesteps[:2].tolist()
+    assert type(scheduler) is DCSolverScheduler
+
+
+def test_the_memory_is_bounded() -> None:
+    runs = trials()
+    with runs.remembering(limit=1) as run:
+        run.final(run.pipe.scheduler)
+        assert len(run.memo._kept) == 1
+        run.final(run.pipe.scheduler)
+        assert run.memo.recalled == 0
+
+
+def test_the_forward_of_a_hook_is_given_back() -> None:
+    runs = trials()
+    own = runs.pipe.unet.forward
+    runs.pipe.unet.forward = own
+    with pytest.raises(RuntimeError, match="stop"), runs.remembering():
+        raise RuntimeError("stop")
+    assert vars(runs.pipe.unet)["forward"] is own
+
+
+@pytest.mark.pipe
+def test_the_truth_is_computed_once_and_tied_to_everything_it_depends_on(tmp_path: Path) -> None:
+    runs = trials(steps=6)
+    ddim = DDIMScheduler.from_config(runs.pipe.scheduler.config)
+    first = truth(runs, ddim, tmp_path)
+    with count_network(runs.pipe) as count:
+        assert torch.equal(truth(runs, ddim, tmp_path), first)
+    assert count.calls == 0
+    truth(runs, UniPCMultistepScheduler.from_config(runs.pipe.scheduler.config), tmp_path)
+    truth(Trials(runs.pipe, PROMPTS, [5, 6, 8], 6, guidance=3.0, options=SMALL), ddim, tmp_path)
+    with torch.no_grad():
+        runs.pipe.unet.conv_in.weight[0, 0, 0, 0] += 1
+    truth(runs, ddim, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_damaged_truth_is_refused_and_left_alone(tmp_path: Path) -> None:
+    runs = trials(steps=2)
+    ddim = runs.pipe.scheduler
+    truth(runs, ddim, tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7])
+    with pytest.raises(ValueError, match=rf"{path.name}.*cannot be read.*remove the file"):
+        truth(runs, ddim, tmp_path)
+    assert path.read_bytes() == whole[:-7]
+    save_file({"latents": torch.zeros(3, 4)}, path, metadata={"told": "{}"})
+    with pytest.raises(ValueError, match=rf"{path.name}.*something else"):
+        truth(runs, ddim, tmp_path)
+
+
+def test_prompts_and_seeds_must_match() -> None:
+    with pytest.raises(ValueError, match="2 prompts and 1 seeds"):
+        Trials(None, ["a", "b"], [1], 4)
+
+
+def test_the_fingerprint_belongs_to_the_weights() -> None:
+    one, two = tiny("sd15"), tiny("sd15")
+    assert fingerprint(one) == fingerprint(two)
+    with torch.no_grad():
+        two.unet.conv_out.bias += 1
+    assert fingerprint(one) != fingerprint(two)
