@@ -2,20 +2,27 @@
 
 A reward is any callable `reward(images, prompts) -> scores`: `images` are [n, 3, h, w] float32 in [0, 1],
 `prompts` a list of n strings, the scores n numbers, larger is better. Tensor, array and list are all welcome.
+One that keeps the graph of pictures that require gradients says so by an attribute `differentiable = True`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from diffplug.registry import REWARDS
 
-__all__ = ["Reward", "get", "names", "score"]
+if TYPE_CHECKING:
+    from diffplug.rewards.compose import Standardised as Standardised
+    from diffplug.rewards.compose import Weighted as Weighted
+    from diffplug.rewards.spec import parse as parse
+
+__all__ = ["Reward", "Standardised", "Weighted", "get", "names", "parse", "score"]
 
 Reward = Callable[[torch.Tensor, list[str]], Any]
 
@@ -28,8 +35,15 @@ def names() -> list[str]:
 def get(name: str, **options: Any) -> Reward:
     """The reward of that name, ready to call; `options` go to its constructor.
 
+    `name` may also be a spec without options, as "0.7*clip + 0.3*aesthetic" (see `diffplug.rewards.spec`).
     Raises ValueError with the nearest names for an unknown one.
     """
+    if name not in REWARDS:
+        if options:
+            raise ValueError(
+                f"reward {name!r} is no plain name and takes no options, got {', '.join(options)}"
+            )
+        return import_module("diffplug.rewards.spec").parse(name)
     found: Any = REWARDS.get(name)
     if isinstance(found, type):
         return found(**options)
@@ -38,16 +52,19 @@ def get(name: str, **options: Any) -> Reward:
     return found
 
 
-def score(reward: Reward, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+def score(
+    reward: Reward, images: torch.Tensor, prompts: Sequence[str], *, graph: bool = False
+) -> torch.Tensor:
     """What `reward` gives for n pictures, as [n] float64 on the CPU; costs one call of the reward.
 
-    NaN and infinities stay (a `None` in a list counts as NaN): the caller decides what they mean. Raises
+    The scores are detached unless `graph` is set and the reward returned a tensor with a graph. NaN and
+    infinities stay (a `None` in a list counts as NaN): the caller decides what they mean. Raises
     ValueError that names the reward where it returns anything but n numbers, or [n, 1] of them.
     """
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts: give one prompt for each image")
     returned = reward(images, list(prompts))
-    scores = _numbers(returned)
+    scores = _numbers(returned, graph)
     if scores is not None and scores.shape == (len(images), 1):
         scores = scores[:, 0]
     if scores is None or scores.shape != (len(images),):
@@ -58,10 +75,11 @@ def score(reward: Reward, images: torch.Tensor, prompts: Sequence[str]) -> torch
     return scores
 
 
-def _numbers(returned: Any) -> torch.Tensor | None:
+def _numbers(returned: Any, graph: bool) -> torch.Tensor | None:
     """`returned` as a float64 tensor on the CPU; None if it holds something else than real numbers."""
     if isinstance(returned, torch.Tensor):
-        return None if returned.is_complex() else returned.detach().to("cpu", torch.float64)
+        kept = returned if graph else returned.detach()
+        return None if kept.is_complex() else kept.to("cpu").to(torch.float64)
     if isinstance(returned, (list, tuple)):
         returned = [math.nan if value is None else _plain(value) for value in returned]
     try:
@@ -89,3 +107,12 @@ def _described(returned: Any) -> str:
         if hasattr(returned, "__len__")
         else repr(returned)
     )
+
+
+_HOMES = {"Standardised": "compose", "Weighted": "compose", "parse": "spec"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"diffplug.rewards.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'diffplug.rewards' has no attribute {name!r}")

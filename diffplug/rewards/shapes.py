@@ -15,8 +15,19 @@ class ShapesReward:
         strict: give 1 only where every fact holds, else 0.
     """
 
+    differentiable = False
+
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict
+
+    @classmethod
+    def from_spec(cls, text: str) -> ShapesReward:
+        """From the word "strict"."""
+        if text != "strict":
+            raise ValueError(
+                f"shapes:{text}: write 'shapes', or 'shapes:strict' for 1 only where every fact holds"
+            )
+        return cls(strict=True)
 
     def __call__(self, images: Tensor, prompts: list[str]) -> np.ndarray:
         """Scores of pictures [n, 3, h, w] in [0, 1] for n prompts: [n] float64."""
