@@ -9,21 +9,39 @@ if __name__ != "diffplug.steering":
     raise ImportError("import this package as diffplug.steering, not as a top-level package")
 
 if TYPE_CHECKING:
+    from diffplug.steering.beam import Beam
     from diffplug.steering.best_of_n import BestOfN
-    from diffplug.steering.feynman_kac import FeynmanKac
+    from diffplug.steering.feynman_kac import FeynmanKac, ImportanceSampling
     from diffplug.steering.report import SteeringReport
     from diffplug.steering.resampling import resample
+    from diffplug.steering.svdd import SVDD, CoDe, TwoLevel
     from diffplug.steering.weights import ess
 
 _HOMES = {
+    "Beam": "diffplug.steering.beam",
     "BestOfN": "diffplug.steering.best_of_n",
+    "CoDe": "diffplug.steering.svdd",
     "FeynmanKac": "diffplug.steering.feynman_kac",
+    "ImportanceSampling": "diffplug.steering.feynman_kac",
+    "SVDD": "diffplug.steering.svdd",
     "SteeringReport": "diffplug.steering.report",
+    "TwoLevel": "diffplug.steering.svdd",
     "ess": "diffplug.steering.weights",
     "resample": "diffplug.steering.resampling",
 }
 
-__all__ = ["BestOfN", "FeynmanKac", "SteeringReport", "ess", "resample"]
+__all__ = [
+    "SVDD",
+    "Beam",
+    "BestOfN",
+    "CoDe",
+    "FeynmanKac",
+    "ImportanceSampling",
+    "SteeringReport",
+    "TwoLevel",
+    "ess",
+    "resample",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from diffplug.steering.particle_filter import ParticleFilter
-from diffplug.steering.particles import Plan
+from diffplug.steering.plans import Plan, no_call
 from diffplug.steering.potentials import Difference
 from diffplug.steering.steerer import Steerer
 
@@ -36,7 +35,7 @@ class BestOfN(Steerer):
 
     def plan(self) -> Plan:
         """Return the plan that scores nothing before the end."""
-        return _no_call
+        return no_call
 
     def build_filter(self, groups: int) -> ParticleFilter:
         """Return a filter that never selects."""
@@ -46,7 +45,3 @@ class BestOfN(Steerer):
             potential=Difference(strength=0.0),
             generators=[torch.Generator()],
         )
-
-
-def _no_call(n: int) -> Iterable[int]:
-    return ()

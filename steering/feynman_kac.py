@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
-import torch
-
-from diffplug.steering.particle_filter import ParticleFilter, check_threshold
-from diffplug.steering.particles import Plan, every_call, scored_calls
-from diffplug.steering.potentials import Difference
+from diffplug.steering.particle_filter import check_threshold
+from diffplug.steering.particles import Filter
+from diffplug.steering.plans import Plan, no_call, plan_of
+from diffplug.steering.potentials import potential
 from diffplug.steering.resampling import check_resampler
-from diffplug.steering.steerer import Steerer
+from diffplug.steering.tilted import Tilted, check_split
 
 FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
-class FeynmanKac(Steerer):
+class FeynmanKac(Tilted):
     """Pictures from the pipeline's law tilted by exp(strength * reward).
 
     Costs k times the network of the plain pipeline, and k decodings and rewards for each scored call.
@@ -28,77 +26,62 @@ class FeynmanKac(Steerer):
     weights are those of an exact particle filter over the solver's own transitions: use a stochastic solver,
     or copies stay identical (a warning says so).
 
-    strength: lambda >= 0. What matters is strength times the spread of the reward over free samples: 1 to 3
-    is moderate. 0 never scores and is the plain pipeline with `num_images_per_prompt=particles`. tilt:
-    "rising" (the potential grows with the progress of the run) or "constant". score_at: fractions of the run
-    in (0, 1], or "every"; 1.0 stands for the finished pictures, which are scored in any case; () is
-    importance sampling. ess_threshold: resample where the effective sample size is below this share of k,
-    weights are carried otherwise; None resamples at every scored call. resampler: a name of
-    `diffplug.steering.resampling.RESAMPLERS`. seed: of the selections, apart from the pipeline's noise;
-    prompt g takes seed + g, or entry g of a sequence. The rest: see `Steerer`. After a call `report` is a
-    SteeringReport.
+    potential: "difference", "max-increment", "max" or "sum" of the rewards so far; all end at the same tilted
+    law. score_at: fractions of the run in (0, 1], or "every"; 1.0 stands for the finished pictures, which are
+    scored in any case; () is importance sampling. ess_threshold: resample where the effective sample size is
+    below this share of k, weights are carried otherwise; None resamples at every scored call. resampler: a
+    name of `diffplug.steering.resampling.RESAMPLERS`. populations: split the k particles of a prompt into
+    this many that never meet; "best" then returns the best of each first, so that pictures asked for together
+    share no ancestor. strength, tilt, target_ess, seed: see `Tilted`. The rest: see `Steerer`. After a call
+    `report` is a SteeringReport.
 
         with plug(pipe, FeynmanKac("shapes", particles=8)):
             image = pipe("a red circle", num_inference_steps=20, eta=1.0).images[0]
     """
 
     _: KW_ONLY
-    strength: float = 10.0
-    tilt: str = "rising"
+    potential: str = "difference"
     score_at: Sequence[float] | str = FRACTIONS
     ess_threshold: float | None = 0.9
     resampler: str = "systematic"
-    seed: int | Sequence[int] = 0
+    populations: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Difference(strength=self.strength, tilt=self.tilt)
+        potential(self.potential, strength=self.strength)
         check_threshold(self.ess_threshold)
         check_resampler(self.resampler)
-        _check_fractions(self.score_at)
-
-    @property
-    def weight(self) -> float:
-        """Return the strength."""
-        return float(self.strength)
-
-    @property
-    def scores(self) -> bool:
-        """Return whether the strength is above zero."""
-        return self.strength > 0
+        plan_of(self.score_at)
+        check_split(self.particles, "populations", self.populations)
 
     def plan(self) -> Plan:
         """Return the plan of scored calls before the end."""
-        return every_call if isinstance(self.score_at, str) else scored_calls(self.score_at)
+        return plan_of(self.score_at)
 
-    def build_filter(self, groups: int) -> ParticleFilter:
-        """Return a fresh difference-potential filter. Raises ValueError for a wrong number of seeds."""
-        return ParticleFilter(
-            groups=groups,
-            particles=self.particles,
-            potential=Difference(strength=self.strength, tilt=self.tilt),
-            generators=[torch.Generator().manual_seed(seed) for seed in self._seeds(groups)],
+    def build_filter(self, groups: int) -> Filter:
+        """Return a fresh filter. Raises ValueError for a wrong number of seeds."""
+        return self._filter(
+            groups,
             resampler=self.resampler,
             ess_threshold=self.ess_threshold,
+            populations=self.populations,
+            potential=self._potential(self.potential),
         )
 
-    def _seeds(self, groups: int) -> list[int]:
-        if isinstance(self.seed, int):
-            return [self.seed + g for g in range(groups)]
-        if len(self.seed) != groups:
-            raise ValueError(
-                f"{len(self.seed)} selection seeds for {groups} prompts: give one number, or one for "
-                "each prompt"
-            )
-        return list(self.seed)
 
+@dataclass(frozen=True)
+class ImportanceSampling(Tilted):
+    """Free pictures, weighted by exp(strength * reward): Feynman-Kac without any selection on the way.
 
-def _check_fractions(score_at: Sequence[float] | str) -> None:
-    """Raise ValueError unless every scored fraction is in (0, 1]."""
-    if isinstance(score_at, str):
-        if score_at != "every":
-            raise ValueError(f"score_at={score_at!r}: give fractions of the run in (0, 1], or 'every'")
-        return
-    for fraction in score_at:
-        if not (math.isfinite(fraction) and 0 < fraction <= 1):
-            raise ValueError(f"score_at contains {fraction}: fractions of the run lie in (0, 1]")
+    Costs k times the pipeline and one scoring; works with every solver. The weights and log Z are unbiased
+    for every strength, and useless once one picture has all the weight (see the report's final ESS). Options:
+    see `Tilted` and `Steerer`.
+    """
+
+    def plan(self) -> Plan:
+        """Return the plan that scores nothing before the end."""
+        return no_call
+
+    def build_filter(self, groups: int) -> Filter:
+        """Return a filter that never selects."""
+        return self._filter(groups, resampler="systematic", ess_threshold=None)

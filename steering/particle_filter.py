@@ -22,15 +22,19 @@ from torch import Tensor
 
 from diffplug.steering.potentials import Potential
 from diffplug.steering.resampling import check_resampler, resample, settle
+from diffplug.steering.selection import Rule
 from diffplug.steering.weights import ess, log_mean_exp
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
-    """What a scored call decided: `[groups, k]` rewards (-inf = dead) and ancestors, `[groups]` the rest."""
+    """What a scored call decided: `[groups, k]` rewards (-inf = dead), log weights before the selection, and
+    ancestors; `[groups]` the rest.
+    """
 
     call: int
     rewards: Tensor
+    log_weights: Tensor
     ess: Tensor
     resampled: Tensor
     ancestors: Tensor
@@ -63,10 +67,11 @@ class ParticleFilter:
     """P independent groups of k weighted particles; `select` at scored calls, `finish` at the end.
 
     groups, particles: P and k. potential: see `diffplug.steering.potentials`. resampler: a name of
-    `RESAMPLERS`. ess_threshold: select where the effective sample size is below this share of k; None selects
-    at every scored call. generators: CPU generators for the selections, one for all groups or one for each.
-    Groups never mix. A group whose weights are equal stays as it is; one in which a particle died selects at
-    once; one in which all died counts as not scored.
+    `RESAMPLERS`, or a rule of `diffplug.steering.selection`; a biased rule leaves no weights (`exact` is
+    False, the final weights are equal and the normaliser is NaN). ess_threshold: select where the effective
+    sample size is below this share of k; None selects at every scored call. generators: CPU generators for
+    the selections, one for all groups or one for each. Groups never mix. A group whose weights are equal
+    stays as it is; one in which a particle died selects at once; one in which all died counts as not scored.
     """
 
     def __init__(
@@ -76,19 +81,22 @@ class ParticleFilter:
         particles: int,
         potential: Potential,
         generators: Sequence[torch.Generator],
-        resampler: str = "systematic",
+        resampler: str | Rule = "systematic",
         ess_threshold: float | None = None,
     ) -> None:
         check_threshold(ess_threshold)
         self.groups, self.particles = groups, particles
         self.potential = potential
-        self.resampler = check_resampler(resampler)
+        self.resampler = check_resampler(resampler) if isinstance(resampler, str) else resampler
+        self.exact = not getattr(resampler, "biased", False)
         self.ess_threshold = ess_threshold
         self.generators = generators
         self.selections: list[Selection] = []
         self.psi = torch.zeros(groups, particles, dtype=torch.float64)
         self.base = torch.zeros_like(self.psi)
+        self.twist = torch.zeros_like(self.psi)
         self.log_z = torch.zeros(groups, dtype=torch.float64)
+        self.share = torch.zeros_like(self.log_z)
         self.roots = torch.arange(particles).expand(groups, particles)
         self._path = torch.empty(0, groups, particles, dtype=torch.float64)
 
@@ -100,17 +108,17 @@ class ParticleFilter:
         """
         scores, invalid = checked_rewards(rewards.reshape(self.groups, self.particles))
         alive = torch.isfinite(scores).any(-1, keepdim=True)
-        self._path = torch.cat([self._path, scores[None]])
-        self.psi = torch.where(alive, self.potential.psi(self._path, progress), self.psi)
+        self._weigh(scores, alive, progress)
         logw = self.psi - self.base
         size = ess(logw)
         chosen = self._due(logw, size) & alive[:, 0]
-        drawn = settle(resample(logw, self.generators, self.resampler))
+        drawn = settle(self._drawn(logw))
         ancestors = torch.where(chosen[:, None], drawn, torch.arange(self.particles))
         self._inherit(ancestors, chosen, logw)
         selection = Selection(
             call=call,
             rewards=scores,
+            log_weights=logw,
             ess=size,
             resampled=chosen,
             ancestors=ancestors,
@@ -119,6 +127,33 @@ class ParticleFilter:
         )
         self.selections.append(selection)
         return selection
+
+    def _weigh(self, scores: Tensor, alive: Tensor, progress: float) -> None:
+        """Bring the log potentials up to date; those of a group without a live particle stay."""
+        self._path = torch.cat([self._path, torch.where(alive, scores, torch.nan)[None]])
+        full = torch.where(alive, self.potential.full(self._path), -torch.inf)
+        self.share = self.potential.share(full, self.base - self.twist, self.share, progress)
+        share = self.share[:, None]
+        tilted = torch.where(full == -torch.inf, -torch.inf, share * full) + self.twist
+        self.psi = torch.where(alive, tilted, self.psi)
+
+    def _drawn(self, logw: Tensor) -> Tensor:
+        if isinstance(self.resampler, str):
+            return resample(logw, self.generators, self.resampler)
+        return self.resampler(logw, self.generators)
+
+    def twisted(self, log_ratio: Tensor) -> None:
+        """Add log p/tau, `[P * k]` or `[P, k]`, of a proposal tau that was used in place of the transition p.
+
+        The next weights, the final ones among them, then make up for it.
+        """
+        self.twist = self.twist + log_ratio.to("cpu", torch.float64).reshape(self.groups, self.particles)
+
+    def move_groups(self, source: Tensor) -> None:
+        """Make group g continue from group source[g], `[groups]` int64: a level above selects groups."""
+        for name in ("psi", "base", "twist", "log_z", "share", "roots"):
+            setattr(self, name, getattr(self, name).index_select(0, source))
+        self._path = self._path.index_select(1, source)
 
     def _due(self, logw: Tensor, size: Tensor) -> Tensor:
         """Return which groups select: unequal weights, and poor ones, a dead particle, or no threshold."""
@@ -131,6 +166,7 @@ class ParticleFilter:
         """Move lineages to their ancestors and close the books of the groups that selected."""
         self.log_z = torch.where(chosen, self.log_z + log_mean_exp(logw), self.log_z)
         self.psi = self.psi.gather(-1, ancestors)
+        self.twist = self.twist.gather(-1, ancestors)
         self.roots = self.roots.gather(-1, ancestors)
         self._path = self._path.gather(-1, ancestors.expand_as(self._path))
         self.base = torch.where(chosen[:, None], self.psi, self.base)
@@ -138,7 +174,10 @@ class ParticleFilter:
     def finish(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log weights `[P, k]`, log normalisers `[P]` and checked rewards `[P, k]` of the end."""
         scores, _ = checked_rewards(rewards.reshape(self.groups, self.particles))
-        logw = self.potential.final(scores) - self.base
+        if not self.exact:
+            equal = torch.where(scores == -torch.inf, scores, 0.0)
+            return equal, torch.full_like(self.log_z, torch.nan), scores
+        logw = self.potential.final(scores) + self.twist - self.base
         return logw, self.log_z + log_mean_exp(logw), scores
 
 

@@ -14,69 +14,72 @@ so that copies of one particle part at once through the fresh noise of that very
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from diffplug.intercept import StepCall, StepInterceptor
 from diffplug.noise import x0hat
+from diffplug.steering.copies import CopyWatch
 from diffplug.steering.history import reindex, reindex_arguments, reindex_scheduler
-from diffplug.steering.particle_filter import ParticleFilter
+from diffplug.steering.particle_filter import Selection
+from diffplug.steering.plans import Plan
 
 Score = Callable[[Tensor, int], Tensor]
-Plan = Callable[[int], Iterable[int]]
-
-_ADVICE = (
-    "use a stochastic one, such as DDIMScheduler with eta=1, EulerAncestralDiscreteScheduler, or "
-    "DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++' (with use_flow_sigmas=True for "
-    "flow models)"
-)
 
 
-def scored_calls(fractions: Iterable[float]) -> Plan:
-    """Return a plan: from the number of steps n to the call indices at these fractions of the run, in order.
+class Filter(Protocol):
+    """What the engine asks of a particle filter; see `ParticleFilter` and `Populations`."""
 
-    The last call is never among them: its clean prediction is the finished picture, and copies made there
-    stay copies.
-    """
-    fractions = tuple(fractions)
-    return lambda n: sorted({math.floor(f * n + 0.5) for f in fractions} & set(range(n - 1)))
+    groups: int
+    particles: int
+    selections: list[Selection]
+    generators: Sequence[torch.Generator]
 
+    def select(self, rewards: Tensor, *, call: int, progress: float) -> Selection:
+        """Return the selection for the rewards of a call."""
+        ...
 
-def every_call(n: int) -> Iterable[int]:
-    """Return the plan that scores at every call but the last."""
-    return range(n - 1)
+    def finish(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log weights, log normalisers and checked rewards of the end."""
+        ...
 
 
 class ParticleSteps(StepInterceptor):
     """Steers one run of a scheduler; `filter` holds the weights and the selections of the run so far.
 
-    build_filter: from the number of groups to a fresh `ParticleFilter`. score: from (clean predictions `[P *
-    k, ...]`, call index) to rewards `[P * k]`. particles: k; the batch must be a multiple of it, groups are
-    consecutive blocks. calls: plan of scored call indices for n steps. A new `set_timesteps` starts over.
-    Raises ValueError if k does not divide the batch.
+    build_filter: from the number of groups to a fresh filter. score: from (clean predictions `[P * k, ...]`,
+    call index) to rewards `[P * k]`. particles: k; the batch must be a multiple of it, groups are consecutive
+    blocks. calls: plan of scored call indices for n steps. watch: what happens when copies stay
+    identical, by default a warning. A new `set_timesteps` starts over. Raises ValueError if k does not divide
+    the batch.
     """
 
     def __init__(
-        self, build_filter: Callable[[int], ParticleFilter], score: Score, *, particles: int, calls: Plan
+        self,
+        build_filter: Callable[[int], Filter],
+        score: Score,
+        *,
+        particles: int,
+        calls: Plan,
+        watch: CopyWatch | None = None,
     ) -> None:
         self.build_filter = build_filter
         self.score = score
         self.particles = particles
         self.plan = calls
-        self.warned = False
+        self.watch = CopyWatch() if watch is None else watch
         self._restart()
 
     def _restart(self) -> None:
-        self.filter: ParticleFilter | None = None
+        self.filter: Filter | None = None
         self.made = 0
         self.steps = 0
         self.moves: dict[int, Tensor] = {}
         self._due: list[int] = []
+        self.watch.restart()
 
     def on_set_timesteps(self, scheduler: Any) -> None:
         """Forget the last run."""
@@ -93,13 +96,12 @@ class ParticleSteps(StepInterceptor):
         index = self.made
         self.made += 1
         rows = self._select(call, index) if self._is_due(call.scheduler, index) else None
-        if rows is None:
-            return call.run()
-        self.moves[index] = rows
-        move_particles(call, rows)
+        if rows is not None:
+            self.moves[index] = rows
+            move_particles(call, rows)
         result = call.run()
-        if not self.warned and index < self.steps - 1:
-            self._warn_of_copies(call.scheduler, rows, result)
+        if index < self.steps - 1:
+            self.watch.look(call.scheduler, rows, result)
         return result
 
     def _begin(self, call: StepCall) -> None:
@@ -132,19 +134,6 @@ class ParticleSteps(StepInterceptor):
             return None
         offset = torch.arange(self.filter.groups)[:, None] * self.particles
         return (selection.ancestors + offset).reshape(-1)
-
-    def _warn_of_copies(self, scheduler: Any, rows: Tensor, result: Any) -> None:
-        """Warn once if copied rows are still equal after the step: then the solver adds no noise."""
-        after = result[0] if isinstance(result, tuple) else result.prev_sample
-        copies = torch.nonzero(rows != torch.arange(len(rows)))[:, 0].to(after.device)
-        if torch.equal(after[copies], after[rows.to(after.device)[copies]]):
-            self.warned = True
-            warnings.warn(
-                f"{type(scheduler).__name__} added no noise after a selection, so copied particles stay "
-                "identical to "
-                f"the end and steering explores little: {_ADVICE}",
-                stacklevel=2,
-            )
 
 
 class FollowingSteps(StepInterceptor):

@@ -60,6 +60,16 @@ def _taken(value: Any, rows: Sequence[int], total: int) -> Any:
     return value
 
 
+def best_first(rewards: Tensor, populations: int = 1) -> list[int]:
+    """Return slots by falling reward `[k]`, the best one of each population before all others."""
+    order = torch.argsort(rewards, descending=True, stable=True).tolist()
+    size = len(order) // populations
+    met: set[int] = set()
+    leaders = [slot for slot in order if not (slot // size in met or met.add(slot // size))]  # type: ignore[func-returns-value]
+    leaders = [slot for slot in leaders if rewards[slot] > -torch.inf]
+    return leaders + [slot for slot in order if slot not in leaders]
+
+
 def score_pictures(
     score: Callable[[Tensor, list[str]], Tensor], images: Tensor, prompts: list[str], *, takes_video: bool
 ) -> Tensor:

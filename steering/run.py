@@ -14,9 +14,11 @@ from torch import Tensor
 
 from diffplug import latents, rewards
 from diffplug.report import NetworkCount, count_network, denoisers
-from diffplug.steering.particle_filter import ParticleFilter, checked_rewards
-from diffplug.steering.particles import ParticleSteps
-from diffplug.steering.pictures import raw_pictures, score_pictures, take, to_tensor
+from diffplug.steering.copies import CopyWatch
+from diffplug.steering.particle_filter import checked_rewards
+from diffplug.steering.particles import Filter, ParticleSteps
+from diffplug.steering.pictures import best_first, raw_pictures, score_pictures, take, to_tensor
+from diffplug.steering.populations import Populations
 from diffplug.steering.report import SteeringReport
 from diffplug.steering.request import Request
 from diffplug.steering.resampling import resample
@@ -65,7 +67,11 @@ class SteeredRun:
         self.seconds = Seconds()
         self.network = NetworkCount()
         self.engine = ParticleSteps(
-            steerer.build_filter, self.score_x0, particles=steerer.particles, calls=steerer.plan()
+            steerer.build_filter,
+            self.score_x0,
+            particles=steerer.particles,
+            calls=steerer.plan(),
+            watch=CopyWatch(strict=steerer.needs_noise),
         )
 
     @torch.no_grad()
@@ -138,7 +144,7 @@ class SteeredRun:
         logw, log_z, final = self._filter().finish(rated)
         return Outcome(final, logw, log_z, checked_rewards(rated)[1])
 
-    def _filter(self) -> ParticleFilter:
+    def _filter(self) -> Filter:
         found = self.engine.filter
         if found is None or found.groups != self.request.groups:
             raise ValueError(
@@ -168,11 +174,17 @@ class SteeredRun:
                 stacklevel=2,
             )
         elif self.steerer.scores and self.steerer.returns == "best":
-            slots = torch.argsort(final, descending=True, stable=True).tolist()
+            slots = best_first(final, self._apart())
         elif self.steerer.scores and self.steerer.returns == "sample":
             generators = self._filter().generators
             return resample(logw, generators[group % len(generators)], n=wanted).tolist()
         return slots if self.steerer.returns == "all" else slots[:wanted]
+
+    def _apart(self) -> int:
+        """Return how many populations of a prompt never met."""
+        found = self._filter()
+        apart = isinstance(found, Populations) and found.ess_threshold is None
+        return found.count if apart else 1
 
     def report(self) -> SteeringReport:
         """Return what this run did."""

@@ -12,8 +12,8 @@ from diffplug import rewards
 from diffplug.intercept import intercept_call, intercept_step
 from diffplug.report import denoisers
 from diffplug.rewards import Reward
-from diffplug.steering.particle_filter import ParticleFilter
-from diffplug.steering.particles import Plan
+from diffplug.steering.particles import Filter
+from diffplug.steering.plans import Plan
 from diffplug.steering.report import SteeringReport
 from diffplug.steering.request import read_request
 from diffplug.steering.run import SteeredRun
@@ -44,6 +44,7 @@ class Steerer:
     _reports: list[SteeringReport] = field(default_factory=list, init=False, repr=False, compare=False)
 
     slot: ClassVar[str] = "steering"
+    needs_noise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if isinstance(self.reward, str):
@@ -79,7 +80,7 @@ class Steerer:
         """Return the plan of scored calls before the end."""
         raise NotImplementedError
 
-    def build_filter(self, groups: int) -> ParticleFilter:
+    def build_filter(self, groups: int) -> Filter:
         """Return a fresh particle filter for this many prompts."""
         raise NotImplementedError
 

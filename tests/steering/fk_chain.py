@@ -12,8 +12,10 @@ from torch import Tensor
 
 from diffplug.intercept import intercept_step
 from diffplug.noise import level
+from diffplug.steering.copies import CopyWatch
 from diffplug.steering.particle_filter import ParticleFilter
-from diffplug.steering.particles import ParticleSteps, Plan
+from diffplug.steering.particles import ParticleSteps
+from diffplug.steering.plans import Plan
 from diffplug.steering.potentials import Difference
 
 BETAS = {
@@ -93,6 +95,8 @@ def steer(
     steps: int = 20,
     seed: int = 0,
     patch: Callable[[ParticleSteps], None] = lambda engine: None,
+    make_filter: Callable[[int], Any] | None = None,
+    watch: CopyWatch | None = None,
     **step_kwargs: Any,
 ) -> Steered:
     """Return a steered run of the chain by the engine alone, without a pipeline."""
@@ -108,7 +112,13 @@ def steer(
             ess_threshold=ess_threshold,
         )
 
-    engine = ParticleSteps(build, lambda x0, call: reward(x0[:, 0]), particles=particles, calls=plan)
+    engine = ParticleSteps(
+        make_filter or build,
+        lambda x0, call: reward(x0[:, 0]),
+        particles=particles,
+        calls=plan,
+        watch=watch,
+    )
     patch(engine)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(groups * particles, 1, dtype=torch.float64, generator=generator)

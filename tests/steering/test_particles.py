@@ -16,7 +16,8 @@ from fk_chain import BETAS, GAUSSIAN, TWO_HUMPS, ddim, denoise, steer
 
 from diffplug.intercept import StepInterceptor, intercept_step
 from diffplug.steering import particles as engine_module
-from diffplug.steering.particles import ParticleSteps, every_call, remaining_steps, scored_calls
+from diffplug.steering.particles import ParticleSteps, remaining_steps
+from diffplug.steering.plans import every_block, every_call, scored_calls
 
 pytestmark = pytest.mark.law
 
@@ -268,6 +269,15 @@ def test_plans_count_from_the_fractions_and_leave_the_last_call_out() -> None:
     assert plan(1) == []
     assert scored_calls(())(20) == []
     assert list(every_call(4)) == [0, 1, 2]
+
+
+def test_blocks_count_back_from_the_end() -> None:
+    assert every_block(1)(4) == [0, 1, 2]
+    assert every_block(5)(20) == [0, 5, 10, 15]
+    assert every_block(5)(12) == [2, 7]
+    assert every_block(30)(20) == []
+    with pytest.raises(ValueError, match="block=0"):
+        every_block(0)
 
 
 def test_a_run_that_starts_late_is_shorter() -> None:
