@@ -24,7 +24,7 @@ from diffplug.samplers.noise_levels import NoiseLevels
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.table import DATA, SEEN, STATES, AnalyticStep, Row, SolverTable, TableStep, Term
 
-LEAST_ALPHA = 1e-5  # below it a noise prediction says nothing about the data, and its weights explode
+LEAST_ALPHA = 1e-5  # below it the weights of a noise prediction explode
 Weights = dict[tuple[int, int], float]  # (history, node) -> weight
 
 
@@ -119,6 +119,12 @@ class _Compiler:
         points = [[p for p in group if p >= self.begin and p != start] for group in points]
         order = next((k for k, group in enumerate(points, 1) if len(group) < k), update.order)
         h = self.nodes[target].lam - self.nodes[start].lam
+        if h < 0 or (h == 0 and order > 1):
+            raise ValueError(f"lambda goes from {self.nodes[start].lam:g} on by {h:g}: it has to increase")
+        if order == 1 and param == "noise" and not self.corrected(start):
+            param = "data"  # the same where X = x, without a division by the start's signal
+        elif param != "data" and self.nodes[start].alpha < LEAST_ALPHA:
+            raise ValueError(f"param {param!r} cannot start where there is almost no signal: use 'data'")
         grow, moments, z = self.integral(param, update, order, start, target)
         weights: Weights = defaultdict(float, {(STATES, start): grow})
         for term, share in self.value(param, start, start).items():
@@ -140,6 +146,8 @@ class _Compiler:
         """Add weight times the k-th derivative's estimate; what: (k, weight, variable)."""
         k, weight, variable = what
         place = [node.lam for node in self.nodes] if variable == "lambda" else list(range(len(self.nodes)))
+        if len({place[p] for p in (start, *points)}) <= len(points):
+            raise ValueError("two of the evaluations it uses are at the same noise level")
         shares = difference_weights([place[p] - place[start] for p in points], k)
         for node, factor in [*zip(points, shares, strict=True), (start, -math.fsum(shares))]:
             for term, share in self.value(param, node, start).items():
@@ -177,15 +185,13 @@ class _Compiler:
         alpha, sigma = self.nodes[node].alpha, self.nodes[node].sigma
         if param == "data":
             return {(DATA, node): 1.0}
-        if alpha < LEAST_ALPHA:
-            raise ValueError(f"param {param!r} at a node of (almost) no signal, alpha {alpha:g}: use 'data'")
         if isinstance(param, Linear):
             shrink = math.exp(-param.s * (self.nodes[node].lam - self.nodes[start].lam))
             return {(DATA, node): -shrink, (SEEN, node): shrink * (1.0 - param.l) / alpha}
         return {(DATA, node): -alpha / sigma, (SEEN, node): 1.0 / sigma}
 
     def row(self, weights: Weights, i: int) -> Row:
-        """The weights as a row at node i, newest entries first; what was never corrected counts as a state."""
+        """The weights as a row at node i, newest first; what was never corrected counts as a state."""
         merged: Weights = defaultdict(float)
         for (history, node), weight in weights.items():
             plain = history == SEEN and not self.corrected(node)

@@ -1,4 +1,4 @@
-"""The decisions of one solver step, as frozen values that check what can be checked without their neighbours."""
+"""The decisions of one solver step, as frozen values that check themselves."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Derivative:
-    """Which evaluations estimate a derivative, counted from the start (-1 the one before, 1 the one after)."""
+    """Which evaluations estimate a derivative, counted from the start (-1 one before, 1 one after)."""
 
     points: tuple[int, ...]
     scale: Scale = Scale()

@@ -70,7 +70,7 @@ def exponential(steps: int, levels: NoiseLevels, final: str) -> Floats:
 
 
 def log_snr(steps: int, levels: NoiseLevels, final: str) -> Floats:
-    """Even in lambda; flow models start at sigma 1, whose lambda is infinite, and go on evenly from 1 - 1/T."""
+    """Even in lambda; flow models start at sigma 1 (lambda is infinite there) and go on from 1 - 1/T."""
     high = levels.sigma_max if not levels.flow else 1.0 - 1.0 / levels.train_steps
     first, last = levels.level(high).lam, levels.level(levels.sigma_min).lam
     nodes = _between(lambda u: levels.sigma_of_lambda(first + u * (last - first)), steps, levels, final)

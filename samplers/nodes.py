@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class Nodes:
         if self.name:
             raise ValueError(f"a grid of {self.kind} takes no name, got {self.name!r}")
         sign = 1 if self.kind == "lambda" else -1
-        for i, (one, two) in enumerate(zip(self.values, self.values[1:], strict=False)):
+        for i, (one, two) in enumerate(pairwise(self.values)):
             if not sign * (two - one) > 0:
                 word = "increase" if sign == 1 else "decrease"
                 raise ValueError(f"step {i}: {self.kind} go from {one:g} to {two:g}, they have to {word}")
@@ -76,7 +77,7 @@ class Nodes:
         wanted = steps + (self.final == "node")
         if self.kind != "name" and len(self.values) != wanted:
             raise ValueError(
-                f"{steps} steps with final {self.final!r} need {wanted} nodes, the grid has {len(self.values)}"
+                f"{steps} steps with final {self.final!r} need {wanted} nodes, there are {len(self.values)}"
             )
 
     @property
@@ -107,7 +108,7 @@ class Nodes:
 
 def checked(sigmas: Floats, final: str) -> Floats:
     """The sigmas; ValueError with the step's number unless they decrease strictly down to 0 at the least."""
-    for i, (one, two) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (one, two) in enumerate(pairwise(sigmas.tolist())):
         if not one > two >= 0:
             hint = (
                 f": leave out the last node, or end otherwise than with {final!r}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +21,13 @@ class NoiseLevels:
     """Noise as Diffusers' solvers store it: sigma / alpha for VP models, sigma in (0, 1] for flow models.
 
     table: sigma / alpha [T] of every training timestep, increasing; None for flow models.
-    train_steps: T, the time of pure noise. shift: what a flow model does to the sigma of a time.
+    train_steps: T, the time of pure noise. shift: S of a flow model: time t has sigma
+    S t / (T + (S - 1) t).
     """
 
     table: FloatArray | None
     train_steps: int = 1000
-    shift: Callable[[Floats], Floats] | None = None
+    shift: float = 1.0
 
     @classmethod
     def from_scheduler(cls, scheduler: Any, mu: float | None = None) -> NoiseLevels:
@@ -37,11 +37,10 @@ class NoiseLevels:
         if not config.use_flow_sigmas:
             cumprod = scheduler.alphas_cumprod.cpu()
             return cls((((1 - cumprod) / cumprod) ** 0.5).numpy(), steps)
-        if config.use_dynamic_shifting:
-            strength = 1.0 if mu is None else mu
-            return cls(None, steps, lambda s: scheduler.time_shift(strength, 1.0, s))
-        shift = float(config.flow_shift)
-        return cls(None, steps, lambda s: shift * s / (1 + (shift - 1) * s))
+        if not config.use_dynamic_shifting:
+            return cls(None, steps, float(config.flow_shift))
+        strength = 1.0 if mu is None else mu
+        return cls(None, steps, math.exp(strength) if config.time_shift_type == "exponential" else strength)
 
     @property
     def flow(self) -> bool:
@@ -70,8 +69,11 @@ class NoiseLevels:
         times = np.asarray(times, dtype=np.float64)
         if self.table is not None:
             return np.asarray(vp_sigmas(times, self.table), dtype=np.float64)
-        plain = times / self.train_steps
-        return plain if self.shift is None else self.shift(plain)
+        return self.shifted(times / self.train_steps)
+
+    def shifted(self, sigmas: Floats) -> Floats:
+        """S s / (1 + (S - 1) s): what a flow model's shift makes of plain sigmas."""
+        return sigmas if self.shift == 1 else self.shift * sigmas / (1.0 + (self.shift - 1.0) * sigmas)
 
     def time_of_sigma(self, sigmas: Any) -> Floats:
         """What the network is told at stored sigmas > 0: VP by the table (log-linear), flow T sigma."""

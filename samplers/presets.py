@@ -7,7 +7,8 @@
 grid: a name of `grids.GRIDS`, or `Nodes`, which say themselves how they end. final: "zero" or "sigma_min".
 lower_order_final: a lower order at the end of runs of fewer than 15 steps, as Diffusers has it (UniPC: of
 every length). All raise ValueError for an order that the sampler does not have. Whatever ends at sigma 0 ends
-with order 1: lambda is infinite there.
+with order 1: lambda is infinite there. begin: the node where a run starts late (img2img); orders ramp up from
+there, and what lies before is not meant to be run.
 """
 
 from __future__ import annotations
@@ -63,16 +64,23 @@ def _corrector(order: int, scale: Scale) -> Update:
     return Update(order=order + 1, derivatives=tuple(Derivative(points, used) for _ in range(order)))
 
 
-def _multistep_order(i: int, steps: int, order: int, lower: bool, clean: bool) -> int:
+def _history(i: int, begin: int) -> int:
+    """How many evaluations a run from `begin` has made up to node i, at least 1."""
+    return max(i - begin, 0) + 1
+
+
+def _multistep_order(i: int, begin: int, steps: int, order: int, lower: bool, clean: bool) -> int:
     """Ramp-up at the start; at the end of short runs ramp-down to 2 and 1; 1 into sigma 0."""
     last = steps - 1 - i
     if last == 0 and (lower or clean):
         return 1
-    return min(order, i + 1, 2 if lower and last == 1 else order)
+    return min(order, _history(i, begin), 2 if lower and last == 1 else order)
 
 
-def ddim(steps: int, grid: str | Nodes = "linspace", *, final: str = "zero") -> SolverSchedule:
-    """First order, without noise (eta 0); the same from data and from noise predictions (arXiv 2010.02502)."""
+def ddim(
+    steps: int, grid: str | Nodes = "linspace", *, final: str = "zero", begin: int = 0
+) -> SolverSchedule:
+    """First order, without noise (eta 0); data and noise predictions give the same (arXiv 2010.02502)."""
     return _schedule([SolverStep()] * _steps_of("ddim", steps), grid, final)
 
 
@@ -86,6 +94,7 @@ def dpmpp(
     final: str = "zero",
     lower_order_final: bool = True,
     true_third: bool = False,
+    begin: int = 0,
 ) -> SolverSchedule:
     """DPM-Solver++ multistep 1, 2M, 3M (arXiv 2211.01095); param="noise": DPM-Solver (arXiv 2206.00927).
 
@@ -99,7 +108,7 @@ def dpmpp(
     third = (PLAIN, PLAIN if true_third else HALF)
     short = lower_order_final and steps < SHORT
     orders = [
-        _multistep_order(i, steps, order, short, _ends_clean(grid, final))
+        _multistep_order(i, begin, steps, order, short, _ends_clean(grid, final))
         for i in range(_steps_of("dpmpp", steps))
     ]
     return _schedule(
@@ -107,9 +116,11 @@ def dpmpp(
     )
 
 
-def res_multistep(steps: int, grid: str | Nodes = "linspace", *, final: str = "zero") -> SolverSchedule:
+def res_multistep(
+    steps: int, grid: str | Nodes = "linspace", *, final: str = "zero", begin: int = 0
+) -> SolverSchedule:
     """Second-order exponential Adams-Bashforth on data predictions, with the exact weight ("res_2m")."""
-    return dpmpp(steps, grid, kind="heun", final=final, lower_order_final=False)
+    return dpmpp(steps, grid, kind="heun", final=final, lower_order_final=False, begin=begin)
 
 
 def unipc(
@@ -122,6 +133,7 @@ def unipc(
     disable_corrector: Collection[int] = (),
     final: str = "zero",
     lower_order_final: bool = True,
+    begin: int = 0,
 ) -> SolverSchedule:
     """UniPC, predictor and corrector (arXiv 2302.04867).
 
@@ -134,7 +146,12 @@ def unipc(
     decisions = []
     for i in range(_steps_of("unipc", steps)):
         left = steps - i
-        q = min(order, i + 1, left if lower_order_final else order, 1 if clean and left == 1 else order)
+        q = min(
+            order,
+            _history(i, begin),
+            left if lower_order_final else order,
+            1 if clean and left == 1 else order,
+        )
         correct = None if left == 1 or i in disable_corrector else _corrector(q, scale)
         predict = _past(q, (scale,) if q == 2 else ())
         decisions.append(SolverStep(param=param, predict=predict, correct=correct))
@@ -148,20 +165,21 @@ def deis(
     order: int = 2,
     final: str = "zero",
     lower_order_final: bool = True,
+    begin: int = 0,
 ) -> SolverSchedule:
     """DEIS: noise predictions interpolated over lambda and integrated exactly (arXiv 2204.13902, tAB-log)."""
     _order("deis", order, (1, 2, 3))
     short, clean = lower_order_final and steps < SHORT, _ends_clean(grid, final)
-    orders = [_multistep_order(i, steps, order, short, clean) for i in range(_steps_of("deis", steps))]
+    orders = [_multistep_order(i, begin, steps, order, short, clean) for i in range(_steps_of("deis", steps))]
     return _schedule([SolverStep(param="noise", predict=_past(q)) for q in orders], grid, final)
 
 
 def ipndm(
-    steps: int, grid: str | Nodes = "linspace", *, order: int = 4, final: str = "zero"
+    steps: int, grid: str | Nodes = "linspace", *, order: int = 4, final: str = "zero", begin: int = 0
 ) -> SolverSchedule:
     """iPNDM: Adams-Bashforth weights of noise predictions, whatever the step sizes (arXiv 2204.13902)."""
     _order("ipndm", order, (1, 2, 3, 4))
-    orders = [min(order, i + 1) for i in range(_steps_of("ipndm", steps))]
+    orders = [min(order, _history(i, begin)) for i in range(_steps_of("ipndm", steps))]
     return _schedule(
         [SolverStep(param="noise", predict=_past(q, variable="index")) for q in orders], grid, final
     )
@@ -175,23 +193,24 @@ def singlestep(
     kind: str = "midpoint",
     param: str = "data",
     final: str = "zero",
+    begin: int = 0,
 ) -> SolverSchedule:
     """DPM-Solver(++) singlestep 2 or 3: blocks of as many steps, each from the state at the block's start.
 
-    The states inside a block only serve to estimate derivatives. kind: "midpoint" or "heun". The blocks at
-    the end shrink so that every number of steps works.
+    The states inside a block only serve to estimate derivatives. kind: "midpoint" or "heun". The last block
+    shrinks so that every number of steps works; late starts begin a block.
     """
     _order("singlestep", order, (1, 2, 3))
     if kind not in ("midpoint", "heun"):
         raise ValueError(f"kind {kind!r} of singlestep: allowed are 'midpoint' and 'heun'")
-    orders = _blocks(_steps_of("singlestep", steps), order)
+    orders = [1] * begin + _blocks(_steps_of("singlestep", steps) - begin, order)
     if _ends_clean(grid, final):
         orders[-1] = 1
     return _schedule([SolverStep(param=param, predict=_from_block(q, kind)) for q in orders], grid, final)
 
 
 def _blocks(steps: int, order: int) -> list[int]:
-    """Orders 1, 2, ..., order again and again; the last block is cut short, so that it is not of full order."""
+    """Orders 1, 2, ..., order again and again; the last block is cut short."""
     full, rest = divmod(steps, order)
     block = list(range(1, order + 1))
     if order == 1 or rest:

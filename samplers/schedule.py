@@ -87,9 +87,7 @@ class SolverSchedule:
         step.check_place(index, len(self.steps))
         order = self.compensation[0]
         if step.ratio != 1 and index < order:
-            raise ValueError(
-                f"ratio {step.ratio:g} can do nothing: a compensation of order {order} needs {order + 1} outputs"
-            )
+            raise ValueError(f"ratio {step.ratio:g} can do nothing: order {order} needs {order + 1} outputs")
         last = index == len(self.steps) - 1
         by_index = step.predict.variable == "index" and step.param == "noise"
         if last and self.nodes.ends_clean and step.predict.order > 1 and not by_index:
@@ -128,6 +126,12 @@ class SolverSchedule:
     def ratios(self) -> tuple[float, ...]:
         """The compensation ratio of every step."""
         return tuple(step.ratio for step in self.steps)
+
+    def __deepcopy__(self, memo: Any) -> SolverSchedule:
+        return self
+
+    def __reduce__(self) -> Any:
+        return type(self).from_json, (self.to_json(),)
 
     def with_nodes(self, nodes: Nodes) -> SolverSchedule:
         """The same decisions on other nodes."""

@@ -27,7 +27,10 @@ from diffplug.samplers.schedule import SolverSchedule
 FORMAT = "solver-schedule"
 VERSION = 1
 
-_TOP = ("format", "version", "nfe", "grid", "first", "mean", "steps", "compensation", "deltas", "time_shift", "skips", "meta")  # fmt: skip
+_TOP = (
+    *("format", "version", "nfe", "grid", "first", "mean", "steps"),
+    *("compensation", "deltas", "time_shift", "skips", "meta"),
+)
 _STEP = ("param", "start", "order", "d", "variable", "ratio", "correct")
 
 

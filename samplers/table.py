@@ -19,7 +19,7 @@ Histories = tuple[list[Tensor], list[Tensor], list[Tensor]]
 
 
 class Term(NamedTuple):
-    """weight times the entry of a history (DATA, STATES, SEEN) that lies `back` from its end, -1 the newest."""
+    """weight times an entry of a history (DATA, STATES, SEEN); `back` counts from its end, -1 the newest."""
 
     history: int
     back: int
@@ -91,8 +91,8 @@ class SolverTable:
     ) -> Tensor:
         """The state at the last node; x: the state at node `begin`, of any shape.
 
-        denoise(x, i): the data prediction at node i, of x's dtype, called once for each evaluation. observe(i,
-        x): told every state as it becomes final. An analytic first step takes a mean of one number only.
+        denoise(x, i): the data prediction at node i, of x's dtype, called once an evaluation. observe(i, x):
+        told every state as it becomes final. An analytic first step takes a mean of one number only.
         """
         histories: Histories = ([], [], [])
         for i in range(self.begin, len(self.steps)):

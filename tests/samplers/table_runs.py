@@ -1,4 +1,4 @@
-"""Solver tables run on a smooth network that is nobody's model, and Diffusers' schedulers on the same nodes."""
+"""Solver tables and Diffusers' schedulers on a smooth network that is nobody's model."""
 
 from __future__ import annotations
 

@@ -1,0 +1,53 @@
+"""Schedulers that take every option of Diffusers' UniPC and some more: their constructor's signature."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diffusers import UniPCMultistepScheduler
+
+
+def constructor_signature(changed: Mapping[str, Any], own: Mapping[str, Any]) -> inspect.Signature:
+    """UniPC's constructor with other defaults and more parameters; follows the installed Diffusers."""
+    unipc = inspect.signature(UniPCMultistepScheduler.__init__).parameters.values()
+    parameters = [p.replace(default=changed.get(p.name, p.default)) for p in unipc]
+    more = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=v) for k, v in own.items()]
+    return inspect.Signature([*parameters, *more])
+
+
+def with_signature(signature: inspect.Signature) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator: the constructor shows this signature, from which Diffusers makes the configuration."""
+
+    def show(init: Callable[..., None]) -> Callable[..., None]:
+        init.__signature__ = signature  # type: ignore[attr-defined]
+        return init
+
+    return show
+
+
+def bound_options(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], set[str]]:
+    """All options by name, defaults filled in, and the names of those that were given."""
+    given = signature.bind(None, *args, **kwargs)
+    names = set(given.arguments)
+    given.apply_defaults()
+    options = {name: value for name, value in given.arguments.items() if name != "self"}
+    options["disable_corrector"] = list(options["disable_corrector"] or [])
+    if options["use_flow_sigmas"] and "final_sigmas_type" not in names:
+        options["final_sigmas_type"] = "zero"  # a flow has no smallest sigma: UniPC would repeat the last one
+    return options, names
+
+
+def check_prediction(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for a prediction type that does not go with the rest."""
+    if options["prediction_type"] != "flow_prediction":
+        return
+    if not options["use_flow_sigmas"]:
+        raise ValueError("prediction_type='flow_prediction' needs use_flow_sigmas=True: set both, or neither")
+    if not options["predict_x0"]:
+        raise ValueError(
+            "prediction_type='flow_prediction' works with predict_x0=True only: leave predict_x0 out"
+        )
