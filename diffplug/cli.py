@@ -67,7 +67,7 @@ def generate(
     ] = None,
     particles: Annotated[int, typer.Option(min=1, max=4096, help="Particles for each picture.")] = 8,
     reward: Annotated[
-        str, typer.Option(help="What steering asks for; a name from `diffplug names`.")
+        str, typer.Option(help="What steering asks for: a name from `diffplug names`, or 0.7*clip+0.3*jpeg.")
     ] = "shapes",
     strength: Annotated[float | None, typer.Option(min=0, help="How much the reward counts.")] = None,
     out: Out = Path("out"),
@@ -125,7 +125,7 @@ def compare(
     seed: Seed = 0,
     images: Images = 2,
     judge: Annotated[
-        str | None, typer.Option(help="Reward that judges; `shapes` on the Shapes model.")
+        str | None, typer.Option(help="Reward that judges, as for --reward; `shapes` on the Shapes model.")
     ] = None,
     out: Out = Path("out"),
     device: Device = "auto",

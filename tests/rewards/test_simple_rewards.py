@@ -134,7 +134,7 @@ def test_running_scores_have_the_mean_and_deviation_of_all_so_far(batches: list[
     running = Standardised(lambda images, prompts: next(todo))
     for i, batch in enumerate(batches):
         scores = running(torch.zeros(len(batch), 3, 2, 2), ["a"] * len(batch))
-        seen = np.array(sum(batches[: i + 1], []))
+        seen = np.concatenate(batches[: i + 1])
         deviation = seen.std(ddof=1) if len(seen) > 1 else 1.0
         assert running.mean == pytest.approx(seen.mean(), rel=1e-6, abs=1e-6)
         assert running.std == pytest.approx(deviation or 1.0, rel=1e-4, abs=1e-3) or deviation < 1e-3
