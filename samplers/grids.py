@@ -111,7 +111,7 @@ def _ays(table: list[int]) -> Grid:
         count = steps + 1 if final == "sigma_min" else steps
         at = np.linspace(0, len(known) - 1 if final == "sigma_min" else len(known) - 2, count)
         nodes = np.exp(np.interp(at, np.arange(len(known)), known))
-        return nodes if final == "sigma_min" else np.append(nodes, 0.0)
+        return np.append(nodes[:-1], levels.sigma_min) if final == "sigma_min" else np.append(nodes, 0.0)
 
     return grid
 
