@@ -24,12 +24,16 @@ __all__ = ["Memo", "remember"]
 
 @dataclass
 class Memo:
-    """`evaluated` and `recalled` network calls; `bytes` of outputs kept, the oldest dropped above `limit`."""
+    """`evaluated` and `recalled` network calls; `bytes` of outputs kept, the oldest dropped above `limit`.
+
+    on_evaluation: told every evaluation that is not recalled.
+    """
 
     limit: int = 2**30
     evaluated: int = 0
     recalled: int = 0
     bytes: int = 0
+    on_evaluation: Callable[[], None] | None = None
     _kept: OrderedDict[bytes, tuple[Any, int]] = field(default_factory=OrderedDict, repr=False)
 
     def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -40,6 +44,8 @@ class Memo:
             self._kept.move_to_end(key)
             return copy.deepcopy(self._kept[key][0])
         self.evaluated += 1
+        if self.on_evaluation is not None:
+            self.on_evaluation()
         output = forward(*args, **kwargs)
         self._keep(key, copy.deepcopy(output))
         return output

@@ -126,8 +126,10 @@ class _Recorder(StepInterceptor):
         self.outputs.append(call.model_output.detach().double().cpu())
         self.timesteps.append(float(call.timestep))
         result = call.run()
-        start = getattr(call.scheduler, "last_sample", None)
-        self.corrected.append(self.samples[-1] if start is None else start.detach().double().cpu())
+        states = getattr(call.scheduler, "solver_states", None) or [
+            getattr(call.scheduler, "last_sample", None)
+        ]
+        self.corrected.append(self.samples[-1] if states[-1] is None else states[-1].detach().double().cpu())
         if len(self.samples) == self.until:
             raise _Enough
         return result

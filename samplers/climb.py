@@ -1,0 +1,200 @@
+"""Rung after rung up to the best solver that the data allow; every one judged on pairs it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from diffplug.registry import unknown
+from diffplug.samplers import rungs
+from diffplug.samplers.nodes import Nodes
+from diffplug.samplers.presets import ddim, deis, dpmpp, ipndm, res_multistep, unipc
+from diffplug.samplers.problem import Errors, Problem, errors
+from diffplug.samplers.schedule import SolverSchedule
+
+__all__ = ["RUNGS", "Climb", "RungResult", "climb", "stock_schedules"]
+
+RUNGS = ("ratios", "grid", "coefficients", "full")
+"""What can be searched, from few numbers to many: each asks for more pairs than the one before."""
+
+
+@dataclass(frozen=True)
+class RungResult:
+    """What a rung reached: its best schedule, errors on both sets of pairs, and what it cost.
+
+    evaluations: of the network over all pairs of a set; seconds: wall clock. accepted: better than what was
+    there, on held-out pairs.
+    """
+
+    name: str
+    schedule: SolverSchedule
+    train: dict[str, float]
+    held_out: dict[str, float]
+    evaluations: int
+    seconds: float
+    accepted: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "schedule": self.schedule.to_json()}
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> RungResult:
+        return cls(**{**told, "schedule": SolverSchedule.from_json(told["schedule"])})
+
+
+@dataclass(frozen=True)
+class Climb:
+    """The schedule that a search gives, and how it got there.
+
+    stock: held-out errors of the stock solvers, by name; `baseline` is the best of them by the mean.
+    """
+
+    schedule: SolverSchedule
+    rungs: tuple[RungResult, ...]
+    stock: dict[str, dict[str, float]]
+
+    @property
+    def baseline(self) -> str:
+        return min(self.stock, key=lambda name: self.stock[name]["mean"])
+
+    @property
+    def improved(self) -> bool:
+        """Whether any rung beat the best stock solver."""
+        return any(rung.accepted for rung in self.rungs)
+
+
+@dataclass
+class _Leader:
+    """The best schedule so far on held-out pairs, out of those that a rung passes through."""
+
+    problem: Problem
+    schedule: SolverSchedule | None = None
+    errors: Errors = field(default_factory=lambda: Errors(np.array([np.inf])))
+
+    def watch(self, schedule: SolverSchedule) -> None:
+        found = errors(self.problem, schedule)
+        if found.mean < self.errors.mean:
+            self.schedule, self.errors = schedule, found
+
+
+def stock_schedules(steps: int, nodes: Nodes) -> dict[str, SolverSchedule]:
+    """The multistep solvers of Diffusers on these nodes, by name."""
+    found = {
+        "DDIM": ddim(steps, nodes),
+        "DPM-Solver++ 2M": dpmpp(steps, nodes),
+        "DPM-Solver++ 3M": dpmpp(steps, nodes, order=3),
+        "UniPC-2": unipc(steps, nodes),
+        "UniPC-3": unipc(steps, nodes, order=3),
+        "DEIS-2": deis(steps, nodes),
+        "DEIS-3": deis(steps, nodes, order=3),
+        "iPNDM": ipndm(steps, nodes),
+        "res_multistep": res_multistep(steps, nodes),
+    }
+    return found
+
+
+def climb(
+    train: Problem,
+    held_out: Problem,
+    steps: int,
+    nodes: Nodes,
+    *,
+    climbed: Sequence[str] = RUNGS,
+    done: Sequence[RungResult] = (),
+    on_rung: Callable[[RungResult], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> Climb:
+    """The best schedule of `steps` evaluations, and never one that is worse than the best stock solver.
+
+    train: pairs that the numbers are fitted to. held_out: pairs that choose between candidates, and decide
+    whether a rung is taken: its mean error has to be smaller than the best so far, and neither mean nor 95th
+    percentile larger than those of the best stock solver. nodes: the grid to start from. climbed: names out
+    of `RUNGS`. done: results of an interrupted climb, which are not searched again. on_rung: told each
+    result; on_stage: told what begins. Raises ValueError for unknown rungs.
+    """
+    for name in climbed:
+        if name not in RUNGS:
+            raise unknown("rung", name, list(RUNGS))
+    say = on_stage or (lambda _: None)
+    say("stock solvers")
+    stock = stock_schedules(steps, nodes)
+    told = {name: errors(held_out, schedule).told() for name, schedule in stock.items()}
+    climb = Climb(stock[min(told, key=lambda name: told[name]["mean"])], (), told)
+    known = {result.name: result for result in done}
+    for name in RUNGS:
+        if name not in climbed:
+            continue
+        result = known.get(name)
+        if result is None:
+            say(name)
+            result = _climb_one(name, train, held_out, climb, steps, nodes)
+            if on_rung is not None:
+                on_rung(result)
+        schedule = result.schedule if result.accepted else climb.schedule
+        climb = replace(climb, schedule=schedule, rungs=(*climb.rungs, result))
+    return climb
+
+
+def _climb_one(
+    name: str, train: Problem, held_out: Problem, climb: Climb, steps: int, nodes: Nodes
+) -> RungResult:
+    began, before, leader = perf_counter(), train.evaluations, _Leader(held_out)
+    _RUNG[name](train, leader, climb, steps, nodes)
+    schedule, reached = leader.schedule, leader.errors
+    assert schedule is not None  # noqa: S101 - every rung shows at least one finite schedule or is refused
+    best, stock = errors(held_out, climb.schedule), climb.stock[climb.baseline]
+    accepted = reached.mean < best.mean and reached.mean <= stock["mean"] and reached.p95 <= stock["p95"]
+    return RungResult(
+        name=name,
+        schedule=schedule,
+        train=errors(train, schedule).told(),
+        held_out=reached.told(),
+        evaluations=train.evaluations - before,
+        seconds=round(perf_counter() - began, 1),
+        accepted=accepted,
+    )
+
+
+def _ratios(train: Problem, leader: _Leader, climb: Climb, steps: int, nodes: Nodes) -> None:
+    """DC-Solver on the best corrector policy, on the paper's, on DDIM and on the best stock solvers."""
+    times = train.levels.time_of_sigma(nodes.sigmas(train.levels, steps)[:-1]).tolist()
+    policies = rungs.corrector_policies(steps, nodes, times)
+    stock = sorted(stock_schedules(steps, nodes).values(), key=lambda each: errors(train, each).mean)
+    starts = (rungs.best(train, policies), policies[1], ddim(steps, nodes), *stock[:2])
+    for schedule in dict.fromkeys(starts):
+        leader.watch(schedule)
+        rungs.ratios(train, schedule, watch=leader.watch)
+
+
+def _grid(train: Problem, leader: _Leader, climb: Climb, steps: int, nodes: Nodes) -> None:
+    """Other nodes for the best multistep solver, from the given grid and from named ones."""
+    final = "zero" if nodes.ends_clean else "sigma_min"
+    named = [Nodes(kind="name", name=name, final=final) for name in ("karras", "log-snr", "beta57")]
+    starts = [schedule for each in (nodes, *named) for schedule in rungs.multistep(steps, each)]
+    starts.sort(key=lambda schedule: errors(train, schedule).mean)
+    for schedule in starts[:2]:
+        leader.watch(schedule)
+        rungs.grid(train, schedule, watch=leader.watch)
+
+
+def _coefficients(train: Problem, leader: _Leader, climb: Climb, steps: int, nodes: Nodes) -> None:
+    """Weights of all outputs, on the grid of the rung below and on the given one."""
+    starts = [result.schedule for result in climb.rungs if result.name == "grid"]
+    starts.append(rungs.best(train, rungs.multistep(steps, nodes)))
+    for schedule in starts:
+        rungs.coefficients(train, schedule, watch=leader.watch)
+
+
+def _full(train: Problem, leader: _Leader, climb: Climb, steps: int, nodes: Nodes) -> None:
+    """Weights of all outputs and all states, and the timesteps that the network is told."""
+    below = [result.schedule for result in climb.rungs if result.name == "coefficients"]
+    start = below[0] if below else rungs.best(train, rungs.multistep(steps, nodes))
+    leader.watch(start)
+    rungs.coefficients(train, start, states=True, shifts=True, watch=leader.watch)
+
+
+_RUNG = {"ratios": _ratios, "grid": _grid, "coefficients": _coefficients, "full": _full}

@@ -1,0 +1,222 @@
+"""What a search minimises: the distance of a solver's final samples from the converged ones, pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from diffplug import noise
+from diffplug.samplers.compiler import compile_schedule
+from diffplug.samplers.nodes import Nodes
+from diffplug.samplers.noise_levels import NoiseLevels
+from diffplug.samplers.presets import dpmpp
+from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.solver import SolverScheduler
+from diffplug.samplers.trials import Trials
+from diffplug.samplers.truth import truth
+from diffplug.scheduler_plug import build
+
+__all__ = ["Errors", "ModelProblem", "PipelineProblem", "Problem", "Run", "errors", "refined"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of n pairs, flattened to d numbers each, float64.
+
+    final: [n, d]. states: [N, n, d], the (corrected) state that each step starts from. data: [N, n, d], the
+    data predictions before any compensation.
+    """
+
+    final: Floats
+    states: Floats
+    data: Floats
+
+
+class Problem(Protocol):
+    """n pairs of start noise and prompt, with the samples that a converged solver reaches from them."""
+
+    levels: NoiseLevels
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations so far, each of them over all pairs."""
+
+    def final(self, schedule: SolverSchedule) -> Floats:
+        """The final samples [n, d] of a schedule."""
+
+    def run(self, schedule: SolverSchedule) -> Run:
+        """A run of a schedule, with what happened on the way."""
+
+    @property
+    def truth(self) -> Floats:
+        """The converged final samples [n, d]."""
+
+    def truth_states(self, schedule: SolverSchedule) -> Floats:
+        """The converged states [N + 1, n, d] at the nodes of a schedule."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Mean squared errors of the final samples, pair by pair: [n]."""
+
+    of_pairs: Floats
+
+    @property
+    def mean(self) -> float:
+        return float(self.of_pairs.mean())
+
+    @property
+    def p95(self) -> float:
+        return float(np.quantile(self.of_pairs, 0.95))
+
+    def told(self) -> dict[str, float]:
+        """Both figures, ready for JSON."""
+        return {"mean": self.mean, "p95": self.p95}
+
+
+def errors(problem: Problem, schedule: SolverSchedule) -> Errors:
+    """How far a schedule ends from the truth; infinite where it leaves the finite numbers."""
+    off = np.square(problem.final(schedule) - problem.truth).mean(axis=1)
+    return Errors(np.where(np.isfinite(off), off, np.inf))
+
+
+def refined(schedule: SolverSchedule, levels: NoiseLevels, evaluations: int) -> SolverSchedule:
+    """DPM-Solver++ of order 3 over the schedule's own nodes and as many more, evenly between them in time.
+
+    The nodes of `schedule` are every m-th of the result, m = ceil(evaluations / steps).
+    """
+    nodes = schedule.nodes.sigmas(levels, len(schedule.steps))
+    times = np.append(levels.time_of_sigma(nodes[:-1]), 0.0)
+    if nodes[-1] > 0:
+        times[-1] = levels.time_of_sigma(nodes[-1:])[0]
+    m = -(-evaluations // len(schedule.steps))
+    fine = np.concatenate([np.linspace(a, b, m, endpoint=False) for a, b in pairwise(times)])
+    sigmas = np.append(fine / levels.train_steps if levels.flow else levels.sigma_of_time(fine), nodes[-1])
+    sigmas[::m] = nodes
+    return dpmpp(
+        len(sigmas) - 1,
+        Nodes(kind="sigmas", values=tuple(sigmas.tolist())),
+        order=3,
+        true_third=True,
+        lower_order_final=False,
+    )
+
+
+@dataclass
+class ModelProblem:
+    """A model in closed form: `epsilon(x, timestep)`, its noise levels, and start noises x [n, ...] float64.
+
+    nodes: where the truth starts and ends. fine: evaluations of the truth.
+    """
+
+    epsilon: Callable[[Tensor, float], Tensor]
+    noises: Tensor
+    levels: NoiseLevels
+    nodes: Nodes
+    fine: int = 1000
+    evaluations: int = field(default=0, init=False)
+
+    def final(self, schedule: SolverSchedule) -> Floats:
+        return self.run(schedule).final
+
+    def run(self, schedule: SolverSchedule) -> Run:
+        table = compile_schedule(schedule, self.levels)
+        times = self.levels.time_of_sigma(np.array(table.sigmas[:-1]))
+        told = times if schedule.time_shift is None else times + np.array(schedule.time_shift)
+        data: list[Tensor] = []
+        states: list[Tensor] = []
+
+        def denoise(x: Tensor, i: int) -> Tensor:
+            alpha, sigma = table.levels[i].alpha, table.levels[i].sigma
+            data.append((x - sigma * self.epsilon(x, float(told[i]))) / alpha)
+            self.evaluations += 1
+            return data[-1].clone()
+
+        final = table.run(denoise, self.noises, observe=lambda _, x: states.append(x.clone()))
+        return Run(_flat(final), _stacked(states[: len(schedule.steps)]), _stacked(data))
+
+    @cached_property
+    def truth(self) -> Floats:
+        base = dpmpp(1, self.nodes, order=1, lower_order_final=False)
+        before, final = self.evaluations, self.final(refined(base, self.levels, self.fine))
+        self.evaluations = before
+        return final
+
+    def truth_states(self, schedule: SolverSchedule) -> Floats:
+        before, fine = self.evaluations, refined(schedule, self.levels, self.fine)
+        run = self.run(fine)
+        self.evaluations = before
+        m = len(fine.steps) // len(schedule.steps)
+        return np.concatenate([run.states[::m], run.final[None]])
+
+
+@dataclass
+class PipelineProblem:
+    """A Diffusers pipeline with prompts and seeds, run through `Trials`.
+
+    trials: what to run; its number of steps does not matter, every schedule brings its own. nodes: where the
+    truth starts and ends. fine: evaluations of the truth. cache: folder of kept truths, None for the default.
+    """
+
+    trials: Trials
+    nodes: Nodes
+    fine: int = 200
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.levels = NoiseLevels.from_scheduler(build(SolverScheduler, self.trials.pipe))
+
+    @property
+    def evaluations(self) -> int:
+        return self.trials.evaluations
+
+    def final(self, schedule: SolverSchedule) -> Floats:
+        return _flat(self._trials(schedule).final(self._scheduler(schedule)))
+
+    def run(self, schedule: SolverSchedule) -> Run:
+        scheduler = self._scheduler(schedule)
+        path = self._trials(schedule).trajectory(scheduler)
+        data = [
+            noise.x0hat(scheduler, output, t, x)
+            for output, t, x in zip(path.outputs, path.timesteps.tolist(), path.samples, strict=True)
+        ]
+        assert path.final is not None  # noqa: S101 - the run was not stopped
+        return Run(_flat(path.final), _stacked(list(path.corrected)), _stacked(data))
+
+    @cached_property
+    def truth(self) -> Floats:
+        fine = refined(dpmpp(1, self.nodes, order=1, lower_order_final=False), self.levels, self.fine)
+        return _flat(truth(self._trials(fine), self._scheduler(fine), self.cache))
+
+    def truth_states(self, schedule: SolverSchedule) -> Floats:
+        fine = refined(schedule, self.levels, self.fine)
+        run = self.run(fine)
+        m = len(fine.steps) // len(schedule.steps)
+        return np.concatenate([run.states[::m], run.final[None]])
+
+    def _scheduler(self, schedule: SolverSchedule) -> Any:
+        return build(SolverScheduler, self.trials.pipe, schedules=schedule.to_json())
+
+    def _trials(self, schedule: SolverSchedule) -> Trials:
+        self.trials.steps = schedule.nfe
+        return self.trials
+
+
+def _flat(x: Tensor) -> Floats:
+    """[n, d] of [n, ...]."""
+    return torch.as_tensor(x).double().reshape(len(x), -1).numpy()
+
+
+def _stacked(parts: list[Tensor]) -> Floats:
+    return np.stack([_flat(part) for part in parts])

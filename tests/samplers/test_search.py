@@ -1,0 +1,189 @@
+"""Searches: they find what is there, beat every stock solver on fresh pairs, or say that they do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler
+from guided_mixture import SD, GuidedMixture
+
+from diffplug.samplers import rungs
+from diffplug.samplers.climb import climb, stock_schedules
+from diffplug.samplers.fit import fit
+from diffplug.samplers.nodes import Nodes
+from diffplug.samplers.noise_levels import NoiseLevels
+from diffplug.samplers.presets import unipc
+from diffplug.samplers.problem import ModelProblem, errors, refined
+from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.search_compensation import search_compensation
+from diffplug.testing import tiny
+
+LINSPACE = Nodes(kind="name", name="linspace", final="sigma_min")
+PROMPTS = ["a red circle", "a blue square", "a green cross", "a yellow triangle"]
+
+
+def mixture(n: int, seed: int, guidance: float = 7.5, fine: int = 200) -> ModelProblem:
+    toy, scheduler = GuidedMixture(guidance_scale=guidance), UniPCMultistepScheduler(**SD)
+    x, prompts = toy.pairs(n, seed)
+    levels = NoiseLevels.from_scheduler(scheduler)
+    return ModelProblem(lambda x, t: toy.epsilon(scheduler, x, t, prompts), x, levels, LINSPACE, fine)
+
+
+class SecretProblem(ModelProblem):
+    """A problem whose truth is what a known schedule of few steps does."""
+
+    secret: SolverSchedule
+
+    @property
+    def truth(self) -> Any:  # type: ignore[override]
+        return self.final(self.secret)
+
+    def truth_states(self, schedule: SolverSchedule) -> Any:
+        run = self.run(self.secret)
+        return np.concatenate([run.states, run.final[None]])
+
+
+@pytest.mark.law
+def test_secret_ratios_are_found() -> None:
+    """A plain descent from 1 stops at .465 in the fourth; the grid finds the basin of .81."""
+    plain = mixture(24, seed=1)
+    problem = SecretProblem(plain.epsilon, plain.noises, plain.levels, LINSPACE)
+    neutral = unipc(6, LINSPACE, disable_corrector=(0,))
+    secret = {2: 0.93, 3: 0.81, 4: 1.22, 5: 1.07}
+    problem.secret = rungs.with_ratios(neutral, secret)
+    found = rungs.ratios(problem, neutral, iterations=12)
+    assert found.ratios[2:] == pytest.approx(list(secret.values()), abs=2e-3)
+
+
+@pytest.mark.law
+def test_least_squares_stays_in_its_bounds_and_survives_what_is_not_finite() -> None:
+    def residuals(x: np.ndarray) -> np.ndarray:
+        return np.array([x[0] - 3.0, 10 * (x[1] - x[0] ** 2)]) if x[0] < 2.5 else np.array([np.nan, np.nan])
+
+    seen: list[np.ndarray] = []
+    found = fit(residuals, np.array([0.5, 0.0]), bounds=(-1.0, 2.0), iterations=60, on_iterate=seen.append)
+    assert found[0] <= 2.0 and found[1] <= 2.0 and np.isfinite(residuals(found)).all()
+    assert found == pytest.approx([np.sqrt(2), 2.0], abs=0.02)
+    assert np.array_equal(seen[0], [0.5, 0.0]) and np.array_equal(seen[-1], found)
+    assert fit(residuals, np.array([])).size == 0
+
+
+@pytest.mark.law
+def test_a_ridge_keeps_numbers_near_their_start() -> None:
+    def residuals(x: np.ndarray) -> np.ndarray:
+        return x - 1.0
+
+    assert fit(residuals, np.zeros(2), ridge=np.array([1.0, 0.0])) == pytest.approx([0.5, 1.0], abs=1e-6)
+
+
+@pytest.mark.law
+def test_the_truth_goes_through_the_nodes_of_a_schedule() -> None:
+    problem = mixture(4, seed=5, fine=60)
+    schedule = unipc(6, LINSPACE)
+    fine = refined(schedule, problem.levels, 60)
+    own = schedule.nodes.sigmas(problem.levels, 6)
+    assert np.array_equal(fine.nodes.sigmas(problem.levels, len(fine.steps))[::10], own)
+    states = problem.truth_states(schedule)
+    assert states.shape == (7, 4, 16)
+    assert np.array_equal(states[0], problem.noises.numpy())
+    assert np.abs(states[-1] - problem.truth).max() < 2e-3
+
+
+@pytest.mark.law
+@pytest.mark.slow
+def test_every_rung_beats_the_stock_solvers_on_fresh_pairs() -> None:
+    """Guidance 7.5, 5 evaluations: the bars are half the error for DC-Solver, a tenth for the best rung."""
+    train, held_out, fresh = mixture(48, seed=1), mixture(64, seed=3), mixture(200, seed=2)
+    stages: list[str] = []
+    found = climb(train, held_out, 5, LINSPACE, climbed=("ratios", "coefficients"), on_stage=stages.append)
+    stock = min(errors(fresh, schedule).mean for schedule in stock_schedules(5, LINSPACE).values())
+    ratios, coefficients = found.rungs
+    assert errors(fresh, ratios.schedule).mean < 0.5 * stock
+    assert errors(fresh, coefficients.schedule).mean < 0.1 * stock
+    assert errors(fresh, found.schedule).mean < 0.1 * stock
+    assert found.improved and stages == ["stock solvers", "ratios", "coefficients"]
+    assert SolverSchedule.from_json(found.schedule.to_json()) == found.schedule
+
+
+@pytest.mark.law
+def test_a_search_that_finds_nothing_ships_the_best_stock_solver() -> None:
+    """Held-out pairs of another world: whatever is fitted to the search's own is worse there."""
+    train, held_out = mixture(2, seed=1, fine=60), mixture(16, seed=3, guidance=1.0, fine=60)
+    held_out.noises = held_out.noises * 0.05
+    found = climb(train, held_out, 4, LINSPACE, climbed=("ratios",))
+    best = min(errors(held_out, each).mean for each in stock_schedules(4, LINSPACE).values())
+    assert errors(held_out, found.schedule).mean <= best
+    assert found.improved == any(rung.accepted for rung in found.rungs)
+
+
+def test_an_unknown_rung_is_refused() -> None:
+    problem = mixture(2, seed=1, fine=10)
+    with pytest.raises(ValueError, match="unknown rung 'ratio'. Did you mean 'ratios'"):
+        climb(problem, problem, 4, LINSPACE, climbed=("ratio",))
+
+
+@pytest.mark.pipe
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_a_pipeline_is_searched_and_left_as_it_was(family: str, tmp_path: Path) -> None:
+    pipe, small = tiny(family), {"height": 16, "width": 16}
+    before = pipe.scheduler
+    results: list[Any] = []
+    found = search_compensation(
+        pipe, PROMPTS, 3, 3.0, rungs=("ratios",), truth_steps=12, options=small, cache=tmp_path,
+        on_rung=results.append,
+    )  # fmt: skip
+    assert pipe.scheduler is before and [each.name for each in results] == ["ratios"]
+    figures = found.schedule.meta
+    assert figures["held out"]["mean"] <= min(told["mean"] for told in found.stock.values())
+    assert figures["steps"] == 3 and figures["evaluations"] > 0
+    assert found.schedule.nfe == 3
+    assert not list(tmp_path.glob("search-*")) and list(tmp_path.glob("truth-*"))
+
+
+@pytest.mark.pipe
+def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
+    pipe, small = tiny("sd15"), {"height": 16, "width": 16}
+    call: dict[str, Any] = {"truth_steps": 12, "options": small, "cache": tmp_path}
+
+    def interrupt(stage: str) -> None:
+        if stage == "grid":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search_compensation(pipe, PROMPTS, 3, 3.0, rungs=("ratios", "grid"), on_stage=interrupt, **call)
+    assert len(list(tmp_path.glob("search-*"))) == 1
+    stages: list[str] = []
+    found = search_compensation(
+        pipe, PROMPTS, 3, 3.0, rungs=("ratios", "grid"), on_stage=stages.append, **call
+    )
+    assert stages == ["stock solvers", "grid"]
+    assert [each.name for each in found.rungs] == ["ratios", "grid"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "steps", "said"),
+    [(["one"], 4, "0 to judge by"), (PROMPTS, 1, "needs at least 2"), ([], 4, "0 prompts to fit to")],
+)
+def test_bad_requests_are_refused_before_anything_is_spent(prompts: list[str], steps: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        search_compensation(tiny("sd15"), prompts, steps)
+
+
+def test_a_damaged_work_file_is_refused(tmp_path: Path) -> None:
+    pipe, call = tiny("sd15"), {"truth_steps": 6, "options": {"height": 16, "width": 16}, "cache": tmp_path}
+
+    def interrupt(stage: str) -> None:
+        if stage == "grid":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search_compensation(pipe, PROMPTS, 3, 3.0, rungs=("ratios", "grid"), on_stage=interrupt, **call)
+    (work,) = tmp_path.glob("search-*")
+    work.write_text('{"format": "solver-search", "version": 1, "rungs": [{}]}')
+    with pytest.raises(ValueError, match=f"{work.name}.*remove it, or do not resume"):
+        search_compensation(pipe, PROMPTS, 3, 3.0, rungs=("ratios",), **call)
+    torch.manual_seed(0)
