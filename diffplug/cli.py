@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import diffplug
+from diffplug import cli_search
 from diffplug.console import guarded, hush, print_json, print_table, progress
 from diffplug.files import output_folder
 from diffplug.registry import unknown
@@ -21,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Make Diffusers pipelines faster, steered or tuned.",
 )
+app.add_typer(cli_search.app, name="search")
 
 Model = Annotated[str, typer.Option(help="shapes (embedded), a folder, or a hub id such as owner/name.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]

@@ -1,0 +1,128 @@
+"""`diffplug search ...`: solvers found for a person's own model, steps and guidance, kept in a file."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from diffplug.console import guarded, print_json, print_table
+from diffplug.files import output_folder
+
+app = typer.Typer(no_args_is_help=True, help="Find few-step solvers for your model, steps and guidance.")
+
+
+@app.callback()
+def main() -> None:
+    """Find few-step solvers for your model, steps and guidance."""
+
+
+@app.command()
+@guarded
+def dc(
+    steps: Annotated[int, typer.Option(min=2, max=100, help="Evaluations of the solver to find.")] = 6,
+    model: Annotated[str, typer.Option(help="shapes (embedded), a folder, or a hub id.")] = "shapes",
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line; the Shapes model has its own.")
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(min=2, max=10_000, help="Pairs of prompt and noise: half to fit, half to judge.")
+    ] = 64,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance scale; else the model's own.")
+    ] = None,
+    rungs: Annotated[
+        str, typer.Option(help="Any of ratios, grid, coefficients, full; the first is DC-Solver.")
+    ] = "ratios,grid,coefficients,full",
+    grid: Annotated[str, typer.Option(help="Name of the grid to start from.")] = "linspace",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first pair.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file to write.")] = Path("schedule.json"),
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted search.")] = True,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """Climbs from DC-Solver's ratios to whole coefficient tables, as far as held-out pairs agree.
+
+    Example: `diffplug search dc --model shapes --steps 6 --guidance 5 -o six.json`, then
+    `diffplug generate "a red circle" --sampler six.json --steps 6 --guidance 5`
+    """
+    from diffplug.cli import _pipe
+
+    output_folder(out.parent)
+    words = _prompts(prompts, model, pairs, seed)
+    pipe = _pipe(model, device, dtype, words if model == "shapes" else [])
+    pipe.set_progress_bar_config(disable=True)
+    search = import_module("diffplug.samplers.search_compensation").search_compensation
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=json) as bars:
+        task, told = bars.add_task("reading"), {"stage": "", "calls": 0}
+
+        def show() -> None:
+            bars.update(task, description=f"{told['stage']}: {told['calls']} network calls")
+
+        def stage(name: str) -> None:
+            told["stage"] = name
+            show()
+
+        def evaluated() -> None:
+            told["calls"] += 1
+            show()
+
+        found = search(
+            pipe,
+            words,
+            steps,
+            guidance,
+            rungs=[name.strip() for name in rungs.split(",") if name.strip()],
+            grid=grid,
+            seed=seed,
+            resume=resume,
+            on_stage=stage,
+            on_evaluation=evaluated,
+        )
+    found.schedule.save(out)
+    _tell(found, out, json=json)
+
+
+def _prompts(path: Path | None, model: str, pairs: int, seed: int) -> list[str]:
+    """As many prompts as pairs: the lines of a file again and again, or the Shapes world's own."""
+    if path is None and model == "shapes":
+        from diffplug.shapes import sample_prompts
+
+        return sample_prompts(pairs, seed=seed, split="search")
+    if path is None:
+        raise ValueError("which prompts? Give --prompts FILE, a prompt a line: ten or more, like your own")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise ValueError(f"{str(path)!r} holds no prompt: write one a line")
+    return list(islice(cycle(lines), pairs))
+
+
+def _tell(found: Any, out: Path, *, json: bool) -> None:
+    rows = [(name, told, "stock") for name, told in found.stock.items()]
+    rows += [(each.name, each.held_out, "taken" if each.accepted else "left") for each in found.rungs]
+    if json:
+        told = [{"name": name, **figures, "verdict": verdict} for name, figures, verdict in rows]
+        record = dict(found.schedule.meta)
+        print_json({"improved": found.improved, "rows": told, "schedule": str(out), "meta": record})
+        return
+    best = found.stock[found.baseline]["mean"]
+    print_table(
+        ["solver", "mean", "95 %", "of the best stock", ""],
+        [
+            [name, f"{f['mean']:.5f}", f"{f['p95']:.5f}", f"{f['mean'] / best:.2f}", verdict]
+            for name, f, verdict in rows
+        ],
+        right=["mean", "95 %", "of the best stock"],
+    )
+    typer.echo("Squared distance of final latents from the converged ones, on pairs that were not fitted to.")
+    if not found.improved:
+        typer.echo(f"Nothing beat {found.baseline}, which is what the file holds.")
+    typer.echo(str(out))
