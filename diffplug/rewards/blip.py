@@ -96,15 +96,25 @@ class TextEncoder(nn.Module):
                 "LayerNorm": nn.LayerNorm(width, eps=1e-12),
             }
         )
-        layers = nn.ModuleList(TextLayer(config) for _ in range(config.text_layers))
-        self.encoder = nn.ModuleDict({"layer": layers})
+        self.encoder = Layers(config)
 
     def forward(self, ids: Tensor, mask: Tensor, image: Tensor) -> Tensor:
         places = torch.arange(ids.shape[1], device=ids.device)
         x = self.embeddings["word_embeddings"](ids) + self.embeddings["position_embeddings"](places)
         x = self.embeddings["LayerNorm"](x)
         seen = mask.bool()[:, None, None, :]
-        for layer in self.encoder["layer"]:  # type: ignore[union-attr]
+        return self.encoder(x, seen, image)
+
+
+class Layers(nn.Module):
+    """The layers of the text encoder, one after the other."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(TextLayer(config) for _ in range(config.text_layers))
+
+    def forward(self, x: Tensor, seen: Tensor, image: Tensor) -> Tensor:
+        for layer in self.layer:
             x = layer(x, seen, image)
         return x
 

@@ -161,8 +161,9 @@ def _from_tag(open_clip: Any, model: str, tag: str) -> nn.Module:
 
 
 def _finished(open_clip: Any, model: nn.Module, name: str) -> ClipNetwork:
-    config = model.visual.preprocess_cfg  # type: ignore[union-attr]
-    return ClipNetwork(model, open_clip.get_tokenizer(name), Preprocess.from_open_clip(config))
+    visual: Any = model.visual
+    preprocess = Preprocess.from_open_clip(visual.preprocess_cfg)
+    return ClipNetwork(model, open_clip.get_tokenizer(name), preprocess)
 
 
 @contextmanager

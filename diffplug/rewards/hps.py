@@ -47,6 +47,7 @@ def _load(checkpoint: str | None, name: str) -> nn.Module:
     file = hub_file(REPOSITORY, FILE, "HPS v2.1") if checkpoint is None else Path(checkpoint)
     model = untrained(open_clip, name)
     fill(model, file, f"HPS v2.1 ({name})")
-    size = model.visual.preprocess_cfg["size"]  # type: ignore[union-attr,index]
+    visual: Any = model.visual
+    size = visual.preprocess_cfg["size"]
     h, w = (size, size) if isinstance(size, int) else size
     return ClipNetwork(model, open_clip.get_tokenizer(name), Preprocess(size=(h, w), resize_mode="longest"))

@@ -81,7 +81,7 @@ class ImageRewardNetwork(nn.Module):
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [n] of pictures [n, 3, h, w] in [0, 1] for n prompts."""
-        weight = self.mlp.layers[0].weight
+        weight = next(self.mlp.parameters())
         tokens = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
         )

@@ -49,7 +49,8 @@ class _PickNetwork(nn.Module):
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        side = model.config.vision_config.image_size  # type: ignore[union-attr]
+        config: Any = model.config
+        side = config.vision_config.image_size
         self.preprocess = Preprocess(size=(side, side))
         self.text_features = TextFeatures(self._encode_text)
 

@@ -73,6 +73,31 @@ def test_hps_names_the_file_of_another_model(tmp_path: Path) -> None:
         HpsReward(tmp_path / "other.safetensors", model=registered())(pictures(), PROMPTS)
 
 
+@pytest.mark.contract
+def test_hps_has_the_public_keys() -> None:
+    open_clip = pytest.importorskip("open_clip")
+    shapes: dict[str, tuple[int, ...]] = {
+        "positional_embedding": (77, 1024),
+        "text_projection": (1024, 1024),
+        "logit_scale": (),
+        "token_embedding.weight": (49408, 1024),
+        "visual.class_embedding": (1280,),
+        "visual.positional_embedding": (257, 1280),
+        "visual.proj": (1280, 1024),
+        "visual.conv1.weight": (1280, 3, 14, 14),
+    }
+    shapes |= layer("", [], {"ln_final": 1024, "visual.ln_pre": 1280, "visual.ln_post": 1280})
+    for prefix, layers, w in (("", 24, 1024), ("visual.", 32, 1280)):
+        linear = [("attn.out_proj", w, w), ("mlp.c_fc", 4 * w, w), ("mlp.c_proj", w, 4 * w)]
+        for i in range(layers):
+            block = f"{prefix}transformer.resblocks.{i}."
+            shapes |= layer(block, linear, {"ln_1": w, "ln_2": w})
+            shapes |= {f"{block}attn.in_proj_weight": (3 * w, w), f"{block}attn.in_proj_bias": (3 * w,)}
+    with torch.device("meta"):
+        model = open_clip.create_model("ViT-H-14", device="meta")
+    assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == shapes
+
+
 # PickScore
 
 
@@ -110,6 +135,41 @@ def test_pickscore_is_the_models_own_logit(pick_folder: Path) -> None:
     wanting = images.clone().requires_grad_()
     reward(wanting, PROMPTS).sum().backward()
     assert wanting.grad is not None and wanting.grad.abs().max() > 0
+
+
+@pytest.mark.contract
+def test_pickscore_reads_the_names_of_older_files(pick_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file
+
+    shapes: dict[str, tuple[int, ...]] = {
+        "logit_scale": (),
+        "text_projection.weight": (16, 32),
+        "visual_projection.weight": (16, 32),
+        "text_model.embeddings.token_embedding.weight": (515, 32),
+        "text_model.embeddings.position_embedding.weight": (20, 32),
+        "vision_model.embeddings.class_embedding": (32,),
+        "vision_model.embeddings.patch_embedding.weight": (32, 3, 16, 16),
+        "vision_model.embeddings.position_embedding.weight": (5, 32),
+    }
+    norms = ["text_model.final_layer_norm", "vision_model.pre_layrnorm", "vision_model.post_layernorm"]
+    shapes |= layer("", [], dict.fromkeys(norms, 32))
+    linear = [(f"self_attn.{name}_proj", 32, 32) for name in ("q", "k", "v", "out")]
+    linear += [("mlp.fc1", 48, 32), ("mlp.fc2", 32, 48)]
+    for tower in ("text", "vision"):
+        for i in range(2):
+            prefix = f"{tower}_model.encoder.layers.{i}."
+            shapes |= layer(prefix, linear, {"layer_norm1": 32, "layer_norm2": 32})
+    state = load_file(pick_folder / "model.safetensors")
+    assert {key: tuple(value.shape) for key, value in state.items()} == shapes
+    old = Path(shutil.copytree(pick_folder, tmp_path / "old"))
+    (old / "model.safetensors").unlink()
+    rows = {"text_model": 20, "vision_model": 5}  # which files before transformers 4.31 have
+    extra = {f"{tower}.embeddings.position_ids": torch.arange(n)[None] for tower, n in rows.items()}
+    torch.save({**state, **extra}, old / "pytorch_model.bin")
+    images = pictures(3)
+    assert torch.equal(PickScoreReward(old)(images, PROMPTS), PickScoreReward(pick_folder)(images, PROMPTS))
 
 
 def test_long_prompts_are_cut(pick_folder: Path) -> None:
