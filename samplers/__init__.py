@@ -9,14 +9,44 @@ if __name__ != "diffplug.samplers":
     raise ImportError(f"import this package as `diffplug.samplers`, not as `{__name__}`")
 
 if TYPE_CHECKING:
+    from diffplug.samplers.compiler import compile_schedule
     from diffplug.samplers.dc_solver import DCSolverScheduler
     from diffplug.samplers.dc_solver_plug import DCSolver
+    from diffplug.samplers.grids import GRIDS
+    from diffplug.samplers.nodes import Nodes
+    from diffplug.samplers.noise_levels import NoiseLevels
+    from diffplug.samplers.presets import PRESETS
+    from diffplug.samplers.schedule import SolverSchedule
+    from diffplug.samplers.solver import SolverScheduler
+    from diffplug.samplers.solver_plug import Solver
+    from diffplug.samplers.table import SolverTable
 
-__all__ = ["DCSolver", "DCSolverScheduler"]
+__all__ = [
+    "GRIDS",
+    "PRESETS",
+    "DCSolver",
+    "DCSolverScheduler",
+    "Nodes",
+    "NoiseLevels",
+    "Solver",
+    "SolverSchedule",
+    "SolverScheduler",
+    "SolverTable",
+    "compile_schedule",
+]
 
 _HOMES = {
     "DCSolver": "diffplug.samplers.dc_solver_plug",
     "DCSolverScheduler": "diffplug.samplers.dc_solver",
+    "GRIDS": "diffplug.samplers.grids",
+    "NoiseLevels": "diffplug.samplers.noise_levels",
+    "Nodes": "diffplug.samplers.nodes",
+    "PRESETS": "diffplug.samplers.presets",
+    "Solver": "diffplug.samplers.solver_plug",
+    "SolverSchedule": "diffplug.samplers.schedule",
+    "SolverScheduler": "diffplug.samplers.solver",
+    "SolverTable": "diffplug.samplers.table",
+    "compile_schedule": "diffplug.samplers.compiler",
 }
 
 

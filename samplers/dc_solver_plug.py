@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-import torch
-
 from diffplug.samplers.dc_solver import CONSTRUCTOR, DCSolverScheduler
-from diffplug.scheduler_plug import build, check, current_scheduler, swap, world
+from diffplug.samplers.fitted import check_names, fitted
+from diffplug.scheduler_plug import current_scheduler, swap, world
 
 RECIPE: Mapping[str, Any] = MappingProxyType(
     {
@@ -50,44 +48,19 @@ class DCSolver:
     config: Mapping[str, Any]
 
     def __init__(self, ratios: Any = None, **config: Any) -> None:
-        _check_names(config)
+        check_names("DCSolver", config, CONSTRUCTOR, "dc_ratios")
         checked = DCSolverScheduler(dc_ratios=ratios, **config).config.dc_ratios
         object.__setattr__(self, "ratios", None if checked is None else tuple(checked))
         object.__setattr__(self, "config", MappingProxyType(dict(config)))
 
     def scheduler_for(self, pipe: Any) -> DCSolverScheduler:
         """A new scheduler for the pipeline's model; the pipeline is left alone."""
-        current = current_scheduler(pipe)
-        last = LAST_SIGMA[world(current) == "flow matching"]
+        last = LAST_SIGMA[world(current_scheduler(pipe)) == "flow matching"]
         ratios = None if self.ratios is None else list(self.ratios)
         options = {**RECIPE, "final_sigmas_type": last, **self.config, "dc_ratios": ratios}
-        scheduler: DCSolverScheduler = build(DCSolverScheduler, pipe, **options)
-        check(scheduler, current, pipe)
-        _check_same_noise(scheduler, current)
+        scheduler: DCSolverScheduler = fitted(DCSolverScheduler, pipe, **options)
         return scheduler
 
     def attach(self, pipe: Any) -> Callable[[], None]:
         """Replace `pipe.scheduler`; returns the function that puts the very same object back."""
         return swap(pipe, self.scheduler_for(pipe))
-
-
-def _check_names(config: Mapping[str, Any]) -> None:
-    known = [name for name in CONSTRUCTOR.parameters if name not in ("self", "dc_ratios")]
-    for name in config:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise ValueError(f"DCSolver has no option {name!r}: {hint}")
-
-
-def _check_same_noise(scheduler: DCSolverScheduler, current: Any) -> None:
-    """Raise ValueError unless the new scheduler has the noise levels that the model was trained with."""
-    trained = getattr(current, "alphas_cumprod", None)
-    if trained is None or scheduler.config.use_flow_sigmas:
-        return
-    ours, theirs = scheduler.alphas_cumprod.cpu().double(), trained.cpu().double()
-    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6):
-        raise ValueError(
-            f"{type(current).__name__} has noise levels that its configuration does not tell: "
-            "pass trained_betas= with the betas of the model"
-        )

@@ -1,0 +1,135 @@
+"""Solver: the plug that samples a pipeline with schedules of its own and puts the old scheduler back."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from diffplug.intercept import PipelineCall, intercept_call
+from diffplug.samplers.fitted import check_names, fitted
+from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule_book import book_to_config
+from diffplug.samplers.solver import CONSTRUCTOR, SolverScheduler
+from diffplug.scheduler_plug import swap
+
+
+@dataclass(frozen=True, init=False)
+class Solver:
+    """A plug that swaps a pipeline's scheduler for a `SolverScheduler` with these schedules.
+
+    schedules: a `SolverSchedule`, its JSON, the path of a file, or a list of those, for different numbers of
+    steps and, by meta["guidance_scale"], for different guidance. config: any other option of
+    `SolverScheduler`, among them solver= and grid= for runs without a schedule; what is not given comes from
+    the pipeline's own scheduler. Without schedules it is the preset of solver= (UniPC by default).
+
+    At each call of the pipeline the entry of the steps asked for is taken, and among several that of the
+    nearest guidance; a warning says where the match is not exact. Raises ValueError at once for unknown
+    options and bad schedules, on attaching for a model with noise that UniPC cannot express, and on a call
+    for steps that no schedule has, unless solver= is given.
+    """
+
+    slot: ClassVar[str] = "scheduler"
+
+    schedules: tuple[SolverSchedule, ...]
+    config: Mapping[str, Any]
+
+    def __init__(self, schedules: Any = None, **config: Any) -> None:
+        check_names("Solver", config, CONSTRUCTOR, "schedules")
+        found = tuple(_loaded(each) for each in _listed(schedules))
+        SolverScheduler(**config)
+        object.__setattr__(self, "schedules", found)
+        object.__setattr__(self, "config", MappingProxyType(dict(config)))
+        _check_distinct(found)
+
+    def book(self, guidance: float | None = None) -> dict[str, Any] | None:
+        """For each number of steps the schedule of the nearest guidance, as JSON; None without schedules."""
+        nearest: dict[int, SolverSchedule] = {}
+        for schedule in self.schedules:
+            kept = nearest.get(schedule.nfe)
+            if kept is None or _distance(schedule, guidance) < _distance(kept, guidance):
+                nearest[schedule.nfe] = schedule
+        return book_to_config(list(nearest.values())) if nearest else None
+
+    def scheduler_for(self, pipe: Any) -> SolverScheduler:
+        """A new scheduler for the pipeline's model; the pipeline is left alone."""
+        scheduler: SolverScheduler = fitted(SolverScheduler, pipe, **self.config, schedules=self.book())
+        return scheduler
+
+    def attach(self, pipe: Any) -> Callable[[], None]:
+        """Replace `pipe.scheduler`; returns the function that puts the very same object back."""
+        scheduler = self.scheduler_for(pipe)
+        undo_swap = swap(pipe, scheduler)
+        if not self.schedules:
+            return undo_swap
+
+        def around(call: PipelineCall, kwargs: dict[str, Any]) -> Any:
+            self._choose(scheduler, _asked(pipe, kwargs, "guidance_scale"), kwargs.get("num_inference_steps"))
+            return call(**kwargs)
+
+        undo_call = intercept_call(pipe, around)
+
+        def undo() -> None:
+            undo_call()
+            undo_swap()
+
+        return undo
+
+    def _choose(self, scheduler: SolverScheduler, guidance: Any, steps: Any) -> None:
+        """Give the scheduler the schedules for a call, and warn where they were made for another one."""
+        number = float(guidance) if isinstance(guidance, (int, float)) else None
+        book = self.book(number)
+        scheduler.register_to_config(schedules=book)
+        entry = None if book is None or steps is None else book.get(str(steps))
+        if entry is None:
+            if steps is not None and scheduler.config.solver:
+                known = ", ".join(sorted(book or {}, key=int))
+                warnings.warn(
+                    f"no schedule has {steps} steps (there are {known}): {scheduler.config.solver!r} is used",
+                    stacklevel=4,
+                )
+            return
+        made_for = entry["meta"].get("guidance_scale")
+        if made_for is not None and number is not None and made_for != number:
+            warnings.warn(
+                f"the schedule for {steps} steps was made at guidance {made_for:g}, "
+                f"the pipeline runs at {number:g}",
+                stacklevel=4,
+            )
+
+
+def _listed(schedules: Any) -> list[Any]:
+    if schedules is None:
+        return []
+    single = isinstance(schedules, (SolverSchedule, Mapping, str, os.PathLike))
+    return [schedules] if single else list(schedules)
+
+
+def _loaded(each: Any) -> SolverSchedule:
+    if isinstance(each, SolverSchedule):
+        return each
+    return SolverSchedule.from_json(each) if isinstance(each, Mapping) else SolverSchedule.load(each)
+
+
+def _distance(schedule: SolverSchedule, guidance: float | None) -> float:
+    made_for = schedule.meta.get("guidance_scale")
+    return 0.0 if guidance is None or made_for is None else abs(made_for - guidance)
+
+
+def _asked(pipe: Any, kwargs: Mapping[str, Any], name: str) -> Any:
+    """An argument of a call, or the pipeline's default for it."""
+    if name in kwargs:
+        return kwargs[name]
+    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def _check_distinct(schedules: tuple[SolverSchedule, ...]) -> None:
+    keys = [(schedule.nfe, schedule.meta.get("guidance_scale")) for schedule in schedules]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"two schedules are for {key[0]} steps at guidance {key[1]}: leave one out")
