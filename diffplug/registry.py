@@ -92,6 +92,7 @@ def _imported(target: str) -> Any:
 
 SAMPLERS = Registry("sampler", "diffplug.samplers")
 SAMPLERS.register("dc-solver", "diffplug.samplers.dc_solver:DCSolverScheduler")
+SAMPLERS.register("solver", "diffplug.samplers.solver:SolverScheduler")
 
 STEERERS = Registry("steerer", "diffplug.steerers")
 STEERERS.register("fk", "diffplug.steering.feynman_kac:FeynmanKac")
