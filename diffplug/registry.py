@@ -102,6 +102,7 @@ STEERERS.register("svdd", "diffplug.steering.svdd:SVDD")
 STEERERS.register("code", "diffplug.steering.svdd:CoDe")
 STEERERS.register("two-level", "diffplug.steering.svdd:TwoLevel")
 STEERERS.register("beam", "diffplug.steering.beam:Beam")
+STEERERS.register("noise-search", "diffplug.steering.noise_search:NoiseSearch")
 
 REWARDS = Registry("reward", "diffplug.rewards")
 REWARDS.register("shapes", "diffplug.rewards.shapes:ShapesReward")

@@ -12,9 +12,14 @@ if TYPE_CHECKING:
     from diffplug.steering.beam import Beam
     from diffplug.steering.best_of_n import BestOfN
     from diffplug.steering.feynman_kac import FeynmanKac, ImportanceSampling
+    from diffplug.steering.learned_value import LearnedValue
+    from diffplug.steering.noise_search import NoiseSearch
     from diffplug.steering.report import SteeringReport
     from diffplug.steering.resampling import resample
+    from diffplug.steering.solvers import stochastic
     from diffplug.steering.svdd import SVDD, CoDe, TwoLevel
+    from diffplug.steering.value_fitting import fit_value
+    from diffplug.steering.values import ManySamples
     from diffplug.steering.weights import ess
 
 _HOMES = {
@@ -23,11 +28,16 @@ _HOMES = {
     "CoDe": "diffplug.steering.svdd",
     "FeynmanKac": "diffplug.steering.feynman_kac",
     "ImportanceSampling": "diffplug.steering.feynman_kac",
+    "LearnedValue": "diffplug.steering.learned_value",
+    "ManySamples": "diffplug.steering.values",
+    "NoiseSearch": "diffplug.steering.noise_search",
     "SVDD": "diffplug.steering.svdd",
     "SteeringReport": "diffplug.steering.report",
     "TwoLevel": "diffplug.steering.svdd",
     "ess": "diffplug.steering.weights",
+    "fit_value": "diffplug.steering.value_fitting",
     "resample": "diffplug.steering.resampling",
+    "stochastic": "diffplug.steering.solvers",
 }
 
 __all__ = [
@@ -37,10 +47,15 @@ __all__ = [
     "CoDe",
     "FeynmanKac",
     "ImportanceSampling",
+    "LearnedValue",
+    "ManySamples",
+    "NoiseSearch",
     "SteeringReport",
     "TwoLevel",
     "ess",
+    "fit_value",
     "resample",
+    "stochastic",
 ]
 
 

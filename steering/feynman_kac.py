@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+
+from torch import Tensor
 
 from diffplug.steering.particle_filter import check_threshold
 from diffplug.steering.particles import Filter
 from diffplug.steering.plans import Plan, no_call, plan_of
 from diffplug.steering.potentials import potential
+from diffplug.steering.proposal import Proposal
 from diffplug.steering.resampling import check_resampler
 from diffplug.steering.tilted import Tilted, check_split
+from diffplug.steering.twist import Twist, check_twist
 
 FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -32,8 +36,11 @@ class FeynmanKac(Tilted):
     below this share of k, weights are carried otherwise; None resamples at every scored call. resampler: a
     name of `diffplug.steering.resampling.RESAMPLERS`. populations: split the k particles of a prompt into
     this many that never meet; "best" then returns the best of each first, so that pictures asked for together
-    share no ancestor. strength, tilt, target_ess, seed: see `Tilted`. The rest: see `Steerer`. After a call
-    `report` is a SteeringReport.
+    share no ancestor. twist: for differentiable rewards and stochastic solvers, lean the noise of scored
+    steps towards the gradient by at most this many standard deviations (2 is a start; see
+    `diffplug.steering.twist`); costs one decoding with gradient more for each scored call. spread: standard
+    deviation of clean latents, for its slope. strength, tilt, target_ess, seed, churn: see `Tilted`. The
+    rest: see `Steerer`. After a call `report` is a SteeringReport.
 
         with plug(pipe, FeynmanKac("shapes", particles=8)):
             image = pipe("a red circle", num_inference_steps=20, eta=1.0).images[0]
@@ -45,6 +52,8 @@ class FeynmanKac(Tilted):
     ess_threshold: float | None = 0.9
     resampler: str = "systematic"
     populations: int = 1
+    twist: float = 0.0
+    spread: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +62,22 @@ class FeynmanKac(Tilted):
         check_resampler(self.resampler)
         plan_of(self.score_at)
         check_split(self.particles, "populations", self.populations)
+        if self.twist != 0:
+            check_twist(self.twist, self.spread)
+        if self.twist and self.churn:
+            raise ValueError("twist shifts the noise that a solver adds, churn replaces it: give one of them")
+
+    def build_proposal(self, gradient: Callable[[Tensor], Tensor]) -> Proposal | None:
+        """Return the twist or the churn that was asked for."""
+        if not self.twist:
+            return super().build_proposal(gradient)
+        return Twist(
+            gradient,
+            strength=self.strength,
+            cap=self.twist,
+            spread=self.spread,
+            rising=self.tilt != "constant",
+        )
 
     def plan(self) -> Plan:
         """Return the plan of scored calls before the end."""

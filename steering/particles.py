@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from diffplug.intercept import StepCall, StepInterceptor
-from diffplug.noise import x0hat
+from diffplug.steering.clean import clean_prediction
 from diffplug.steering.copies import CopyWatch
 from diffplug.steering.history import reindex, reindex_arguments, reindex_scheduler
 from diffplug.steering.particle_filter import Selection
 from diffplug.steering.plans import Plan
+from diffplug.steering.proposal import Proposal
 
 Score = Callable[[Tensor, int], Tensor]
 
@@ -42,19 +43,24 @@ class Filter(Protocol):
         """Return the selection for the rewards of a call."""
         ...
 
+    def twisted(self, log_ratio: Tensor) -> None:
+        """Take log p/tau of a proposal into the weights."""
+        ...
+
     def finish(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log weights, log normalisers and checked rewards of the end."""
         ...
 
 
 class ParticleSteps(StepInterceptor):
-    """Steers one run of a scheduler; `filter` holds the weights and the selections of the run so far.
+    """Steers one run of a scheduler; `filter` holds the weights and the selections of the run so far, `now`
+    the call that is being scored.
 
     build_filter: from the number of groups to a fresh filter. score: from (clean predictions `[P * k, ...]`,
     call index) to rewards `[P * k]`. particles: k; the batch must be a multiple of it, groups are consecutive
     blocks. calls: plan of scored call indices for n steps. watch: what happens when copies stay
-    identical, by default a warning. A new `set_timesteps` starts over. Raises ValueError if k does not divide
-    the batch.
+    identical, by default a warning. proposal: changes the steps of scored calls, by default not at all. A new
+    `set_timesteps` starts over. Raises ValueError if k does not divide the batch.
     """
 
     def __init__(
@@ -65,12 +71,14 @@ class ParticleSteps(StepInterceptor):
         particles: int,
         calls: Plan,
         watch: CopyWatch | None = None,
+        proposal: Proposal | None = None,
     ) -> None:
         self.build_filter = build_filter
         self.score = score
         self.particles = particles
         self.plan = calls
         self.watch = CopyWatch() if watch is None else watch
+        self.proposal = Proposal() if proposal is None else proposal
         self._restart()
 
     def _restart(self) -> None:
@@ -78,6 +86,7 @@ class ParticleSteps(StepInterceptor):
         self.made = 0
         self.steps = 0
         self.moves: dict[int, Tensor] = {}
+        self.now: StepCall | None = None
         self._due: list[int] = []
         self.watch.restart()
 
@@ -93,16 +102,30 @@ class ParticleSteps(StepInterceptor):
         """Return the step's result for the particles that survive this call."""
         if self.filter is None:
             self._begin(call)
+        assert self.filter is not None  # noqa: S101  # for type checkers; _begin has made it
         index = self.made
         self.made += 1
-        rows = self._select(call, index) if self._is_due(call.scheduler, index) else None
-        if rows is not None:
-            self.moves[index] = rows
-            move_particles(call, rows)
-        result = call.run()
+        rows = self._score(call, index) if self._is_due(call.scheduler, index) else None
+        result = self.proposal.after(call, call.run())
+        ratio = self.proposal.log_ratio()
+        if ratio is not None:
+            self.filter.twisted(ratio)
         if index < self.steps - 1:
             self.watch.look(call.scheduler, rows, result)
         return result
+
+    def _score(self, call: StepCall, index: int) -> Tensor | None:
+        """Let the survivors of a scored call take its rows, and prepare the proposal; return where from."""
+        x0 = clean_prediction(call)
+        self.now = call
+        progress = (index + 1) / max(self.steps, index + 1)
+        rows = self._select(self.score(x0, index), index, progress)
+        if rows is not None:
+            self.moves[index] = rows
+            move_particles(call, rows)
+            x0 = reindex(x0, rows)
+        self.proposal.before(call, x0, progress)
+        return rows
 
     def _begin(self, call: StepCall) -> None:
         batch = len(call.sample)
@@ -114,6 +137,7 @@ class ParticleSteps(StepInterceptor):
         self.filter = self.build_filter(batch // self.particles)
         self.steps = remaining_steps(call.scheduler, call.timestep)
         self._due = sorted(self.plan(self.steps))
+        self.proposal.begin(call.scheduler, self.filter.groups)
 
     def _is_due(self, scheduler: Any, index: int) -> bool:
         """Return whether to score now; two-stage solvers wait for a first stage, where x0hat is the main
@@ -124,12 +148,10 @@ class ParticleSteps(StepInterceptor):
         self._due = [due for due in self._due if due > index]
         return True
 
-    def _select(self, call: StepCall, index: int) -> Tensor | None:
+    def _select(self, rewards: Tensor, index: int, progress: float) -> Tensor | None:
         """Return the row that each row continues from, `[P * k]`; None where every particle stays."""
         assert self.filter is not None  # noqa: S101  # for type checkers; on_step begins first
-        x0 = x0hat(call.scheduler, call.model_output, call.timestep, call.sample)
-        progress = (index + 1) / max(self.steps, index + 1)
-        selection = self.filter.select(self.score(x0, index), call=index, progress=progress)
+        selection = self.filter.select(rewards, call=index, progress=progress)
         if not selection.moves:
             return None
         offset = torch.arange(self.filter.groups)[:, None] * self.particles

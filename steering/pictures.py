@@ -52,6 +52,24 @@ def take(output: Any, rows: Sequence[int], total: int) -> Any:
     return type(output)(**{name: _taken(value, rows, total) for name, value in values.items()})
 
 
+def joined(first: Any, second: Any, total: int) -> Any:
+    """Return one output with the rows of two of the same kind; what has no `total` rows is the first's."""
+    if isinstance(first, tuple):
+        return tuple(_joined(a, b, total) for a, b in zip(first, second, strict=True))
+    names = [entry.name for entry in fields(first)]
+    return type(first)(**{n: _joined(getattr(first, n), getattr(second, n), total) for n in names})
+
+
+def _joined(first: Any, second: Any, total: int) -> Any:
+    if isinstance(first, Tensor) and first.ndim and len(first) == total:
+        return torch.cat([first, second])
+    if isinstance(first, np.ndarray) and first.ndim and len(first) == total:
+        return np.concatenate([first, second])
+    if isinstance(first, list) and len(first) == total:
+        return first + second
+    return first
+
+
 def _taken(value: Any, rows: Sequence[int], total: int) -> Any:
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim and len(value) == total:
         return value[list(rows)]
@@ -73,9 +91,27 @@ def best_first(rewards: Tensor, populations: int = 1) -> list[int]:
 def score_pictures(
     score: Callable[[Tensor, list[str]], Tensor], images: Tensor, prompts: list[str], *, takes_video: bool
 ) -> Tensor:
-    """Return `[n]` scores; a clip gets the mean over its frames unless the reward takes clips."""
+    """Return `[n]` scores; a clip gets the mean over its frames unless the reward takes clips.
+
+    All rows at once; when memory runs out, half as many at a time, down to one.
+    """
     if images.ndim == 4 or takes_video:
-        return score(images, prompts)
+        return _in_portions(score, images, prompts)
     clips, frames = images.shape[:2]
     repeated = [prompt for prompt in prompts for _ in range(frames)]
-    return score(images.flatten(0, 1), repeated).reshape(clips, frames).mean(-1)
+    return _in_portions(score, images.flatten(0, 1), repeated).reshape(clips, frames).mean(-1)
+
+
+def _in_portions(score: Callable[[Tensor, list[str]], Tensor], images: Tensor, prompts: list[str]) -> Tensor:
+    done: list[Tensor] = []
+    start, size = 0, len(images)
+    while start < len(images):
+        try:
+            done.append(score(images[start : start + size], prompts[start : start + size]))
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = -(-size // 2)
+            continue
+        start += size
+    return done[0] if len(done) == 1 else torch.cat(done)

@@ -21,11 +21,12 @@ class SteeringReport:
     resampled `[C, P]`, ancestors `[C, P, k]`: what each scored call saw and decided; a reward of -inf stands
     for a dead particle. distinct_roots `[C, P]`: how many of the k starting points still have descendants
     (the measure of diversity; ESS is not). log_z `[P]`: estimate of log E[exp(strength * reward)] under the
-    unsteered pipeline; exp(log_z) is unbiased. final_rewards, final_log_weights `[P, k]`: of the finished
-    pictures; the weights make the particles a sample of the tilted law. returned: for each prompt, the slots
-    of the pictures handed back. invalid_rewards: NaN and +inf met on the way. network_calls, network_rows:
-    denoiser evaluations (rows count guidance twice). Seconds are measured on the host. Tensors are on the
-    CPU; NaN rewards in `final_rewards` mean that nothing was scored.
+    unsteered pipeline; exp(log_z) is unbiased (see `explain_log_z`); NaN for rules that maximise.
+    final_rewards, final_log_weights `[P, k]`: of the finished pictures; the weights make the particles a
+    sample of the tilted law. returned: for each prompt, the slots of the pictures handed back.
+    invalid_rewards: NaN and +inf met on the way. network_calls, network_rows: denoiser evaluations (rows
+    count guidance twice). Seconds are measured on the host. Tensors are on the CPU; NaN rewards in
+    `final_rewards` mean that nothing was scored.
     """
 
     method: str
@@ -59,6 +60,28 @@ class SteeringReport:
         """Return the report as one JSON document."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
+    def plot(self, prompt: int = 0) -> Any:
+        """Return a matplotlib Figure of a prompt's genealogy, rewards and diversity; see
+        `diffplug.steering.plot`.
+        """
+        from diffplug.steering.plot import plot
+
+        return plot(self, prompt)
+
+    def explain_log_z(self, prompt: int = 0) -> str:
+        """Return what log Z of a prompt says, in a sentence or two."""
+        if self.strength == 0:
+            return "log Z is 0: with strength 0 nothing is tilted"
+        value = float(self.log_z[prompt])
+        if not math.isfinite(value):
+            return "there is no log Z: this rule maximises, it does not sample a tilted law"
+        mean = value / self.strength
+        return (
+            f"log Z = {value:.3f}: exp({self.strength:g} * reward) averages exp({value:.3f}) over the "
+            f"unsteered pipeline's pictures of this prompt, as one reward of {mean:.3f} for all of them "
+            "would. The estimate of Z is unbiased; one run of few particles mostly falls short of it"
+        )
+
     def __str__(self) -> str:
         """Return a short table: one line per prompt and scored call, and one with the cost."""
         lines = [f"{self.method}: {self.particles} particles, {self.steps} steps, strength {self.strength:g}"]
@@ -71,6 +94,8 @@ class SteeringReport:
                     f"    {call + 1:4d} {_span(self.rewards[c, g])} {size:6.2f} {roots:6d} {mark}".rstrip()
                 )
             lines.append(f"     end {_span(self.final_rewards[g])} {_final_ess(self.final_log_weights[g])}")
+            if self.strength > 0 and math.isfinite(float(self.log_z[g])):
+                lines.append(f"    log Z {float(self.log_z[g]):.3f}")
         lines.append(
             f"  {self.network_calls} network calls ({self.network_rows} rows, {self.network_seconds:.2f} s), "
             f"decoding {self.decode_seconds:.2f} s, rewards {self.reward_seconds:.2f} s, total "

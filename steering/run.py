@@ -6,43 +6,24 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from diffplug import latents, rewards
 from diffplug.report import NetworkCount, count_network, denoisers
 from diffplug.steering.copies import CopyWatch
 from diffplug.steering.particle_filter import checked_rewards
 from diffplug.steering.particles import Filter, ParticleSteps
-from diffplug.steering.pictures import best_first, raw_pictures, score_pictures, take, to_tensor
+from diffplug.steering.pictures import best_first, raw_pictures, take, to_tensor
 from diffplug.steering.populations import Populations
 from diffplug.steering.report import SteeringReport
 from diffplug.steering.request import Request
 from diffplug.steering.resampling import resample
+from diffplug.steering.scoring import Scorer
 
 if TYPE_CHECKING:
     from diffplug.steering.steerer import Steerer
-
-
-@dataclass
-class Seconds:
-    """Host seconds of the parts of a run."""
-
-    decode: float = 0.0
-    reward: float = 0.0
-    total: float = 0.0
-
-    @contextmanager
-    def add(self, part: str) -> Iterator[None]:
-        """Add the seconds that the block takes to a part."""
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, part, getattr(self, part) + perf_counter() - start)
 
 
 @dataclass
@@ -63,68 +44,29 @@ class SteeredRun:
         self.steerer = steerer
         self.pipe = pipe
         self.request = request
-        self.prompts = _reward_prompts(steerer, request)
-        self.seconds = Seconds()
+        self.scorer = Scorer(steerer, pipe, request)
         self.network = NetworkCount()
         self.engine = ParticleSteps(
             steerer.build_filter,
-            self.score_x0,
+            self._score,
             particles=steerer.particles,
             calls=steerer.plan(),
             watch=CopyWatch(strict=steerer.needs_noise),
+            proposal=steerer.build_proposal(self.scorer.gradient),
         )
 
     @torch.no_grad()
     def __call__(self, call: Callable[..., Any]) -> Any:
         """Return the pipeline's output with the chosen pictures only."""
-        with self.seconds.add("total"):
+        with self.scorer.seconds.add("total"):
             with _counted(self.pipe) as self.network:
                 output = call(**self.request.kwargs)
             self.outcome = self._finish(raw_pictures(output))
             rows = self._choose()
             return take(output, rows, self.request.groups * self.steerer.particles)
 
-    def score_x0(self, x0: Tensor, call: int) -> Tensor:
-        """Return the rewards `[P * k]` of clean predictions at a call."""
-        return self._rate(self._decoded(x0, self.steerer.decode), f"step {call + 1} of {self.engine.steps}")
-
-    def _decoded(self, x: Tensor, decode: Callable[..., Tensor] | None = None) -> Tensor:
-        size = {name: self.request.kwargs.get(name) for name in ("height", "width", "num_frames")}
-        with self.seconds.add("decode"):
-            return (decode or latents.decode)(self.pipe, x, **size, batch_size=self.steerer.decode_batch_size)
-
-    def _rate(self, images: Tensor, where: str) -> Tensor:
-        """Return the rewards of all rows. ValueError names the call and, if known, the particle."""
-        texts = [prompt for prompt in self.prompts for _ in range(self.steerer.particles)]
-        try:
-            with self.seconds.add("reward"):
-                return self._scored(images, texts)
-        except Exception as error:
-            message = str(error).partition("\n")[0]
-            raise ValueError(
-                f"the reward failed at {where}, {self._culprit(images, texts)}: {type(error).__name__}: "
-                f"{message}"
-            ) from error
-
-    def _scored(self, images: Tensor, texts: list[str]) -> Tensor:
-        reward: Any = self.steerer.reward
-        takes_video = bool(getattr(reward, "takes_video", False))
-        return score_pictures(
-            lambda pictures, words: rewards.score(reward, pictures, words),
-            images,
-            texts,
-            takes_video=takes_video,
-        )
-
-    def _culprit(self, images: Tensor, texts: list[str]) -> str:
-        """Return which particle makes the reward raise, found by scoring them one by one."""
-        for row, text in enumerate(texts):
-            try:
-                self._scored(images[row : row + 1], [text])
-            except Exception:
-                prompt, slot = divmod(row, self.steerer.particles)
-                return f"particle {slot} of prompt {prompt}"
-        return f"particles 0 to {self.steerer.particles - 1} scored together"
+    def _score(self, x0: Tensor, index: int) -> Tensor:
+        return self.scorer.value(x0, index, self.engine.steps, self.engine.now)
 
     def _finish(self, pictures: Any) -> Outcome:
         """Return rewards and weights of the finished pictures."""
@@ -139,8 +81,10 @@ class SteeredRun:
             return Outcome(
                 torch.full(shape, torch.nan, dtype=torch.float64), torch.zeros(shape), torch.zeros(shape[0])
             )
-        images = self._decoded(pictures) if self.request.output_type == "latent" else to_tensor(pictures)
-        rated = self._rate(images, "the end")
+        images = (
+            self.scorer.decoded(pictures) if self.request.output_type == "latent" else to_tensor(pictures)
+        )
+        rated = self.scorer.rate(images, "the end")
         logw, log_z, final = self._filter().finish(rated)
         return Outcome(final, logw, log_z, checked_rewards(rated)[1])
 
@@ -200,7 +144,7 @@ class SteeredRun:
             method=type(self.steerer).__name__,
             particles=k,
             strength=self.steerer.weight,
-            prompts=tuple(self.prompts),
+            prompts=tuple(self.scorer.prompts),
             steps=self.engine.steps,
             calls=tuple(selection.call for selection in selections),
             rewards=stacked("rewards", groups, k),
@@ -216,9 +160,9 @@ class SteeredRun:
             network_calls=self.network.calls,
             network_rows=self.network.rows,
             network_seconds=self.network.seconds,
-            decode_seconds=self.seconds.decode,
-            reward_seconds=self.seconds.reward,
-            total_seconds=self.seconds.total,
+            decode_seconds=self.scorer.seconds.decode,
+            reward_seconds=self.scorer.seconds.reward,
+            total_seconds=self.scorer.seconds.total,
         )
 
 
@@ -232,20 +176,3 @@ def _counted(pipe: Any) -> Iterator[NetworkCount]:
         return
     with count_network(pipe) as count:
         yield count
-
-
-def _reward_prompts(steerer: Steerer, request: Request) -> list[str]:
-    """Return the texts that the reward gets, one per prompt of the call."""
-    texts = [steerer.prompts] if isinstance(steerer.prompts, str) else steerer.prompts
-    if texts is None and request.prompts is None and steerer.scores:
-        raise ValueError(
-            "the call gives prompt_embeds, so the reward would get no text: pass prompts=[...] to the "
-            "steerer, one for each prompt"
-        )
-    texts = texts if texts is not None else request.prompts
-    chosen = list(texts if texts is not None else ("",) * request.groups)
-    if len(chosen) != request.groups:
-        raise ValueError(
-            f"the steerer has {len(chosen)} prompts, the call has {request.groups}: give one for each"
-        )
-    return chosen

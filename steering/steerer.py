@@ -14,9 +14,11 @@ from diffplug.report import denoisers
 from diffplug.rewards import Reward
 from diffplug.steering.particles import Filter
 from diffplug.steering.plans import Plan
+from diffplug.steering.proposal import Proposal
 from diffplug.steering.report import SteeringReport
 from diffplug.steering.request import read_request
 from diffplug.steering.run import SteeredRun
+from diffplug.steering.values import Value
 
 RETURNS = ("best", "all", "sample")
 
@@ -30,8 +32,10 @@ class Steerer:
     them from the final weights; "all" gives every particle in slot order. prompts: texts for the reward, one
     per prompt of the call, where the call has only embeddings. decode: `decode(pipe, latents, height=,
     width=, num_frames=, batch_size=) -> images` for the scored calls before the end, by default
-    `diffplug.latents.decode`; a partial of it with a small `vae` is a fast preview. Raises ValueError for
-    anything out of range.
+    `diffplug.latents.decode`. preview: a small decoder of the same latents for those calls, such as an
+    `AutoencoderTiny`; the finished pictures are the pipeline's own. decode_batch_size: rows decoded at once,
+    fewer when memory runs out. value: what an unfinished state is worth (see `diffplug.steering.values`), by
+    default the reward of its clean prediction. Raises ValueError for anything out of range.
     """
 
     reward: Reward | str
@@ -41,6 +45,8 @@ class Steerer:
     prompts: str | Sequence[str] | None = None
     decode: Callable[..., Tensor] | None = None
     decode_batch_size: int = 4
+    preview: Any = None
+    value: Value | None = None
     _reports: list[SteeringReport] = field(default_factory=list, init=False, repr=False, compare=False)
 
     slot: ClassVar[str] = "steering"
@@ -54,6 +60,10 @@ class Steerer:
                 f"reward={self.reward!r} cannot be called: give a function of (images, prompts) or a "
                 f"name of {rewards.names()}"
             )
+        if self.preview is not None and self.decode is not None:
+            raise ValueError("preview and decode both say how to decode on the way: give one of them")
+        if self.value is not None and not callable(self.value):
+            raise ValueError(f"value={self.value!r} cannot be called: see diffplug.steering.values")
         for name in ("particles", "decode_batch_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -83,6 +93,13 @@ class Steerer:
     def build_filter(self, groups: int) -> Filter:
         """Return a fresh particle filter for this many prompts."""
         raise NotImplementedError
+
+    def build_proposal(self, gradient: Callable[[Tensor], Tensor]) -> Proposal | None:
+        """Return what changes the steps of scored calls, if anything does.
+
+        gradient: from clean latents to the reward's gradient, for rewards that have one.
+        """
+        return None
 
     def attach(self, pipe: Any) -> Callable[[], None]:
         """Return a function that detaches this steerer from the pipeline; until then every call of `pipe` is

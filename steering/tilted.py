@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
+from torch import Tensor
 
 from diffplug.seeds import particle_seed
+from diffplug.steering.churn import Churn, check_eta
 from diffplug.steering.particle_filter import ParticleFilter
 from diffplug.steering.particles import Filter
 from diffplug.steering.populations import Populations
 from diffplug.steering.potentials import Potential, potential
+from diffplug.steering.proposal import Proposal
 from diffplug.steering.selection import Rule
 from diffplug.steering.steerer import Steerer
 
@@ -25,7 +28,8 @@ class Tilted(Steerer):
     "rising" (the potential grows with the progress of the run), "constant", or "adaptive" (as much as keeps
     the effective sample size at `target_ess` of the particles; at the end it is always the full strength).
     seed: of the selections, apart from the pipeline's noise; prompt g takes seed + g, or entry g of a
-    sequence.
+    sequence. churn: eta in (0, 1] adds noise at the scored calls, for solvers that add none themselves (see
+    `diffplug.steering.churn`); 0 adds none.
     """
 
     _: KW_ONLY
@@ -33,10 +37,13 @@ class Tilted(Steerer):
     tilt: str = "rising"
     target_ess: float = 0.5
     seed: int | Sequence[int] = 0
+    churn: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._potential()
+        if self.churn != 0:
+            check_eta(self.churn)
 
     @property
     def weight(self) -> float:
@@ -47,6 +54,12 @@ class Tilted(Steerer):
     def scores(self) -> bool:
         """Return whether the strength is above zero."""
         return self.strength > 0
+
+    def build_proposal(self, gradient: Callable[[Tensor], Tensor]) -> Proposal | None:
+        """Return the churn that was asked for."""
+        if not self.churn:
+            return None
+        return Churn(self.churn, lambda groups: prompt_seeds(self.seed, groups), self.particles)
 
     def _potential(self, name: str = "difference") -> Potential:
         return potential(name, strength=self.strength, tilt=self.tilt, target_ess=self.target_ess)
@@ -65,7 +78,7 @@ class Tilted(Steerer):
 
         The stream of population 0 is the prompt's own, so that one population is the plain filter.
         """
-        seeds = self._seeds(groups)
+        seeds = prompt_seeds(self.seed, groups)
         inner = ParticleFilter(
             groups=groups * populations,
             particles=self.particles // populations,
@@ -79,15 +92,16 @@ class Tilted(Steerer):
         above = [_stream(seed, populations) for seed in seeds]
         return Populations(inner, groups=groups, generators=above, ess_threshold=second_level)
 
-    def _seeds(self, groups: int) -> list[int]:
-        if isinstance(self.seed, int):
-            return [self.seed + g for g in range(groups)]
-        if len(self.seed) != groups:
-            raise ValueError(
-                f"{len(self.seed)} selection seeds for {groups} prompts: give one number, or one for "
-                "each prompt"
-            )
-        return list(self.seed)
+
+def prompt_seeds(seed: int | Sequence[int], groups: int) -> list[int]:
+    """Return one seed for each prompt: seed + g, or entry g. Raises ValueError for a wrong number of them."""
+    if isinstance(seed, int):
+        return [seed + g for g in range(groups)]
+    if len(seed) != groups:
+        raise ValueError(
+            f"{len(seed)} selection seeds for {groups} prompts: give one number, or one for each prompt"
+        )
+    return list(seed)
 
 
 def _stream(seed: int, index: int) -> torch.Generator:

@@ -17,6 +17,7 @@ from diffplug.steering.particle_filter import ParticleFilter
 from diffplug.steering.particles import ParticleSteps
 from diffplug.steering.plans import Plan
 from diffplug.steering.potentials import Difference
+from diffplug.steering.proposal import Proposal
 
 BETAS = {
     "beta_start": 0.00085,
@@ -97,6 +98,7 @@ def steer(
     patch: Callable[[ParticleSteps], None] = lambda engine: None,
     make_filter: Callable[[int], Any] | None = None,
     watch: CopyWatch | None = None,
+    proposal: Proposal | None = None,
     **step_kwargs: Any,
 ) -> Steered:
     """Return a steered run of the chain by the engine alone, without a pipeline."""
@@ -118,6 +120,7 @@ def steer(
         particles=particles,
         calls=plan,
         watch=watch,
+        proposal=proposal,
     )
     patch(engine)
     generator = torch.Generator().manual_seed(seed)

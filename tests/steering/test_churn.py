@@ -1,0 +1,171 @@
+"""Churn turns deterministic solvers into ancestral ones where it acts, and undoes none of their rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from fk_chain import BETAS, GAUSSIAN, ddim, denoise
+
+from diffplug.intercept import intercept_step
+from diffplug.plug import plug
+from diffplug.steering import SVDD, FeynmanKac, stochastic
+from diffplug.steering.churn import Churn
+from diffplug.steering.particle_filter import ParticleFilter
+from diffplug.steering.particles import ParticleSteps
+from diffplug.steering.plans import Plan, every_call
+from diffplug.steering.potentials import Difference
+from diffplug.steering.solvers import adds_noise
+from diffplug.testing import tiny
+
+law, on_pipe = pytest.mark.law, pytest.mark.pipe
+
+
+def engine(plan: Plan, strength: float = 1e-12, k: int = 4, eta: float = 1.0) -> ParticleSteps:
+    """Return an engine that churns at the calls of a plan; by default its selections do nothing."""
+    return ParticleSteps(
+        lambda groups: ParticleFilter(
+            groups=groups,
+            particles=k,
+            potential=Difference(strength=strength, tilt="constant"),
+            generators=[torch.Generator().manual_seed(1)],
+            ess_threshold=0.5 if strength < 1e-3 else None,
+        ),
+        lambda x0, call: x0[:, 0],
+        particles=k,
+        calls=plan,
+        proposal=Churn(eta, lambda groups: list(range(groups)), k),
+    )
+
+
+def churned(scheduler: Any, plan: Plan = every_call, rows: int = 3000, strength: float = 1e-12) -> Any:
+    """Return the end of a 20-step chain on N(1, .25), and its engine."""
+    stand = engine(plan, strength)
+    x = torch.randn(rows, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    undo = intercept_step(scheduler, stand)
+    scheduler.set_timesteps(20)
+    x = denoise(scheduler, GAUSSIAN, x * float(scheduler.init_noise_sigma))
+    undo()
+    return x[:, 0], stand
+
+
+@law
+@pytest.mark.parametrize(
+    "build",
+    [
+        ddim,
+        lambda: DPMSolverMultistepScheduler(**BETAS),
+        lambda: UniPCMultistepScheduler(**BETAS),
+        lambda: EulerDiscreteScheduler(**BETAS),
+        lambda: HeunDiscreteScheduler(**BETAS),
+    ],
+)
+def test_churn_at_every_call_is_ancestral_sampling(build: Any) -> None:
+    """DDIM with eta = 1 ends at N(.99883, .16664) in 20 steps; the same chain whatever the solver."""
+    x, _ = churned(build())
+    assert float(x.mean()) == pytest.approx(0.9988, abs=0.03)
+    assert float(x.var()) == pytest.approx(0.16664, abs=0.016)
+
+
+@law
+def test_a_corrector_that_remembers_takes_noise_out_again() -> None:
+    """All start at one point and are churned once: what spreads them at the end is that noise alone."""
+
+    class Remembering(UniPCMultistepScheduler):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not (name == "last_sample" and value is None and getattr(self, "_step_index", None)):
+                super().__setattr__(name, value)
+
+    def spread(scheduler: Any) -> float:
+        stand = engine(lambda n: [10])
+        undo = intercept_step(scheduler, stand)
+        scheduler.set_timesteps(20)
+        x = denoise(scheduler, GAUSSIAN, torch.full((2000, 1), 0.5, dtype=torch.float64))
+        undo()
+        return float(x.var())
+
+    assert spread(Remembering(**BETAS)) < 0.7 * spread(UniPCMultistepScheduler(**BETAS))
+
+
+@law
+def test_the_flow_recipe_has_the_variance_of_the_ancestral_step() -> None:
+    """Uniform sigmas from 1 to 0, 28 steps, data N(1, .25): .202 (ODE: .225)."""
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    stand = engine(every_call)
+    undo = intercept_step(scheduler, stand)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 28, 28))
+    x = torch.randn(4000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for i, t in enumerate(scheduler.timesteps):
+        sigma = float(scheduler.sigmas[i])
+        x0 = GAUSSIAN.x0hat(x, 1 - sigma, sigma)
+        x = scheduler.step((x - x0) / sigma, t, x).prev_sample
+    undo()
+    assert float(x.mean()) == pytest.approx(1.0, abs=0.03)
+    assert float(x.var()) == pytest.approx(0.202, abs=0.016)
+
+
+@law
+def test_copies_part_and_the_normaliser_stays_unbiased() -> None:
+    x, stand = churned(DPMSolverMultistepScheduler(**BETAS), rows=4000, strength=2.0)
+    assert all(len(row.unique()) == 4 for row in x.reshape(-1, 4)[:50])
+    assert not stand.watch.warned
+    ratio = stand.filter.finish(x)[1].exp() / 10.2877135
+    assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / len(ratio) ** 0.5
+
+
+@law
+def test_solvers_that_would_undo_it_are_refused() -> None:
+    with pytest.raises(ValueError, match="DPMSolverSinglestepScheduler cannot be churned: take one of DDIM"):
+        churned(DPMSolverSinglestepScheduler(), rows=4)
+    for eta in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="churn="):
+            FeynmanKac(lambda images, prompts: images, churn=eta)
+
+
+@law
+def test_noise_is_recognised() -> None:
+    assert adds_noise(EulerAncestralDiscreteScheduler())
+    assert not adds_noise(ddim())
+    assert adds_noise(ddim(), eta=1.0)
+    assert not adds_noise(DPMSolverMultistepScheduler())
+    assert adds_noise(DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"))
+    assert not adds_noise(FlowMatchEulerDiscreteScheduler())
+    assert adds_noise(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))
+    ancestral = EulerAncestralDiscreteScheduler()
+    assert stochastic(ancestral) is ancestral
+
+
+def red(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    """Return the mean of red, magnified."""
+    return 3000.0 * images[:, 0].mean((1, 2))
+
+
+@on_pipe
+@pytest.mark.parametrize("family", ["sd15", "sd3", "flux"])
+@pytest.mark.parametrize("recipe", ["stochastic", "churn"])
+def test_deterministic_pipelines_can_be_steered(family: str, recipe: str) -> None:
+    pipe = tiny(family)
+    if recipe == "stochastic":
+        pipe.scheduler = stochastic(pipe.scheduler)
+        assert adds_noise(pipe.scheduler)
+    else:
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    steerer = SVDD(red, particles=4, strength=1.0, returns="all", churn=1.0 if recipe == "churn" else 0.0)
+    given = tiny.inputs(family, num_inference_steps=4, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for _ in range(2 if recipe == "churn" else 1):
+        with plug(pipe, steerer):
+            ends.append(pipe(**{**given, "generator": torch.Generator().manual_seed(0)}).images)
+    assert len({image.numpy().tobytes() for image in ends[0]}) == 4
+    assert torch.equal(ends[0], ends[-1]), "churn has its own streams, so runs repeat"
