@@ -23,11 +23,11 @@ from torch import Tensor
 
 from diffplug import load
 from diffplug.files import output_folder, write_json
-from diffplug.samplers.climb import RUNGS, Climb, climb
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.problem import Errors, ModelProblem, PipelineProblem, Problem, errors
-from diffplug.samplers.trials import Trials
+from diffplug.samplers.search.climb import RUNGS, Climb, climb
+from diffplug.samplers.search.problem import Errors, ModelProblem, PipelineProblem, Problem, errors
+from diffplug.samplers.search.trials import Trials
 from diffplug.shapes import sample_prompts
 from diffplug.testing.guided_mixture import GuidedMixture
 

@@ -58,7 +58,7 @@ def dc(
     words = _prompts(prompts, model, pairs, seed)
     pipe = _pipe(model, device, dtype, words if model == "shapes" else [])
     pipe.set_progress_bar_config(disable=True)
-    search = import_module("diffplug.samplers.search_compensation").search_compensation
+    search = import_module("diffplug.samplers.search.compensation").search_compensation
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=json) as bars:
         task, told = bars.add_task("reading"), {"stage": "", "calls": 0}

@@ -20,9 +20,9 @@ from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
 from diffplug.samplers.presets import dpmpp
 from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.search.trials import Trials
+from diffplug.samplers.search.truth import truth
 from diffplug.samplers.solver import SolverScheduler
-from diffplug.samplers.trials import Trials
-from diffplug.samplers.truth import truth
 from diffplug.scheduler_plug import build
 
 __all__ = ["Errors", "ModelProblem", "PipelineProblem", "Problem", "Run", "errors", "refined"]

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from diffplug.files import output_folder, read_json, write_json
-from diffplug.samplers.climb import RUNGS, Climb, RungResult, climb
-from diffplug.samplers.memo import Memo
 from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.problem import PipelineProblem
+from diffplug.samplers.search.climb import RUNGS, Climb, RungResult, climb
+from diffplug.samplers.search.memo import Memo
+from diffplug.samplers.search.problem import PipelineProblem
+from diffplug.samplers.search.trials import Trials
+from diffplug.samplers.search.truth import cache_folder, fingerprint
 from diffplug.samplers.solver import SolverScheduler
-from diffplug.samplers.trials import Trials
-from diffplug.samplers.truth import cache_folder, fingerprint
 from diffplug.scheduler_plug import build, current_scheduler, world
 
 __all__ = ["search_compensation"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffplug.files import atomic_path, output_folder
 from diffplug.report import denoisers
-from diffplug.samplers.trials import Trials
+from diffplug.samplers.search.trials import Trials
 
 __all__ = ["cache_folder", "fingerprint", "truth"]
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from diffplug.registry import unknown
-from diffplug.samplers import rungs
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.presets import ddim, deis, dpmpp, ipndm, res_multistep, unipc
-from diffplug.samplers.problem import Errors, Problem, errors
 from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.search import rungs
+from diffplug.samplers.search.problem import Errors, Problem, errors
 
 __all__ = ["RUNGS", "Climb", "RungResult", "climb", "stock_schedules"]
 

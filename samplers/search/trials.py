@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffplug.intercept import StepCall, StepInterceptor, intercept_step
 from diffplug.plug import plug
-from diffplug.samplers.memo import Memo, remember
+from diffplug.samplers.search.memo import Memo, remember
 from diffplug.seeds import Seeds
 
 __all__ = ["Trajectory", "Trials"]

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from diffplug.report import count_network
 from diffplug.samplers import DCSolverScheduler
-from diffplug.samplers.trials import Trials
-from diffplug.samplers.truth import fingerprint, truth
+from diffplug.samplers.search.trials import Trials
+from diffplug.samplers.search.truth import fingerprint, truth
 from diffplug.seeds import generators
 from diffplug.testing import tiny
 

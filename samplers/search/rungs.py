@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from diffplug.samplers.decisions import Delta
-from diffplug.samplers.fit import fit
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.presets import dpmpp, ipndm, res_multistep, unipc
-from diffplug.samplers.problem import Problem, errors
 from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.search.fit import fit
+from diffplug.samplers.search.problem import Problem, errors
 
 __all__ = ["Watch", "coefficients", "corrector_policies", "grid", "multistep", "ratios"]
 

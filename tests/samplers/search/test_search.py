@@ -9,28 +9,34 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
-from guided_mixture import SD, GuidedMixture
 
-from diffplug.samplers import rungs
-from diffplug.samplers.climb import climb, stock_schedules
-from diffplug.samplers.fit import fit
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
 from diffplug.samplers.presets import unipc
-from diffplug.samplers.problem import ModelProblem, errors, refined
 from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.search_compensation import search_compensation
+from diffplug.samplers.search import rungs
+from diffplug.samplers.search.climb import climb, stock_schedules
+from diffplug.samplers.search.compensation import search_compensation
+from diffplug.samplers.search.fit import fit
+from diffplug.samplers.search.problem import ModelProblem, errors, refined
 from diffplug.testing import tiny
+from diffplug.testing.guided_mixture import GuidedMixture
 
 LINSPACE = Nodes(kind="name", name="linspace", final="sigma_min")
+SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 PROMPTS = ["a red circle", "a blue square", "a green cross", "a yellow triangle"]
 
 
 def mixture(n: int, seed: int, guidance: float = 7.5, fine: int = 200) -> ModelProblem:
-    toy, scheduler = GuidedMixture(guidance_scale=guidance), UniPCMultistepScheduler(**SD)
-    x, prompts = toy.pairs(n, seed)
+    toy, scheduler = GuidedMixture(guidance), UniPCMultistepScheduler(**SD)
+    noises, prompts = toy.pairs(n, seed)
     levels = NoiseLevels.from_scheduler(scheduler)
-    return ModelProblem(lambda x, t: toy.epsilon(scheduler, x, t, prompts), x, levels, LINSPACE, fine)
+
+    def epsilon(x: torch.Tensor, timestep: float) -> torch.Tensor:
+        level = levels.level(float(levels.sigma_of_time(timestep)))
+        return (x - level.alpha * toy.x0(x, level.alpha, level.sigma, prompts)) / level.sigma
+
+    return ModelProblem(epsilon, noises, levels, LINSPACE, fine)
 
 
 class SecretProblem(ModelProblem):
@@ -186,4 +192,3 @@ def test_a_damaged_work_file_is_refused(tmp_path: Path) -> None:
     work.write_text('{"format": "solver-search", "version": 1, "rungs": [{}]}')
     with pytest.raises(ValueError, match=f"{work.name}.*remove it, or do not resume"):
         search_compensation(pipe, PROMPTS, 3, 3.0, rungs=("ratios",), **call)
-    torch.manual_seed(0)
