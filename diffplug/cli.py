@@ -53,7 +53,7 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="One or more prompts.")],
     model: Model = "shapes",
     sampler: Annotated[
-        str | None, typer.Option(help="A name from `diffplug names`; else the pipeline's own.")
+        str | None, typer.Option(help="A name from `diffplug names`, or a searched .json file.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 20,
     guidance: Guidance = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from diffplug.registry import SAMPLERS, unknown
@@ -34,8 +35,11 @@ def names() -> list[str]:
 def sampler(name: str, pipe: Any) -> Any:
     """What to plug into `pipe` for a name: a scheduler class, or an instance where options are needed.
 
-    Registered names come first. Raises ValueError with the nearest names for an unknown one.
+    Registered names come first; the path of a `.json` file is a searched schedule. Raises ValueError with the
+    nearest names for an unknown one, and OSError for a file that cannot be read.
     """
+    if name.endswith(".json"):
+        return import_module("diffplug.samplers.solver_plug").Solver(name)  # a wing, loaded when asked for
     if name in SAMPLERS:
         return SAMPLERS.get(name)
     if name not in _STOCK:

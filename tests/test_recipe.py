@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,3 +139,19 @@ def test_every_sampler_name_makes_a_scheduler(pipe: Any, name: str) -> None:
 
     found = stock.sampler(name, pipe)
     assert isinstance(found, SchedulerMixin) or issubclass(found, SchedulerMixin)
+
+
+@pytest.mark.pipe
+def test_a_searched_schedule_is_a_sampler_by_its_file(pipe: Any, tmp_path: Path) -> None:
+    from diffplug.samplers.presets import dpmpp
+
+    path = tmp_path / "three.json"
+    dpmpp(3, final="sigma_min").save(path)
+    recipe = Recipe(sampler=str(path), steps=3)
+    made = recipe.run(pipe, ["a red circle"], [0])
+    assert made.evaluations == 3 and len(made.images) == 1
+    with pytest.raises(OSError, match="nowhere.json"):
+        Recipe(sampler=str(tmp_path / "nowhere.json"))
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"three\.json.*is no solver schedule"):
+        Recipe(sampler=str(path))
