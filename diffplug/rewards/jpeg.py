@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from io import BytesIO
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 class JpegReward:
     """Minus the size in kilobytes (1000 bytes) as JPEG; larger is smoother, and `-jpeg` asks for detail.
 
-    Not differentiable. Pictures of different sizes cannot be compared by it.
+    Not differentiable. Pictures of different sizes cannot be compared by it; broken ones (NaN) get NaN.
 
     Args:
         quality: of the JPEG, 1 to 95.
@@ -35,9 +36,11 @@ class JpegReward:
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [n] float64 of pictures [n, 3, h, w] in [0, 1]."""
         pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        return torch.tensor(
-            [-self._kilobytes(Image.fromarray(array)) for array in pixels], dtype=torch.float64
-        )
+        sizes = [-self._kilobytes(Image.fromarray(array)) for array in pixels]
+        scores = torch.tensor(sizes, dtype=torch.float64)
+        # a broken picture would compress very well
+        broken = ~images.detach().isfinite().flatten(1).all(1).cpu()
+        return scores.masked_fill(broken, math.nan)
 
     def _kilobytes(self, picture: Image.Image) -> float:
         file = BytesIO()

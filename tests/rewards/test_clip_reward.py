@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny_clip import as_pil, pictures, registered, tiny_model, write_folder
 
 from diffplug import rewards
 from diffplug.rewards import clip_network
+from diffplug.rewards.checkpoints import read_weights
 from diffplug.rewards.clip import ClipReward
 
 open_clip = pytest.importorskip("open_clip")
@@ -181,6 +183,22 @@ def test_bad_files_are_named(tmp_path: Path, model: Any, kind: str, told: str) -
         ClipReward(registered(), str(path))(pictures(), PROMPTS)
     assert "bad.pt" in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "hacked").exists()
+
+
+@settings(max_examples=60, deadline=None)
+@given(share=st.floats(0, 1, exclude_max=True), kind=st.sampled_from(["zip", "legacy", "safetensors"]))
+def test_a_file_cut_anywhere_is_refused(share: float, kind: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"cut.{'safetensors' if kind == 'safetensors' else 'pt'}"
+        state = {"a.weight": torch.ones(5, 7), "a.bias": torch.zeros(5)}
+        if kind == "safetensors":
+            save_file(state, path)
+        else:
+            torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+        data = path.read_bytes()
+        path.write_bytes(data[: int(share * len(data))])
+        with pytest.raises(ValueError, match="cut[.].*cannot be read as plain weights"):
+            read_weights(path, "test")
 
 
 def test_a_truncated_safetensors_file(tmp_path: Path, model: Any) -> None:

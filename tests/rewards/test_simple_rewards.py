@@ -43,6 +43,15 @@ def test_every_reward_says_whether_it_is_differentiable() -> None:
         assert isinstance(getattr(rewards.get(name), "differentiable", None), bool), name
 
 
+@pytest.mark.contract
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_a_broken_picture_gets_no_score(name: str) -> None:
+    images = NOISE.clone()
+    images[1, 0, 3, 4] = math.nan
+    reward: Any = rewards.get(name)
+    assert reward(images, TEXTS).isnan().tolist() == [False, True, False]
+
+
 def test_jpeg_is_the_size_of_the_file() -> None:
     flat = torch.full((1, 3, 24, 32), 0.5)
     scores = JpegReward()(torch.cat([flat, NOISE[:1]]), TEXTS[:2])
