@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diffplug.steering.best_of_n import BestOfN
     from diffplug.steering.feynman_kac import FeynmanKac, ImportanceSampling
     from diffplug.steering.learned_value import LearnedValue
+    from diffplug.steering.masked import MaskedDiffusionScheduler, MaskedSequencePipeline
     from diffplug.steering.noise_search import NoiseSearch
     from diffplug.steering.report import SteeringReport
     from diffplug.steering.resampling import resample
@@ -30,6 +31,8 @@ _HOMES = {
     "ImportanceSampling": "diffplug.steering.feynman_kac",
     "LearnedValue": "diffplug.steering.learned_value",
     "ManySamples": "diffplug.steering.values",
+    "MaskedDiffusionScheduler": "diffplug.steering.masked",
+    "MaskedSequencePipeline": "diffplug.steering.masked",
     "NoiseSearch": "diffplug.steering.noise_search",
     "SVDD": "diffplug.steering.svdd",
     "SteeringReport": "diffplug.steering.report",
@@ -49,6 +52,8 @@ __all__ = [
     "ImportanceSampling",
     "LearnedValue",
     "ManySamples",
+    "MaskedDiffusionScheduler",
+    "MaskedSequencePipeline",
     "NoiseSearch",
     "SteeringReport",
     "TwoLevel",

@@ -28,10 +28,13 @@ def level_of(call: StepCall) -> Level | None:
 
 def decode(pipe: Any, x: Tensor, *, batch_size: int = 4, **size: Any) -> Tensor:
     """Return pictures `[n, 3, h, w]` in [0, 1] of latents (`diffplug.latents.decode`) or of token maps
-    `[n, h, w]`, which the pipeline's `vqvae` decodes `batch_size` rows at a time.
+    `[n, h, w]`, which the pipeline's `vqvae` decodes `batch_size` rows at a time; sequences `[n, l]` of
+    tokens are returned as they are.
     """
     if x.is_floating_point():
         return latents.decode(pipe, x, batch_size=batch_size, **size)
+    if x.ndim == 2:
+        return x
     vqvae = pipe.vqvae
     pictures = []
     for rows in x.split(batch_size):

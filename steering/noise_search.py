@@ -168,6 +168,8 @@ class _Start(StepInterceptor):
         """Return the start noise. Raises ValueError where it is not the one that was given."""
         if self.sample is None or len(self.sample) != self.rows:
             raise ValueError("the pipeline made no step with a row for every particle: use BestOfN")
+        if not self.sample.is_floating_point():
+            raise ValueError("the pipeline starts from masked tokens, which are all the same: use BestOfN")
         noise = self.sample / self.sigma
         if given is not None and not torch.allclose(noise, given.to(noise), rtol=1e-2, atol=1e-2):
             raise ValueError("the pipeline does not start from the latents that it is given: use BestOfN")

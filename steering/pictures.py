@@ -28,8 +28,11 @@ def raw_pictures(output: Any) -> Any:
 def to_tensor(pictures: Any) -> Tensor:
     """Return pictures in [0, 1] as `[n, 3, h, w]` float32, clips as `[n, f, 3, h, w]`.
 
-    From PIL images, arrays `[..., h, w, c]` or tensors `[..., c, h, w]`, and lists of such clips.
+    From PIL images, arrays `[..., h, w, c]` or tensors `[..., c, h, w]`, and lists of such clips. Sequences
+    of integer tokens `[n, l]` stay as they are.
     """
+    if isinstance(pictures, Tensor) and not pictures.is_floating_point():
+        return pictures.detach().to("cpu")
     if isinstance(pictures, Tensor):
         return _coloured(pictures.detach().to("cpu", torch.float32))
     if isinstance(pictures, (list, tuple)):
@@ -95,7 +98,7 @@ def score_pictures(
 
     All rows at once; when memory runs out, half as many at a time, down to one.
     """
-    if images.ndim == 4 or takes_video:
+    if images.ndim != 5 or takes_video:
         return _in_portions(score, images, prompts)
     clips, frames = images.shape[:2]
     repeated = [prompt for prompt in prompts for _ in range(frames)]

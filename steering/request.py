@@ -12,6 +12,7 @@ from torch import Tensor
 
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size")
 _REPEATED = ("prompt", "negative_prompt", "class_labels")
+_TILING = "Amused"  # repeats all prompts one after the other: given k times each, groups stay together
 _START_IMAGES = ("image", "mask_image")
 
 
@@ -47,7 +48,8 @@ def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int) -> Reques
         )
     groups, prompts = _groups(kwargs, defaults)
     given = dict(kwargs)
-    given.update(_multiplied(given, count, groups, particles))
+    tiles = type(pipe).__name__.startswith(_TILING)
+    given.update(_multiplied(given, count, groups, particles, tiles))
     if (
         "strength" in defaults
     ):  # image-to-image pipelines tile several start images: repeated here, each stays with its prompt
@@ -78,17 +80,22 @@ def _groups(kwargs: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[int
     return groups, ("",) * groups
 
 
-def _multiplied(given: Mapping[str, Any], count: str | None, groups: int, particles: int) -> dict[str, Any]:
+def _multiplied(
+    given: Mapping[str, Any], count: str | None, groups: int, particles: int, tiles: bool
+) -> dict[str, Any]:
     """Return the arguments that change so that every prompt has `particles` consecutive rows."""
     if given.get("prompt_embeds") is not None:
         # Some pipelines repeat given embeddings for num_images_per_prompt, some do not: here all agree.
         repeated = {
-            name: _repeat(value, groups, particles) for name, value in given.items() if "prompt" in name
+            name: _repeat(value, groups, particles)
+            for name, value in given.items()
+            if "prompt" in name or "encoder_hidden_states" in name
         }
         return {**repeated, **({count: 1} if count else {})}
-    if count:
+    if count and not tiles:
         return {count: particles}
-    return {
+    once = {count: 1} if count else {}
+    return once | {
         name: _repeat(given[name], groups, particles) for name in _REPEATED if given.get(name) is not None
     }
 
