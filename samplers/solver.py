@@ -110,18 +110,15 @@ class SolverScheduler(NodeScheduler):
 
     def _schedule(self, steps: int, *, given: bool, begin: int = 0) -> SolverSchedule:
         """The decisions of a run: the entry for so many evaluations, or the preset."""
-        book = {} if given else self.config.schedules or {}
-        if book and (str(steps) in book or not self.config.solver):
+        book = {} if given else self.config.get("schedules") or {}
+        name = self.config.get("solver")
+        if book and (str(steps) in book or not name):
             return entry(book, steps)
-        name = self.config.solver or "unipc"
-        options = {
-            "final": self.config.final_sigmas_type,
-            "begin": begin,
-            **(self.config.solver_options or {}),
-        }
-        if name == "unipc":
-            options = {**self._unipc_options(), **options}
-        return preset(name)(steps, self.config.grid or "linspace", **options)
+        options = {"final": self.config.final_sigmas_type, "begin": begin}
+        if (name or "unipc") == "unipc":
+            options |= self._unipc_options()
+        options |= self.config.get("solver_options") or {}
+        return preset(name or "unipc")(steps, self.config.grid or "linspace", **options)
 
     def _unipc_options(self) -> dict[str, Any]:
         """UniPC's own options as keywords of the preset."""
@@ -138,7 +135,7 @@ class SolverScheduler(NodeScheduler):
         self, schedule: SolverSchedule, levels: NoiseLevels, steps: int, shifted: Any, mu: float | None
     ) -> RunGrid:
         """The nodes where a person gave none: the schedule's, or those of UniPC's options."""
-        stored = bool(self.config.schedules) and str(steps) in self.config.schedules
+        stored = str(steps) in (self.config.get("schedules") or {})
         if stored or self.config.grid:
             if self.config.use_dynamic_shifting and mu is None and not stored:
                 raise ValueError("`mu` must be passed when `use_dynamic_shifting` is set to be `True`")
@@ -182,7 +179,16 @@ class SolverScheduler(NodeScheduler):
         self.model_outputs, self.solver_states, self.seen_samples = [], [], []
         self._step_index: int | None = None
         self._begin_index: int | None = None
-        self._noised = False
+        self._noised = self._linked = False
+
+    @property
+    def last_sample(self) -> torch.Tensor | None:
+        """The newest state, from which the next one is corrected; set None where x was changed since then."""
+        return self.solver_states[-1] if self._linked else None
+
+    @last_sample.setter
+    def last_sample(self, value: torch.Tensor | None) -> None:
+        self._linked = value is not None
 
     def per_sample_state(self) -> tuple[str, ...]:
         """Names of the attributes that hold one row per sample: what particle methods have to reorder."""
@@ -223,8 +229,11 @@ class SolverScheduler(NodeScheduler):
         if bound is not None:
             data = bound(data)
         histories = (self.model_outputs, self.solver_states, self.seen_samples)
-        x = advance(self._table.steps[i + self._hidden], histories, data, x, self._kept, bound)[1]
-        self._step_index = i + 1
+        rows = self._table.steps[i + self._hidden]
+        if rows.correct is not None and not self._linked:
+            rows = replace(rows, correct=None)
+        x = advance(rows, histories, data, x, self._kept, bound)[1]
+        self._step_index, self._linked = i + 1, True
         previous = x if x.dtype == sample.dtype else x.to(sample.dtype)
         return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)
 
@@ -241,6 +250,7 @@ class SolverScheduler(NodeScheduler):
         self._kept = self._table.kept
         if analytic is None:
             return x
+        self._linked = True
         noise = x / analytic.scale
         self.model_outputs.append(noise * analytic.gain + _spread(analytic.mean, x))
         self.solver_states.append(noise)

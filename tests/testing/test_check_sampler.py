@@ -68,7 +68,7 @@ def test_the_laws_accept_good_samplers_of_every_kind(name: str) -> None:
 # ---- broken on purpose: each of these must break the law it was made for -------------------------
 
 
-class ForgetsToForget(DCSolverScheduler):
+class ForgetsToForget(diffusers.UniPCMultistepScheduler):
     """set_timesteps keeps the last run's history."""
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
@@ -107,7 +107,7 @@ class SharesStateWithCopies(HidesState):
         return copied
 
 
-class KnowsEpsilonOnly(DCSolverScheduler):
+class KnowsEpsilonOnly(diffusers.UniPCMultistepScheduler):
     """Takes every output for noise."""
 
     def convert_model_output(self, model_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -148,7 +148,7 @@ class LosesRatios(DCSolverScheduler):
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         super().set_timesteps(*args, **kwargs)
-        self._dc_weights = self.__dict__.setdefault("first_weights", self._dc_weights)
+        self._table = self.__dict__.setdefault("first_table", self._table)
         self.register_to_config(dc_ratios=None)
 
 
