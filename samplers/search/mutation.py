@@ -1,0 +1,65 @@
+"""Small changes and crossings of schedules, on the values of a `ScheduleSpace`: always valid ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from diffplug.samplers.search.space import Dimension, ScheduleSpace, Values
+
+__all__ = ["crossed", "mutated", "random_values"]
+
+CHANGED = {"gap": 0.4, "param": 0.2, "mix": 0.3, "order": 0.25, "near": 0.2, "scale": 0.25, "correct": 0.25}
+"""How likely each kind of decision changes in a mutation; a change of everything at once teaches nothing."""
+
+WALK = {"gap": 0.25, "mix": 0.2, "scale": 0.08}
+"""Standard deviations of the steps that real numbers take."""
+
+FIRST_CHANGED = 0.1
+WHOLE_LISTS = 0.5
+"""How often a crossing takes a kind of decision as a whole, not step by step."""
+
+
+def random_values(space: ScheduleSpace, rng: np.random.Generator) -> Values:
+    """Values drawn independently and evenly: mostly bad schedules."""
+    return {dimension.name: _drawn(dimension, rng) for dimension in space.dimensions}
+
+
+def mutated(space: ScheduleSpace, values: Mapping[str, object], rng: np.random.Generator) -> Values:
+    """A copy with a few decisions changed, at least one of them a decision that counts."""
+    found = dict(values)
+    while found == dict(values):
+        for dimension in space.dimensions:
+            kind = dimension.name.partition("_")[0]
+            if rng.random() < CHANGED.get(kind, FIRST_CHANGED) / np.sqrt(space.slots / 5):
+                found[dimension.name] = _changed(dimension, kind, found[dimension.name], rng)
+    return found
+
+
+def crossed(
+    space: ScheduleSpace, one: Mapping[str, object], two: Mapping[str, object], rng: np.random.Generator
+) -> Values:
+    """A child of two: each kind of decision from one of them, as a whole or step by step."""
+    kinds = sorted({dimension.name.partition("_")[0] for dimension in space.dimensions})
+    whole = {kind: (rng.random() < WHOLE_LISTS, rng.random() < 0.5) for kind in kinds}
+    found: Values = {}
+    for dimension in space.dimensions:
+        together, from_one = whole[dimension.name.partition("_")[0]]
+        chosen = from_one if together else rng.random() < 0.5
+        found[dimension.name] = (one if chosen else two)[dimension.name]
+    return found
+
+
+def _drawn(dimension: Dimension, rng: np.random.Generator) -> object:
+    if dimension.real:
+        return float(rng.uniform(dimension.low, dimension.high))
+    return dimension.choices[int(rng.integers(len(dimension.choices)))]
+
+
+def _changed(dimension: Dimension, kind: str, value: object, rng: np.random.Generator) -> object:
+    if not dimension.real:
+        return _drawn(dimension, rng)
+    if kind == "scale" and rng.random() < 0.2:
+        return 0.0
+    return float(np.clip(float(value) + rng.normal(0, WALK[kind]), dimension.low, dimension.high))  # type: ignore[arg-type]
