@@ -127,8 +127,9 @@ class SteeredRun:
     def _apart(self) -> int:
         """Return how many populations of a prompt never met."""
         found = self._filter()
-        apart = isinstance(found, Populations) and found.ess_threshold is None
-        return found.count if apart else 1
+        if isinstance(found, Populations) and found.ess_threshold is None:
+            return found.count
+        return 1
 
     def report(self) -> SteeringReport:
         """Return what this run did."""

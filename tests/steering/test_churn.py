@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from fk_chain import BETAS, GAUSSIAN, ddim, denoise
 
 from diffplug.intercept import intercept_step
 from diffplug.plug import plug
+from diffplug.samplers import DCSolverScheduler
 from diffplug.steering import SVDD, FeynmanKac, stochastic
 from diffplug.steering.churn import Churn
 from diffplug.steering.particle_filter import ParticleFilter
@@ -149,6 +151,18 @@ def test_noise_is_recognised() -> None:
 def red(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     """Return the mean of red, magnified."""
     return 3000.0 * images[:, 0].mean((1, 2))
+
+
+@on_pipe
+def test_dc_solver_is_steered_with_churn() -> None:
+    pipe = tiny("sd15")
+    steerer = FeynmanKac(red, particles=4, strength=5.0, churn=1.0, ess_threshold=None, returns="all")
+    generator = torch.Generator().manual_seed(0)
+    with warnings.catch_warnings(), plug(pipe, DCSolverScheduler, steerer):
+        warnings.simplefilter("error", UserWarning)
+        images = pipe("a", num_inference_steps=6, output_type="pt", generator=generator).images
+    assert len({image.numpy().tobytes() for image in images}) == 4
+    assert steerer.report.resampled.any()
 
 
 @on_pipe

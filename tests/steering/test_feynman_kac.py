@@ -209,7 +209,9 @@ def test_a_caching_denoiser_is_refused(pipe: Any, monkeypatch: pytest.MonkeyPatc
         run(pipe, FeynmanKac(red))
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "wan", "pixart", "ddpm", "lcm", "sd15-img2img"])
+@pytest.mark.parametrize(
+    "family", ["sdxl", "sd3", "flux", "wan", "controlnet", "pixart", "ddpm", "lcm", "sd15-img2img"]
+)
 @pytest.mark.filterwarnings("ignore:.*added no noise")
 def test_every_family_is_steered(family: str) -> None:
     built = tiny(family)
