@@ -17,7 +17,7 @@ from diffplug.samplers.compiler import compile_schedule
 from diffplug.samplers.given_grid import check_length, check_request, is_pipeline_default
 from diffplug.samplers.grids import named_grid
 from diffplug.samplers.node_scheduler import NodeScheduler
-from diffplug.samplers.noise_levels import NoiseLevels
+from diffplug.samplers.noise_levels import Floats, NoiseLevels
 from diffplug.samplers.presets import preset
 from diffplug.samplers.run_grid import RunGrid, given_grid, rounded, schedule_grid
 from diffplug.samplers.schedule import SolverSchedule
@@ -94,7 +94,8 @@ class SolverScheduler(NodeScheduler):
         """
         check_request(num_inference_steps, timesteps, sigmas)
         levels = NoiseLevels.from_scheduler(self, mu)
-        grid, shifted = None, None
+        grid: RunGrid | None = None
+        shifted: Floats | None = None
         if timesteps is not None or sigmas is not None:
             grid = given_grid(self, levels, timesteps, sigmas)
             check_length(num_inference_steps, len(grid.times))
