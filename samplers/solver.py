@@ -101,7 +101,8 @@ class SolverScheduler(NodeScheduler):
             check_length(num_inference_steps, len(grid.times))
             num_inference_steps = len(grid.times)
             if sigmas is not None and levels.flow and is_pipeline_default(grid.sigmas[:-1]):
-                grid, shifted = None, grid.sigmas[:-1].copy()
+                shifted = grid.sigmas[:-1].copy()
+                grid = None
         assert num_inference_steps is not None  # noqa: S101 - check_request and the grid have seen to it
         self._given = grid is not None
         schedule = self._schedule(int(num_inference_steps), given=self._given)
