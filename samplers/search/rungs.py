@@ -193,7 +193,8 @@ def coefficients(
     regression of the converged states, step after step; then least squares on the final samples.
     """
     count = len(schedule.steps)
-    start = schedule if schedule.deltas is not None else _greedy_deltas(problem, schedule, ridge)
+    known = schedule.deltas is not None or schedule.first != "model"  # without D_0 there is no regression
+    start = schedule if known else _greedy_deltas(problem, schedule, ridge)
     if watch is not None:
         watch(start)
     data = [(i, k) for i in range(count) for k in range(i + 1)]

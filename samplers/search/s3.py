@@ -1,0 +1,175 @@
+"""S3: evolution of solver schedules, guided by a predictor of their rank, as a sampler for Optuna.
+
+Multi-stage search of arXiv 2312.07243: evaluate some schedules, fit a predictor to all of them, let it choose
+among many children of the best, evaluate those, and again. The predictor ranks, it does not regress: scores
+span orders of magnitude, and only their order decides who has children.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from diffplug.samplers.search.mutation import crossed, mutated, random_values
+from diffplug.samplers.search.space import ScheduleSpace, Values
+
+__all__ = ["RankPredictor", "S3Sampler", "TreeRanks", "distributions", "features"]
+
+Floats = npt.NDArray[np.float64]
+
+
+class RankPredictor(Protocol):
+    """Learns from features [n, d] and scores [n], lower the better; predicts numbers in the same order."""
+
+    def fit(self, rows: Floats, scores: Floats) -> None:
+        """Forget what was learned before, and learn from all rows."""
+
+    def predict(self, rows: Floats) -> Floats:
+        """A number for each row, the smaller the better the score it expects."""
+
+
+class TreeRanks:
+    """Extremely randomised trees on the ranks of the scores; a fit takes less than a second."""
+
+    def __init__(self, seed: int = 0, trees: int = 60) -> None:
+        from sklearn.ensemble import ExtraTreesRegressor
+
+        self.trees = ExtraTreesRegressor(trees, random_state=seed, min_samples_leaf=2)
+
+    def fit(self, rows: Floats, scores: Floats) -> None:
+        self.trees.fit(rows, np.argsort(np.argsort(scores)) / len(scores))
+
+    def predict(self, rows: Floats) -> Floats:
+        return np.asarray(self.trees.predict(rows), dtype=np.float64)
+
+
+class S3Sampler(optuna.samplers.BaseSampler):
+    """Predictor-guided evolution over a `ScheduleSpace`.
+
+    Enqueue presets first (`study.enqueue_trial(space.values(schedule))`): what they score is where it starts.
+
+    Args:
+        seed: of every random choice; a trial's depends on the seed and its number only. parents: the best
+        that have children. children: bred for the predictor to choose from; 0 for plain evolution. batch: how
+        many of them are evaluated before the predictor learns again. crossing: share of children with two
+        parents. explore: share of each batch that is taken without asking the predictor. predictor: by
+        default `TreeRanks`.
+    """
+
+    def __init__(
+        self,
+        space: ScheduleSpace,
+        *,
+        seed: int = 0,
+        parents: int = 15,
+        children: int = 300,
+        batch: int = 20,
+        crossing: float = 0.3,
+        explore: float = 0.1,
+        predictor: RankPredictor | None = None,
+    ) -> None:
+        for name, value, least in (("parents", parents, 1), ("children", children, 0), ("batch", batch, 1)):
+            if value < least:
+                raise ValueError(f"{name}={value}: give at least {least}")
+        self.space, self.seed = space, seed
+        self.parents, self.children, self.batch = parents, children, batch
+        self.crossing, self.explore = crossing, explore
+        self.predictor = predictor or TreeRanks(seed)
+        self._queue: list[Values] = []
+
+    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Every number of the space, for every trial."""
+        return distributions(self.space)
+
+    def sample_relative(
+        self, study: Any, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The next child; random values while nothing has been evaluated."""
+        rng = np.random.default_rng([self.seed, trial.number])
+        done = [
+            each
+            for each in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if each.value is not None and np.isfinite(each.value) and set(search_space) <= set(each.params)
+        ]
+        if not done:
+            return random_values(self.space, rng)
+        if not self._queue:
+            self._queue = self._bred(sorted(done, key=lambda each: float(each.value)), rng)
+        return self._queue.pop(0)
+
+    def sample_independent(
+        self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A random value, for a number outside the space."""
+        rng = np.random.default_rng([self.seed, trial.number, len(param_name)])
+        return optuna.samplers.RandomSampler(int(rng.integers(2**31))).sample_independent(
+            study, trial, param_name, param_distribution
+        )
+
+    def _bred(self, done: Sequence[FrozenTrial], rng: np.random.Generator) -> list[Values]:
+        """The next batch, best predicted first."""
+        best = [each.params for each in done[: self.parents]]
+        seen = {_key(each.params) for each in done}
+        litter: dict[tuple[Any, ...], Values] = {}
+        for _ in range(4 * max(self.children, self.batch)):
+            child = self._child(best, rng)
+            if _key(child) not in seen:
+                litter.setdefault(_key(child), child)
+            if len(litter) >= max(self.children, self.batch):
+                break
+        children = list(litter.values())
+        if self.children and len(done) > self.batch:
+            rows = np.array([features(self.space, each.params) for each in done])
+            self.predictor.fit(rows, np.array([float(each.value) for each in done if each.value is not None]))
+            order = np.argsort(
+                self.predictor.predict(np.array([features(self.space, child) for child in children]))
+            )
+            free = round(self.explore * self.batch)
+            chosen = [*order[: self.batch - free], *rng.permutation(order[self.batch - free :])[:free]]
+            children = [children[int(i)] for i in chosen]
+        return children[: self.batch]
+
+    def _child(self, best: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Values:
+        one, two = (best[int(i)] for i in rng.integers(len(best), size=2))
+        start = crossed(self.space, one, two, rng) if rng.random() < self.crossing else one
+        return mutated(self.space, start, rng)
+
+
+def distributions(space: ScheduleSpace) -> dict[str, BaseDistribution]:
+    """The space in Optuna's terms, for any of its samplers."""
+    return {
+        d.name: FloatDistribution(d.low, d.high) if d.real else CategoricalDistribution(d.choices)
+        for d in space.dimensions
+    }
+
+
+def features(space: ScheduleSpace, values: Mapping[str, Any]) -> Floats:
+    """What a predictor sees: the decisions that count as numbers, and the lambdas of the grid."""
+    schedule = space.schedule(values)
+    lams = [lam if np.isfinite(lam) else 10.0 for lam in schedule.nodes.values]
+    rows: list[float] = [*lams, *[0.0] * (space.slots + 1 - len(lams)), float(len(schedule.steps))]
+    for i in range(space.slots):
+        if i >= len(schedule.steps):
+            rows += [0.0] * 5
+            continue
+        step = schedule.steps[i]
+        mix = 1.0 if step.param == "data" else 0.0 if step.param == "noise" else step.param.l  # type: ignore[union-attr]
+        first = step.predict.derivatives[0] if step.predict.derivatives else None
+        rows += [
+            mix,
+            float(step.predict.order),
+            float(len(first.points)) if first else 0.0,
+            first.scale.c if first else 0.0,
+            float(step.correct is not None),
+        ]
+    return np.array(rows)
+
+
+def _key(values: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(sorted(values.items()))
