@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from diffplug.samplers.grids import GRIDS
     from diffplug.samplers.nodes import Nodes
     from diffplug.samplers.noise_levels import NoiseLevels
+    from diffplug.samplers.polynomial import CompensationPolynomial
     from diffplug.samplers.presets import PRESETS
     from diffplug.samplers.schedule import SolverSchedule
+    from diffplug.samplers.search.compensation import search_compensation
     from diffplug.samplers.solver import SolverScheduler
     from diffplug.samplers.solver_plug import Solver
     from diffplug.samplers.table import SolverTable
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GRIDS",
     "PRESETS",
+    "CompensationPolynomial",
     "DCSolver",
     "DCSolverScheduler",
     "Nodes",
@@ -33,9 +36,11 @@ __all__ = [
     "SolverScheduler",
     "SolverTable",
     "compile_schedule",
+    "search_compensation",
 ]
 
 _HOMES = {
+    "CompensationPolynomial": "diffplug.samplers.polynomial",
     "DCSolver": "diffplug.samplers.dc_solver_plug",
     "DCSolverScheduler": "diffplug.samplers.dc_solver",
     "GRIDS": "diffplug.samplers.grids",
@@ -47,6 +52,7 @@ _HOMES = {
     "SolverScheduler": "diffplug.samplers.solver",
     "SolverTable": "diffplug.samplers.table",
     "compile_schedule": "diffplug.samplers.compiler",
+    "search_compensation": "diffplug.samplers.search.compensation",
 }
 
 
