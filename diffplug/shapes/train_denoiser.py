@@ -1,8 +1,8 @@
 """The Shapes U-Net, trained together with its text encoder on latents of rendered scenes.
 
 The error of x0 weighs min(SNR, 5) (arXiv 2303.09556), which keeps the almost clean timesteps from drowning
-the ones that decide what is in the picture, and at least 0.05, so that the noisiest still count. One caption
-in ten is dropped, for classifier-free guidance.
+the others, and 0.3 more, so that the noisiest count, at which it is decided what stands where. One caption in
+ten is dropped, for classifier-free guidance.
 
 Samplers start from noise that knows nothing of a picture, while the last state of Stable Diffusion's
 schedule still shows its mean: enough, over 16x16 places, to tell a black background from a white one. So the
@@ -38,7 +38,7 @@ class DenoiserRecipe:
     ema: float = 0.999
     drop: float = 0.1
     snr_cap: float = 5.0
-    snr_floor: float = 0.05
+    snr_floor: float = 0.3
     blind_from: int = 970
     scenes: int = 40_000
     seed: int = 1

@@ -30,6 +30,7 @@ Values = dict[str, Any]
 HIGHEST_ORDER = 4
 PARAMS = ("data", "noise", "mixed")
 FIRST = ("model", "zero_x0")
+NO_SIGNAL = -8.0  # the lambda below which noise predictions say nothing: a flow model starts there
 GAP, SCALE = 2.0, 0.5  # the largest log ratio of a step to the base grid's, the largest relaxation
 
 
@@ -101,9 +102,10 @@ class ScheduleSpace:
         if missing:
             raise ValueError(f"the values lack {', '.join(missing[:3])}: give all {len(self.dimensions)}")
         count = self.steps(values)
-        steps = tuple(self._step(i, count, values) for i in range(count))
+        nodes = self._grid(count, values)
+        steps = tuple(self._step(i, count, values, nodes.values[i]) for i in range(count))
         first = str(values["first"]) if self.analytic else "model"
-        return SolverSchedule(nodes=self._grid(count, values), steps=steps, first=first)
+        return SolverSchedule(nodes=nodes, steps=steps, first=first)
 
     def _grid(self, count: int, values: Mapping[str, Any]) -> Nodes:
         start, base, clean = self.base_gaps(count)
@@ -112,11 +114,11 @@ class ScheduleSpace:
         nodes = [*lams.tolist(), *[math.inf] * clean]
         return Nodes(kind="lambda", values=tuple(nodes))
 
-    def _step(self, i: int, count: int, values: Mapping[str, Any]) -> SolverStep:
+    def _step(self, i: int, count: int, values: Mapping[str, Any], lam: float) -> SolverStep:
         last = i == count - 1
         clean = last and self.nodes.ends_clean
         order = 1 if clean else min(int(values[f"order_{i}"]), i + 1)
-        param = self._param(i, clean, values)
+        param = "data" if lam < NO_SIGNAL else self._param(i, clean, values)
         scale = Scale("linear", float(values[f"scale_{i}"])) if values[f"scale_{i}"] else Scale()
         near = bool(values[f"near_{i}"])
         predict = _update(order, tuple(range(-1, -order, -1)), near, scale)
@@ -127,8 +129,6 @@ class ScheduleSpace:
 
     def _param(self, i: int, clean: bool, values: Mapping[str, Any]) -> str | Linear:
         kind = str(values[f"param_{i}"])
-        if self.levels.flow and i == 0:
-            return "data"  # a flow model's first state holds no signal: noise predictions say nothing there
         if kind != "mixed":
             return kind
         mix = float(values[f"mix_{i}"])
