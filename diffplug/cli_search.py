@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,18 +61,10 @@ def dc(
     search = import_module("diffplug.samplers.search.compensation").search_compensation
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=json) as bars:
-        task, told = bars.add_task("reading"), {"stage": "", "calls": 0}
+        task, stages, calls = bars.add_task("reading"), [""], count()
 
-        def show() -> None:
-            bars.update(task, description=f"{told['stage']}: {told['calls']} network calls")
-
-        def stage(name: str) -> None:
-            told["stage"] = name
-            show()
-
-        def evaluated() -> None:
-            told["calls"] += 1
-            show()
+        def show(done: int) -> None:
+            bars.update(task, description=f"{stages[-1]}: {done} network calls")
 
         found = search(
             pipe,
@@ -83,8 +75,8 @@ def dc(
             grid=grid,
             seed=seed,
             resume=resume,
-            on_stage=stage,
-            on_evaluation=evaluated,
+            on_stage=stages.append,
+            on_evaluation=lambda: show(next(calls) + 1),
         )
     found.schedule.save(out)
     _tell(found, out, json=json)

@@ -151,7 +151,8 @@ class _Basis:
 
     def at(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """[n, degree + 1]: every polynomial at every value."""
-        return chebyshev.chebvander((values - self.center) / self.half, self.degree)
+        values = (values - self.center) / self.half
+        return np.asarray(chebyshev.chebvander(values, self.degree), dtype=np.float64)
 
     def to_powers(self) -> NDArray[np.float64]:
         """[degree + 1, degree + 1]: row k holds the powers, ascending, of the k-th polynomial."""

@@ -24,7 +24,7 @@ __all__ = ["Memo", "remember"]
 
 @dataclass
 class Memo:
-    """`evaluated` and `recalled` network calls; `bytes` of outputs kept, the oldest dropped above `limit`.
+    """`evaluated` and `recalled` network calls; `size` in bytes of the outputs kept, the oldest dropped above `limit`.
 
     on_evaluation: told every evaluation that is not recalled.
     """
@@ -32,7 +32,7 @@ class Memo:
     limit: int = 2**30
     evaluated: int = 0
     recalled: int = 0
-    bytes: int = 0
+    size: int = 0
     on_evaluation: Callable[[], None] | None = None
     _kept: OrderedDict[bytes, tuple[Any, int]] = field(default_factory=OrderedDict, repr=False)
 
@@ -53,9 +53,9 @@ class Memo:
     def _keep(self, key: bytes, output: Any) -> None:
         size = sum(t.numel() * t.element_size() for t in _tensors(output))
         self._kept[key] = output, size
-        self.bytes += size
-        while self.bytes > self.limit and len(self._kept) > 1:
-            self.bytes -= self._kept.popitem(last=False)[1][1]
+        self.size += size
+        while self.size > self.limit and len(self._kept) > 1:
+            self.size -= self._kept.popitem(last=False)[1][1]
 
 
 @contextmanager
