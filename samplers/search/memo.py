@@ -24,7 +24,7 @@ __all__ = ["Memo", "remember"]
 
 @dataclass
 class Memo:
-    """`evaluated` and `recalled` network calls; `size` in bytes of the outputs kept, the oldest dropped above `limit`.
+    """`evaluated` and `recalled` network calls; `size`: bytes of outputs kept; the oldest go above `limit`.
 
     on_evaluation: told every evaluation that is not recalled.
     """
