@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from transformers import CLIPTokenizer
 
+from diffplug.files import read_json, write_json
 from diffplug.loading import load
 from diffplug.shapes.captions import sample_prompts
 from diffplug.shapes.loop import Loop, OnSave
@@ -94,6 +95,10 @@ def export(pipe: StableDiffusionPipeline, folder: Path) -> None:
     pipe.unet.half(), pipe.vae.half()
     pipe.save_pretrained(folder, safe_serialization=True)
     pipe.unet.float(), pipe.vae.float()
+    for path in folder.rglob("*.json"):
+        config = read_json(path)
+        if config.pop("_name_or_path", None) is not None:  # where the parts lay on this machine
+            write_json(path, config)
 
 
 def save_grid(images: torch.Tensor, path: Path, columns: int = 16) -> None:

@@ -94,6 +94,8 @@ def test_classes_tell_every_content_apart() -> None:
 
 
 @pytest.mark.law
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_text_encoder_learns_to_read_what_it_has_not_seen(tmp_path: Path) -> None:
     """After 150 steps of 64 the heads read most facts of prompts whose contents were held out."""
     words, rng = tokenizer(), np.random.default_rng(0)
@@ -123,6 +125,7 @@ def test_the_whole_recipe_in_a_few_steps(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     folder = tmp_path / "pipeline"
     assert result.output.strip().endswith(str(folder))
+    assert not [path for path in folder.rglob("*.json") if str(tmp_path) in path.read_text("utf-8")]
     assert not list(folder.rglob("*.bin")) and list(folder.rglob("*.safetensors"))
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
