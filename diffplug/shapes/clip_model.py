@@ -5,25 +5,20 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import CLIPTokenizer
 
 from diffplug.files import atomic_path, output_folder, write_json
 from diffplug.rewards.clip_network import import_open_clip
-from diffplug.shapes.captions import VOCABULARY
-from diffplug.shapes.model import TOKENS, byte_pair_merges
+from diffplug.shapes.model import END, START, TOKENS, tokenizer_of
 from diffplug.shapes.world import IMAGE_SIZE
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
-
-_START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -31,18 +26,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 
     CLIP reads a text's features at the highest number in it, so the order is not that of the pipeline's.
     """
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = byte_pair_merges(VOCABULARY)
-    pieces = chain(letters, (letter + "</w>" for letter in letters), map("".join, merges), (_START, _END))
-    return CLIPTokenizer(
-        vocab={piece: index for index, piece in enumerate(dict.fromkeys(pieces))},
-        merges=merges,
-        bos_token=_START,
-        eos_token=_END,
-        unk_token=_END,
-        pad_token=_END,
-        model_max_length=TOKENS,
-    )
+    return tokenizer_of(lambda pieces: [*pieces, START, END])
 
 
 def clip_config(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -18,7 +18,7 @@ TOKENS = 32
 LATENT_SIZE = 16
 """Height and width of a latent: the autoencoder scales down by 4. At 8, small crosses were lost."""
 
-_START, _END = "<|startoftext|>", "<|endoftext|>"
+START, END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
 
 
@@ -39,18 +39,21 @@ def autoencoder() -> AutoencoderKL:
 
 def tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer that knows every word of the grammar as one token and spells all others in letters."""
+    return tokenizer_of(lambda pieces: [START, END, *pieces])
+
+
+def tokenizer_of(numbered: Callable[[list[str]], list[str]]) -> CLIPTokenizer:
+    """A CLIP tokenizer of the grammar; `numbered` puts START and END among the pieces, in their order."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = byte_pair_merges(VOCABULARY)
-    pieces = [_START, _END, *letters, *(letter + _WORD_END for letter in letters)]
-    pieces += ["".join(merge) for merge in merges]
-    vocab = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    pieces = [*letters, *(letter + _WORD_END for letter in letters), *("".join(merge) for merge in merges)]
     return CLIPTokenizer(
-        vocab=vocab,
+        vocab={piece: index for index, piece in enumerate(dict.fromkeys(numbered(pieces)))},
         merges=merges,
-        bos_token=_START,
-        eos_token=_END,
-        unk_token=_END,
-        pad_token=_END,
+        bos_token=START,
+        eos_token=END,
+        unk_token=END,
+        pad_token=END,
         model_max_length=TOKENS,
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 from diffplug.files import output_folder, read_json, write_json
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.search.climb import RUNGS, Climb, RungResult, climb
-from diffplug.samplers.search.memo import Memo
+from diffplug.samplers.search.memo import Memo, digest
 from diffplug.samplers.search.problem import PipelineProblem
 from diffplug.samplers.search.trials import Trials
 from diffplug.samplers.search.truth import cache_folder, fingerprint
@@ -86,7 +86,7 @@ def search_compensation(
         "grid": grid,
         "truth_steps": truth_steps,
         "pairs": {"fitted": len(fit_to), "held out": len(judge_by), "first seed": seed},
-        "options": {name: repr(value) for name, value in (options or {}).items()},
+        "options": {name: digest(value).hex()[:16] for name, value in (options or {}).items()},
         "prompts": hashlib.sha256(json.dumps([fit_to, judge_by]).encode()).hexdigest()[:16],
     }
     work = _Work(folder, told, resume)

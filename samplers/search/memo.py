@@ -19,7 +19,7 @@ import torch
 
 from diffplug.report import denoisers
 
-__all__ = ["Memo", "remember"]
+__all__ = ["Memo", "digest", "remember"]
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Memo:
 
     def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `forward` returns for these arguments, computed at most once while it is kept."""
-        key = _digest((id(forward), args, kwargs))
+        key = digest((id(forward), args, kwargs))
         if key in self._kept:
             self.recalled += 1
             self._kept.move_to_end(key)
@@ -92,26 +92,26 @@ def _remember_forward(module: Any, memo: Memo) -> Callable[[], None]:
     return undo
 
 
-def _digest(value: Any) -> bytes:
+def digest(value: Any) -> bytes:
     """A hash of nested arguments: of the bytes of tensors, of the text of everything else."""
-    digest = hashlib.sha256()
-    _update(digest, value)
-    return digest.digest()
+    state = hashlib.sha256()
+    _update(state, value)
+    return state.digest()
 
 
-def _update(digest: Any, value: Any) -> None:
+def _update(state: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
-        digest.update(f"{value.dtype}{tuple(value.shape)}{value.device}".encode())
-        digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
+        state.update(f"{value.dtype}{tuple(value.shape)}{value.device}".encode())
+        state.update(value.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
     elif isinstance(value, Mapping):
         for key in value:
-            _update(digest, (str(key), value[key]))
+            _update(state, (str(key), value[key]))
     elif isinstance(value, (list, tuple)):
-        digest.update(f"[{len(value)}".encode())
+        state.update(f"[{len(value)}".encode())
         for item in value:
-            _update(digest, item)
+            _update(state, item)
     else:
-        digest.update(repr(value).encode())
+        state.update(repr(value).encode())
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -27,7 +27,7 @@ def random_values(space: ScheduleSpace, rng: np.random.Generator) -> Values:
 
 
 def mutated(space: ScheduleSpace, values: Mapping[str, object], rng: np.random.Generator) -> Values:
-    """A copy with a few decisions changed, at least one of them a decision that counts."""
+    """A copy with a few decisions changed, at least one."""
     found = dict(values)
     while found == dict(values):
         for dimension in space.dimensions:

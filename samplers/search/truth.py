@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffplug.files import atomic_path, output_folder
 from diffplug.report import denoisers
+from diffplug.samplers.search.memo import digest
 from diffplug.samplers.search.trials import Trials
 
 __all__ = ["cache_folder", "fingerprint", "truth"]
@@ -39,7 +40,7 @@ def truth(trials: Trials, scheduler: Any, cache: Path | None = None) -> Tensor:
         "seeds": list(trials.seeds),
         "steps": trials.steps,
         "guidance": trials.guidance,
-        "options": {name: repr(value) for name, value in trials.options.items()},
+        "options": {name: digest(value).hex() for name, value in trials.options.items()},
         "scheduler": {type(scheduler).__name__: {k: repr(v) for k, v in sorted(scheduler.config.items())}},
     }
     text = json.dumps(told, sort_keys=True)

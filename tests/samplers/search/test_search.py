@@ -126,6 +126,16 @@ def test_a_search_that_finds_nothing_ships_the_best_stock_solver() -> None:
     assert found.improved == any(rung.accepted for rung in found.rungs)
 
 
+@pytest.mark.law
+def test_nothing_beats_a_stock_solver_that_is_exact() -> None:
+    train, plain = mixture(4, seed=1, fine=60), mixture(16, seed=3)
+    held_out = SecretProblem(plain.epsilon, plain.noises, plain.levels, LINSPACE)
+    held_out.secret = stock_schedules(4, LINSPACE)["DDIM"]
+    found = climb(train, held_out, 4, LINSPACE, climbed=("ratios", "grid"))
+    assert not found.improved and [rung.accepted for rung in found.rungs] == [False, False]
+    assert found.baseline == "DDIM" and found.schedule == held_out.secret
+
+
 def test_an_unknown_rung_is_refused() -> None:
     problem = mixture(2, seed=1, fine=10)
     with pytest.raises(ValueError, match="unknown rung 'ratio'. Did you mean 'ratios'"):

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from diffplug.report import count_network
 from diffplug.samplers import DCSolverScheduler
+from diffplug.samplers.search.memo import digest
 from diffplug.samplers.search.trials import Trials
 from diffplug.samplers.search.truth import fingerprint, truth
 from diffplug.seeds import generators
@@ -111,6 +112,15 @@ def test_the_truth_is_computed_once_and_tied_to_everything_it_depends_on(tmp_pat
         runs.pipe.unet.conv_in.weight[0, 0, 0, 0] += 1
     truth(runs, ddim, tmp_path)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_every_element_of_an_input_counts() -> None:
+    """A long tensor's text leaves out its middle, which a picture to start from may differ in."""
+    one = torch.zeros(5000)
+    two = one.clone()
+    two[2500] = 1
+    assert repr(one) == repr(two) and digest(one) != digest(two)
+    assert digest({"a": [one, 1.5]}) == digest({"a": [one.clone(), 1.5]}) != digest({"a": [one, 2.5]})
 
 
 def test_a_damaged_truth_is_refused_and_left_alone(tmp_path: Path) -> None:
