@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import pre_tokenizers
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffplug.shapes.captions import VOCABULARY
@@ -102,9 +103,13 @@ def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
 
 
 def denoiser() -> UNet2DConditionModel:
-    """A U-Net over 16x16, 8x8 and 4x4 that reads the prompt at the two coarser levels, 4.2M parameters."""
+    """A U-Net over 16x16, 8x8 and 4x4 that reads the prompt, 4.3M parameters.
+
+    It attends to the words at the two coarser levels, and their pooled states join the embedding of the
+    timestep, so that every layer knows what the whole prompt asks for. That path starts at zero.
+    """
     channels = (32, 64, 128)
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=4,
         out_channels=4,
@@ -115,8 +120,12 @@ def denoiser() -> UNet2DConditionModel:
         mid_block_type="UNetMidBlock2DCrossAttn",
         cross_attention_dim=128,
         attention_head_dim=tuple(c // 32 for c in channels),
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
         norm_num_groups=16,
     )
+    nn.init.zeros_(unet.add_embedding.norm2.weight)
+    return unet
 
 
 def scheduler() -> DDIMScheduler:

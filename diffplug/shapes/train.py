@@ -23,10 +23,12 @@ from diffplug.shapes.loop import Loop, OnSave
 from diffplug.shapes.model import autoencoder, denoiser, pipeline, text_encoder, tokenizer
 from diffplug.shapes.rendering import render
 from diffplug.shapes.train_denoiser import DenoiserRecipe, encode_scenes, train_denoiser
-from diffplug.shapes.train_text import TextRecipe, train_text
+from diffplug.shapes.train_text import Reader, TextRecipe, train_text
 from diffplug.shapes.train_vae import VaeRecipe, scenes_of_step, train_vae
 
 app = typer.Typer(add_completion=False)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @app.command()
@@ -39,12 +41,14 @@ def train(
     vae_steps: Annotated[int, typer.Option(min=1)] = VaeRecipe.steps,
     text_steps: Annotated[int, typer.Option(min=1)] = TextRecipe.steps,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the U-Net.")] = DenoiserRecipe.steps,
+    lr: Annotated[float, typer.Option(min=0, help="Highest learning rate of the U-Net.")] = DenoiserRecipe.lr,
     scenes: Annotated[
         int, typer.Option(min=64, help="Renderings to train the U-Net on.")
     ] = DenoiserRecipe.scenes,
     start: Annotated[
         str | None, typer.Option(help="Go on from these weights: shapes, or the folder of a pipeline.")
     ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the U-Net's products: float32 or bfloat16.")] = "float32",
     compiled: Annotated[bool, typer.Option("--compile", help="Run the U-Net through torch.compile.")] = False,
     minutes: Annotated[float | None, typer.Option(help="Stop each stage, saved, after this long.")] = None,
 ) -> None:
@@ -56,6 +60,8 @@ def train(
         raise typer.BadParameter(f"device {device!r} is not known: take auto, cpu or cuda.")
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("device 'cuda' was asked for and PyTorch finds no GPU: take --device cpu.")
+    if dtype not in _DTYPES:
+        raise typer.BadParameter(f"dtype {dtype!r} is not known: take {' or '.join(_DTYPES)}.")
     cpu = device == "cpu"
     trained = load(start) if start else None
     vae = (
@@ -63,18 +69,20 @@ def train(
         if trained
         else finished_vae(output / "vae", VaeRecipe(steps=vae_steps, seed=seed), cpu=cpu, minutes=minutes)
     )
-    recipe = DenoiserRecipe(steps=steps, scenes=scenes, seed=seed + 1)
+    recipe = DenoiserRecipe(steps=steps, scenes=scenes, lr=lr, seed=seed + 1, dtype=_DTYPES[dtype])
     words = trained.tokenizer if trained else tokenizer()
     show = _sampler(output, vae, words)
     loop = Loop(output / "denoiser", cpu=cpu, minutes=minutes, save_every=500, on_save=show)
     data = encode_scenes(vae.to(loop.device), recipe, output / "latents.safetensors")
     if trained:
         unet, text = trained.unet, trained.text_encoder
+        reader = Reader(text.config.hidden_size)
     else:
         torch.manual_seed(recipe.seed)
         unet, reading = denoiser(), Loop(output / "text", cpu=cpu, save_every=500)
-        text, _ = train_text(TextRecipe(steps=text_steps, seed=seed + 2), reading, data.told, words)
-    unet, text = train_denoiser(recipe, loop, data, unet=unet, text=text, words=words, compiled=compiled)
+        text, reader = train_text(TextRecipe(steps=text_steps, seed=seed + 2), reading, data.told, words)
+    parts = {"unet": unet, "text": text, "words": words, "reader": reader}
+    unet, text = train_denoiser(recipe, loop, data, **parts, compiled=compiled)
     export(pipeline(vae.cpu(), text.cpu(), words, unet.cpu()), output / "pipeline")
     typer.echo(str(output / "pipeline"))
 

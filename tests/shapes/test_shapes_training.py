@@ -14,10 +14,16 @@ from typer.testing import CliRunner
 
 from diffplug.shapes.captions import VOCABULARY, captioned_scenes, parse, phrase, sample_prompts
 from diffplug.shapes.loop import Loop
-from diffplug.shapes.model import TOKENS, byte_pair_merges, tokenizer
+from diffplug.shapes.model import TOKENS, autoencoder, byte_pair_merges, denoiser, text_encoder, tokenizer
 from diffplug.shapes.train import app
-from diffplug.shapes.train_denoiser import DenoiserRecipe, encode_scenes, stratified_timesteps
-from diffplug.shapes.train_text import TextRecipe, classes, train_text
+from diffplug.shapes.train_denoiser import (
+    DenoiserRecipe,
+    encode_scenes,
+    mixed_timesteps,
+    stratified_timesteps,
+    train_denoiser,
+)
+from diffplug.shapes.train_text import Reader, TextRecipe, classes, layout, train_text
 
 
 def small_run(
@@ -94,6 +100,17 @@ def test_classes_tell_every_content_apart() -> None:
 
 
 @pytest.mark.law
+def test_the_layout_says_what_stands_in_each_direction() -> None:
+    told = parse("a large red circle to the left of a blue square on a grey background")
+    rows = layout(told)
+    left, right = classes(told)[:2, :2]
+    assert (rows[0] == left).all() and (rows[1] == right).all() and not rows[2:].any()
+    assert (layout(parse("a blue square right of a red circle")) == rows).all()
+    assert (layout(parse("a red circle above a blue square"))[2] == left).all()
+    assert not layout(parse("a red circle and a blue square")).any()
+
+
+@pytest.mark.law
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_text_encoder_learns_to_read_what_it_has_not_seen(tmp_path: Path) -> None:
@@ -114,6 +131,27 @@ def test_a_text_encoder_learns_to_read_what_it_has_not_seen(tmp_path: Path) -> N
 def test_timesteps_cover_the_schedule_evenly() -> None:
     t = stratified_timesteps(50, torch.device("cpu"))
     assert torch.equal(t // 20, torch.arange(50))
+    mixed = mixed_timesteps(50, 800, torch.device("cpu"))
+    assert torch.equal(mixed[:25] // 40, torch.arange(25))
+    assert torch.equal((mixed[25:] - 800) // 8, torch.arange(25))
+
+
+@pytest.mark.law
+def test_bfloat16_training_leaves_a_network_of_single_precision(tmp_path: Path) -> None:
+    """The averaged network is float32, runs without autocast, and its processors are Diffusers' defaults."""
+    words = tokenizer()
+    torch.manual_seed(0)
+    unet, text = denoiser(), text_encoder(words)
+    stock = {type(each) for each in unet.attn_processors.values()}
+    recipe = DenoiserRecipe(steps=2, batch=8, scenes=64, dtype=torch.bfloat16)
+    data = encode_scenes(autoencoder(), recipe, tmp_path / "latents.safetensors")
+    parts = {"unet": unet, "text": text, "words": words, "reader": Reader(text.config.hidden_size)}
+    unet, text = train_denoiser(recipe, Loop(tmp_path, cpu=True), data, **parts)
+    assert {p.dtype for p in unet.parameters()} == {torch.float32}
+    assert {type(each) for each in unet.attn_processors.values()} == stock
+    assert not any(part._forward_pre_hooks for part in unet.modules())
+    states = text(words(["a red circle"], return_tensors="pt").input_ids).last_hidden_state
+    assert unet(torch.randn(1, 4, 16, 16), 500, states).sample.isfinite().all()
 
 
 @pytest.mark.pipe
@@ -134,13 +172,16 @@ def test_the_whole_recipe_in_a_few_steps(tmp_path: Path) -> None:
 
 
 def test_latents_of_another_recipe_are_refused(tmp_path: Path) -> None:
-    from diffplug.shapes.model import autoencoder
-
     cache = tmp_path / "latents.safetensors"
     data = encode_scenes(autoencoder(), DenoiserRecipe(scenes=64), cache)
     assert data.means.shape == (64, 4, 16, 16) and len(data.told) == 64
     with pytest.raises(ValueError, match="holds 64 latents, the recipe asks for 128: remove it"):
         encode_scenes(autoencoder(), DenoiserRecipe(scenes=128), cache)
+
+
+def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["-o", str(tmp_path), "--dtype", "int8"])
+    assert result.exit_code == 2 and "take float32 or bfloat16" in result.output
 
 
 def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
