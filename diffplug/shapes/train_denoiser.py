@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,29 @@ class Latents:
 
     means: Tensor
     told: list[Told]
+
+    def draw(self, rng: np.random.Generator, recipe: DenoiserRecipe) -> tuple[np.ndarray, list[str]]:
+        """Rows of a batch, their second half with a relation told, and a caption for each, some of them "".
+
+        Half of those without a caption show one object: the picture that guidance pushes away from has fewer
+        objects then, which keeps it from emptying pictures of one.
+        """
+        rows = rng.integers(len(self.told), size=recipe.batch)
+        noisy = recipe.batch // 2
+        rows[recipe.batch - noisy :] = rng.choice(self._related, noisy)
+        dropped = np.flatnonzero(rng.random(recipe.batch) < recipe.drop)
+        rows[dropped] = rng.integers(len(self.told), size=len(dropped))
+        rows[dropped[::2]] = rng.choice(self._single, len(dropped[::2]))
+        captions = [phrase(self.told[row], rng) for row in rows]
+        return rows, ["" if i in dropped else caption for i, caption in enumerate(captions)]
+
+    @cached_property
+    def _related(self) -> np.ndarray:
+        return np.flatnonzero([told.relation is not None for told in self.told])
+
+    @cached_property
+    def _single(self) -> np.ndarray:
+        return np.flatnonzero([len(told.nouns) == 1 for told in self.told])
 
 
 @torch.no_grad()
@@ -115,13 +139,10 @@ def train_denoiser(
     network = torch.compile(unet) if compiled else unet
     abar = scheduler().alphas_cumprod.to(loop.device)
     means = data.means.to(loop.device)
-    related = np.flatnonzero([bool(told.relation) for told in data.told])
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng([recipe.seed, step, 7])
-        rows = rng.integers(len(means), size=recipe.batch)
-        rows[recipe.batch - recipe.batch // 2 :] = rng.choice(related, recipe.batch // 2)
-        captions = ["" if rng.random() < recipe.drop else phrase(data.told[row], rng) for row in rows]
+        rows, captions = data.draw(rng, recipe)
         ids = words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         x0 = means[torch.from_numpy(rows).to(loop.device)]
         t = mixed_timesteps(recipe.batch, recipe.noisy_from, loop.device)

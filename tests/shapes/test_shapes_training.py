@@ -18,6 +18,7 @@ from diffplug.shapes.model import TOKENS, autoencoder, byte_pair_merges, denoise
 from diffplug.shapes.train import app
 from diffplug.shapes.train_denoiser import (
     DenoiserRecipe,
+    Latents,
     encode_scenes,
     mixed_timesteps,
     stratified_timesteps,
@@ -134,6 +135,20 @@ def test_timesteps_cover_the_schedule_evenly() -> None:
     mixed = mixed_timesteps(50, 800, torch.device("cpu"))
     assert torch.equal(mixed[:25] // 40, torch.arange(25))
     assert torch.equal((mixed[25:] - 800) // 8, torch.arange(25))
+
+
+@pytest.mark.law
+def test_a_batch_has_relations_in_its_noisy_half_and_single_objects_without_a_caption() -> None:
+    told = [content for _, content in captioned_scenes(np.random.default_rng(0), 500)]
+    data, recipe = Latents(torch.zeros(500, 4, 16, 16), told), DenoiserRecipe(batch=400, drop=0.25)
+    rows, captions = data.draw(np.random.default_rng(1), recipe)
+    dropped = np.array([not caption for caption in captions])
+    assert 0.15 < dropped.mean() < 0.35
+    single = np.array([len(told[row].nouns) == 1 for row in rows])
+    assert 0.45 < single[dropped].mean() < 0.75 and not single[200:][~dropped[200:]].any()
+    assert all(
+        parse(caption).key == told[row].key for row, caption in zip(rows, captions, strict=True) if caption
+    )
 
 
 @pytest.mark.law
