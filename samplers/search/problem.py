@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffplug import noise
+from diffplug.latents import decode, decoder_of
 from diffplug.samplers.compiler import compile_schedule
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
@@ -65,6 +66,16 @@ class Problem(Protocol):
     def truth_states(self, schedule: SolverSchedule) -> Floats:
         """The converged states [N + 1, n, d] at the nodes of a schedule."""
 
+    def part(self, begin: int, end: int) -> Problem:
+        """The same problem on the pairs begin ... end - 1; their truth is not computed again."""
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt of every pair; empty ones where there are none."""
+
+    def pictures(self, final: Floats) -> Tensor:
+        """The pictures [n, 3, h, w] of final samples, float32 in [0, 1]; ValueError where there are none."""
+
 
 @dataclass(frozen=True)
 class Errors:
@@ -113,11 +124,14 @@ def refined(schedule: SolverSchedule, levels: NoiseLevels, evaluations: int) -> 
     )
 
 
+NO_PICTURES = "a model in closed form has no pictures to judge: take 'latent-mse'"
+
+
 @dataclass
 class ModelProblem:
     """A model in closed form: `epsilon(x, timestep)`, its noise levels, and start noises x [n, ...] float64.
 
-    nodes: where the truth starts and ends. fine: evaluations of the truth.
+    epsilon has to treat all rows alike where parts of the problem are wanted. nodes: where the truth starts and ends. fine: evaluations of the truth.
     """
 
     epsilon: Callable[[Tensor, float], Tensor]
@@ -126,6 +140,18 @@ class ModelProblem:
     nodes: Nodes
     fine: int = 1000
     evaluations: int = field(default=0, init=False)
+
+    @property
+    def prompts(self) -> list[str]:
+        return [""] * len(self.noises)
+
+    def pictures(self, final: Floats) -> Tensor:
+        raise ValueError(NO_PICTURES)
+
+    def part(self, begin: int, end: int) -> ModelProblem:
+        part = replace(self, noises=self.noises[begin:end])
+        part.__dict__["truth"] = self.truth[begin:end]
+        return part
 
     def final(self, schedule: SolverSchedule) -> Floats:
         return self.run(schedule).final
@@ -173,6 +199,7 @@ class PipelineProblem:
     nodes: Nodes
     fine: int = 200
     cache: Path | None = None
+    _shape: tuple[int, ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.levels = NoiseLevels.from_scheduler(build(SolverScheduler, self.trials.pipe))
@@ -181,8 +208,41 @@ class PipelineProblem:
     def evaluations(self) -> int:
         return self.trials.evaluations
 
+    @property
+    def prompts(self) -> list[str]:
+        return list(self.trials.prompts)
+
+    def part(self, begin: int, end: int) -> PipelineProblem:
+        rows = slice(begin, end)
+        trials = replace(self.trials, prompts=self.prompts[rows], seeds=self.trials.seeds[rows])
+        trials.memo = self.trials.memo
+        part = replace(self, trials=trials)
+        part.__dict__["truth"] = self.truth[rows]
+        part._shape = self._shape
+        return part
+
+    def mean(self) -> tuple[float, ...]:
+        """The mean of the converged latents, for each channel."""
+        channels = self.truth.reshape(self._shape).mean(axis=(0, *range(2, len(self._shape))))
+        return tuple(channels.tolist())
+
+    def pictures(self, final: Floats) -> Tensor:
+        vae = decoder_of(self.trials.pipe)
+        dtype = torch.float32 if vae is None else next(vae.parameters()).dtype
+        device = self.trials.pipe._execution_device
+        x = torch.from_numpy(final).reshape(-1, *self._shape[1:]).to(device, dtype)
+        size = {name: self.trials.options.get(name) for name in ("height", "width", "num_frames")}
+        with torch.no_grad():
+            shown = decode(self.trials.pipe, x, **size).float().cpu()
+        return shown[:, shown.shape[1] // 2] if shown.ndim == 5 else shown  # of a video, the middle
+
     def final(self, schedule: SolverSchedule) -> Floats:
-        return _flat(self._trials(schedule).final(self._scheduler(schedule)))
+        return self._kept(self._trials(schedule).final(self._scheduler(schedule)))
+
+    def _kept(self, latents: Tensor) -> Floats:
+        """Flat latents; their shape is remembered for the decoder."""
+        self._shape = tuple(latents.shape)
+        return _flat(latents)
 
     def run(self, schedule: SolverSchedule) -> Run:
         scheduler = self._scheduler(schedule)
@@ -197,7 +257,7 @@ class PipelineProblem:
     @cached_property
     def truth(self) -> Floats:
         fine = refined(dpmpp(1, self.nodes, order=1, lower_order_final=False), self.levels, self.fine)
-        return _flat(truth(self._trials(fine), self._scheduler(fine), self.cache))
+        return self._kept(truth(self._trials(fine), self._scheduler(fine), self.cache))
 
     def truth_states(self, schedule: SolverSchedule) -> Floats:
         fine = refined(schedule, self.levels, self.fine)

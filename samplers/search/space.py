@@ -29,7 +29,7 @@ Values = dict[str, Any]
 
 HIGHEST_ORDER = 4
 PARAMS = ("data", "noise", "mixed")
-FIRST = ("model", "zero_x0")
+FIRST = ("model", "zero_x0", "mean")
 NO_SIGNAL = -8.0  # the lambda below which noise predictions say nothing: a flow model starts there
 GAP, SCALE = 2.0, 0.5  # the largest log ratio of a step to the base grid's, the largest relaxation
 
@@ -53,13 +53,24 @@ class ScheduleSpace:
     """All schedules of `evaluations` network evaluations for a model with these noise levels.
 
     nodes: the ends of the grid, and what a gap of 0 means. analytic: whether the first step may do without
-    the network (then there is one step more); flow models and guided latent models should not.
+    the network (then there is one step more); flow models and guided latent models should not. mean: of the
+    data, one number or one for each channel: then such a first step may take it for the prediction.
     """
 
     evaluations: int
     levels: NoiseLevels
     nodes: Nodes
     analytic: bool = False
+    mean: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mean is not None and not self.analytic:
+            raise ValueError("mean is for analytic first steps: set analytic=True, or leave it out")
+
+    @property
+    def firsts(self) -> tuple[str, ...]:
+        """What may stand for the first evaluation."""
+        return FIRST[: 1 + self.analytic + (self.mean is not None)]
 
     @property
     def slots(self) -> int:
@@ -69,7 +80,7 @@ class ScheduleSpace:
     @cached_property
     def dimensions(self) -> tuple[Dimension, ...]:
         """Every number, always all of them: name, range or choices."""
-        found = [Dimension("first", choices=FIRST)] if self.analytic else []
+        found = [Dimension("first", choices=self.firsts)] if self.analytic else []
         for i in range(self.slots):
             found += [
                 Dimension(f"gap_{i}", -GAP, GAP),
@@ -105,7 +116,8 @@ class ScheduleSpace:
         nodes = self._grid(count, values)
         steps = tuple(self._step(i, count, values, nodes.values[i]) for i in range(count))
         first = str(values["first"]) if self.analytic else "model"
-        return SolverSchedule(nodes=nodes, steps=steps, first=first)
+        mean = self.mean if first == "mean" else None
+        return SolverSchedule(nodes=nodes, steps=steps, first=first, mean=mean)
 
     def _grid(self, count: int, values: Mapping[str, Any]) -> Nodes:
         start, base, clean = self.base_gaps(count)
@@ -150,7 +162,7 @@ class ScheduleSpace:
         gaps = np.log(np.maximum(np.diff(lams), 1e-6) / base) if len(base) else np.zeros(0)
         gaps = np.clip(gaps - np.median(gaps), -GAP, GAP) if len(base) else gaps
         found: Values = (
-            {"first": schedule.first if schedule.first in FIRST else "model"} if self.analytic else {}
+            {"first": schedule.first if schedule.first in self.firsts else "model"} if self.analytic else {}
         )
         for i in range(self.slots):
             step = schedule.steps[min(i, count - 1)]
