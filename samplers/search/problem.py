@@ -21,6 +21,7 @@ from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
 from diffplug.samplers.presets import dpmpp
 from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.search.memo import Memo
 from diffplug.samplers.search.trials import Trials
 from diffplug.samplers.search.truth import truth
 from diffplug.samplers.solver import SolverScheduler
@@ -50,8 +51,8 @@ class Problem(Protocol):
     levels: NoiseLevels
 
     @property
-    def evaluations(self) -> int:
-        """Network evaluations so far, each of them over all pairs."""
+    def memo(self) -> Memo:
+        """Counts the network evaluations so far, each over all pairs; problems of one search may share it."""
 
     def final(self, schedule: SolverSchedule) -> Floats:
         """The final samples [n, d] of a schedule."""
@@ -139,7 +140,7 @@ class ModelProblem:
     levels: NoiseLevels
     nodes: Nodes
     fine: int = 1000
-    evaluations: int = field(default=0, init=False)
+    memo: Memo = field(default_factory=Memo, init=False)
 
     @property
     def prompts(self) -> list[str]:
@@ -166,7 +167,7 @@ class ModelProblem:
         def denoise(x: Tensor, i: int) -> Tensor:
             alpha, sigma = table.levels[i].alpha, table.levels[i].sigma
             data.append((x - sigma * self.epsilon(x, float(told[i]))) / alpha)
-            self.evaluations += 1
+            self.memo.evaluated += 1
             return data[-1].clone()
 
         final = table.run(denoise, self.noises, observe=lambda _, x: states.append(x.clone()))
@@ -175,16 +176,18 @@ class ModelProblem:
     @cached_property
     def truth(self) -> Floats:
         base = dpmpp(1, self.nodes, order=1, lower_order_final=False)
-        before, final = self.evaluations, self.final(refined(base, self.levels, self.fine))
-        self.evaluations = before
-        return final
+        return self._uncounted(refined(base, self.levels, self.fine)).final
 
     def truth_states(self, schedule: SolverSchedule) -> Floats:
-        before, fine = self.evaluations, refined(schedule, self.levels, self.fine)
-        run = self.run(fine)
-        self.evaluations = before
+        fine = refined(schedule, self.levels, self.fine)
+        run = self._uncounted(fine)
         m = len(fine.steps) // len(schedule.steps)
         return np.concatenate([run.states[::m], run.final[None]])
+
+    def _uncounted(self, fine: SolverSchedule) -> Run:
+        before, run = self.memo.evaluated, self.run(fine)
+        self.memo.evaluated = before
+        return run
 
 
 @dataclass
@@ -205,8 +208,8 @@ class PipelineProblem:
         self.levels = NoiseLevels.from_scheduler(build(SolverScheduler, self.trials.pipe))
 
     @property
-    def evaluations(self) -> int:
-        return self.trials.evaluations
+    def memo(self) -> Memo:
+        return self.trials.memo
 
     @property
     def prompts(self) -> list[str]:
