@@ -115,7 +115,9 @@ def run(bench: Bench, method: str, budget: int, seed: int) -> dict[str, Any]:
 def summary(result: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each method: means over the seeds, and the ratio to the best preset."""
     best = result["best preset"]["mean"]
-    rows = [{"method": f"best preset ({result['best preset']['name']})", **result["best preset"], "ratio": 1.0}]
+    rows = [
+        {"method": f"best preset ({result['best preset']['name']})", **result["best preset"], "ratio": 1.0}
+    ]
     for method, runs in result["methods"].items():
         keys = [key for key in ("mean", "median", "p95", "above .1", "strict") if key in runs[0]]
         row = {key: float(np.mean([each[key] for each in runs])) for key in keys}
@@ -171,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.search", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="mixture, digits, shapes, or a folder")
+    parser.add_argument(
+        "--models", nargs="+", default=list(MODELS), help="mixture, digits, shapes, or a folder"
+    )
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
@@ -202,7 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     bars.update(task, description=f"{model}: {method}, seed {seed}")
                     result["methods"].setdefault(method, []).append(run(bench, method, budget, seed))
                     told = {**vars(given), "json": None}
-                    write_json(given.json, {"setting": told, "verdicts": verdicts(results), "results": results})
+                    write_json(
+                        given.json, {"setting": told, "verdicts": verdicts(results), "results": results}
+                    )
                     bars.advance(task)
             bars.console.print(table(model, given.steps, budget, summary(result)) + "\n", markup=False)
     for bar, met in verdicts(results).items():

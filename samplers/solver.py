@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -246,9 +247,14 @@ class SolverScheduler(NodeScheduler):
         analytic = self._analytic(index)
         begin = 0 if analytic is not None else index + self._hidden
         if begin != self._table.begin and index < len(self.timesteps):
-            self._table = self._compiled(
-                self._schedule(len(self.timesteps), given=self._given, begin=begin), begin
-            )
+            schedule = self._schedule(len(self.timesteps), given=self._given, begin=begin)
+            if index and schedule.meta:
+                warnings.warn(
+                    f"the schedule for {schedule.nfe} steps begins at step {index} here (image to image): it "
+                    "was searched for whole runs",
+                    stacklevel=4,
+                )
+            self._table = self._compiled(schedule, begin)
         self._kept = self._table.kept
         if analytic is None:
             return x

@@ -15,6 +15,7 @@ from diffplug.samplers.origin import check_origin
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.schedule_book import book_to_config
 from diffplug.samplers.shipped import shipped_names, shipped_schedules
+from diffplug.samplers.skips import scaled_skips
 from diffplug.samplers.solver import CONSTRUCTOR, SolverScheduler
 from diffplug.scheduler_plug import swap
 
@@ -73,7 +74,8 @@ class Solver:
 
         def around(call: PipelineCall, kwargs: dict[str, Any]) -> Any:
             self._choose(scheduler, asked(pipe, kwargs, "guidance_scale"), kwargs.get("num_inference_steps"))
-            return call(**kwargs)
+            with scaled_skips(pipe, self._skips(scheduler, asked(pipe, kwargs, "num_inference_steps"))):
+                return call(**kwargs)
 
         undo_call = intercept_call(pipe, around)
 
@@ -82,6 +84,11 @@ class Solver:
             undo_swap()
 
         return undo
+
+    def _skips(self, scheduler: SolverScheduler, steps: Any) -> Any:
+        """The skip coefficients of a call's schedule, None for none."""
+        entry = (scheduler.config.schedules or {}).get(str(steps))
+        return None if entry is None else entry.get("skips")
 
     def _choose(self, scheduler: SolverScheduler, guidance: Any, steps: Any) -> None:
         """Give the scheduler the schedules for a call, and warn where they were made for another one."""

@@ -35,9 +35,7 @@ class Scored:
     pairs: int
 
 
-def p_value(
-    candidate: Floats, known: Floats, aggregate: Callable[[Floats], Any], seed: int = 0
-) -> float:
+def p_value(candidate: Floats, known: Floats, aggregate: Callable[[Floats], Any], seed: int = 0) -> float:
     """How likely the candidate's marks [n] are so much worse than the known ones by chance alone.
 
     A permutation test of n pairs: were both schedules as good, each pair of marks could as well be the other
@@ -68,7 +66,9 @@ class Contest:
 
     def __post_init__(self) -> None:
         n = len(self.problem.truth)
-        ends = [end for end in (n // 4, n // 2) if end >= SMALLEST] if self.prune and self.metric.paired else []
+        ends = (
+            [end for end in (n // 4, n // 2) if end >= SMALLEST] if self.prune and self.metric.paired else []
+        )
         self._parts = [self.problem.part(*at) for at in pairwise([0, *ends, n])] if ends else [self.problem]
 
     def score(self, schedule: SolverSchedule, against: SolverSchedule | None = None) -> Scored:
@@ -113,4 +113,3 @@ class Contest:
             return Scored(bar.value + max(behind, 0.0), error, marks, pairs)
         value = self.metric.value(self.problem, marks)
         return Scored(float(value) if np.isfinite(value) else WORST, error, marks, pairs)
-

@@ -32,7 +32,13 @@ class LSTMRanks:
     """
 
     def __init__(
-        self, space: ScheduleSpace, *, seed: int = 0, epochs: int = 60, rate: float = 3e-3, least: float = 0.02
+        self,
+        space: ScheduleSpace,
+        *,
+        seed: int = 0,
+        epochs: int = 60,
+        rate: float = 3e-3,
+        least: float = 0.02,
     ) -> None:
         if epochs < 1:
             raise ValueError(f"epochs={epochs}: give at least 1")
@@ -80,7 +86,9 @@ class _Network(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         lams, (count, first), rest = self._split(rows)
         ends = torch.stack([lams[:, :-1], lams[:, 1:]], dim=2)
-        decisions = torch.cat([rest.unflatten(1, (-1, PER_STEP)), first[:, None].expand(-1, self.slots, 1)], 2)
+        decisions = torch.cat(
+            [rest.unflatten(1, (-1, PER_STEP)), first[:, None].expand(-1, self.slots, 1)], 2
+        )
         steps = torch.cat([self.place(_waves(ends)), self.decisions(decisions)], dim=2)
         read = normalize(self.lstm(steps)[0], dim=2)
         real = (torch.arange(self.slots) < count)[..., None]

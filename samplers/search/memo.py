@@ -102,7 +102,8 @@ def _digest(value: Any) -> bytes:
 def _update(digest: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         digest.update(f"{value.dtype}{tuple(value.shape)}{value.device}".encode())
-        digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
+        flat = value.detach().reshape(-1).clone(memory_format=torch.contiguous_format)
+        digest.update(flat.view(torch.uint8).cpu().numpy().tobytes())
     elif isinstance(value, Mapping):
         for key in value:
             _update(digest, (str(key), value[key]))

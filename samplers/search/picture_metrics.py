@@ -133,7 +133,9 @@ class RewardScore(Paired):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ceiling is None or not self.ceiling > 0:
-            raise ValueError(f"ceiling={self.ceiling}: give how many times the best preset's error is allowed")
+            raise ValueError(
+                f"ceiling={self.ceiling}: give how many times the best preset's error is allowed"
+            )
 
     @property
     def name(self) -> str:
@@ -244,4 +246,6 @@ def _torchmetrics(name: str) -> Any:
     try:
         return import_module(f"torchmetrics.image.{name}")
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}: FID and KID need torchmetrics, pip install torchmetrics") from error
+        raise ModuleNotFoundError(
+            f"{error}: FID and KID need torchmetrics, pip install torchmetrics"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
 from diffplug.samplers.presets import dpmpp
 from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule_book import book_to_config
 from diffplug.samplers.search.memo import Memo
 from diffplug.samplers.search.trials import Trials
 from diffplug.samplers.search.truth import truth
@@ -205,7 +207,8 @@ class PipelineProblem:
     _shape: tuple[int, ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.levels = NoiseLevels.from_scheduler(build(SolverScheduler, self.trials.pipe))
+        self._base = build(SolverScheduler, self.trials.pipe)
+        self.levels = NoiseLevels.from_scheduler(self._base)
 
     @property
     def memo(self) -> Memo:
@@ -269,7 +272,9 @@ class PipelineProblem:
         return np.concatenate([run.states[::m], run.final[None]])
 
     def _scheduler(self, schedule: SolverSchedule) -> Any:
-        return build(SolverScheduler, self.trials.pipe, schedules=schedule.to_json())
+        scheduler = copy.deepcopy(self._base)
+        scheduler.register_to_config(schedules=book_to_config(schedule))
+        return scheduler
 
     def _trials(self, schedule: SolverSchedule) -> Trials:
         self.trials.steps = schedule.nfe

@@ -66,7 +66,9 @@ def _relaxed(schedule: SolverSchedule) -> list[int]:
     """Steps whose first derivative has a linear relaxation or none."""
     steps = enumerate(schedule.steps)
     return [
-        i for i, s in steps if s.predict.order > 1 and s.predict.derivatives[0].scale.kind in ("none", "linear")
+        i
+        for i, s in steps
+        if s.predict.order > 1 and s.predict.derivatives[0].scale.kind in ("none", "linear")
     ]
 
 

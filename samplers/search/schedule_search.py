@@ -128,7 +128,9 @@ class _Plan:
         if steps < 2:
             raise ValueError(f"num_inference_steps={steps}: a search needs at least 2")
         if analytic and train.levels.flow:
-            raise ValueError("flow models have no analytic first step: their pipelines do not scale the noise")
+            raise ValueError(
+                "flow models have no analytic first step: their pipelines do not scale the noise"
+            )
         return ScheduleSpace(steps, train.levels, self.nodes, analytic, train.mean() if analytic else None)
 
     def told(self) -> dict[str, Any]:

@@ -104,7 +104,12 @@ def search_space(
         raise unknown("search method", method, list(METHODS))
     presets = preset_schedules(space, grids)
     _check_budget(trials, seconds, refinement, len(presets) + len(seeds))
-    told = {"evaluations": space.evaluations, "metric": metric.name, "pairs": len(train.truth), **(told or {})}
+    told = {
+        "evaluations": space.evaluations,
+        "metric": metric.name,
+        "pairs": len(train.truth),
+        **(told or {}),
+    }
     name = study_name or f"{space.evaluations} evaluations"
     check_metric(metric, train, train.final(presets[next(iter(presets))]))
     contest = Contest(train, metric, prune=prune)

@@ -52,7 +52,9 @@ def open_study(place: Any, name: str, told: Mapping[str, Any]) -> Any:
         raise
     except Exception as error:  # whatever the database beneath finds wrong with the file
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{str(place)!r} cannot be opened as a study ({reason}): take another file") from error
+        raise ValueError(
+            f"{str(place)!r} cannot be opened as a study ({reason}): take another file"
+        ) from error
     known = study.user_attrs.get(TOLD)
     if known is None and not study.trials:
         study.set_user_attr(TOLD, json.loads(json.dumps(told)))
@@ -121,9 +123,7 @@ class _Fixed(optuna.samplers.PartialFixedSampler):
     def __init__(self, space: ScheduleSpace, fixed: Mapping[str, Any], base: Any) -> None:
         super().__init__(dict(fixed), base)
         self.space = space
-        self.reals = {
-            name: each for name, each in distributions(space).items() if hasattr(each, "low")
-        }
+        self.reals = {name: each for name, each in distributions(space).items() if hasattr(each, "low")}
 
     def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
         return dict(self.reals)
