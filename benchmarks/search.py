@@ -1,11 +1,11 @@
 """Searches over solver schedules: S3 beside TPE, evolution and chance, at equal cost, judged on fresh noises.
 
     python -m benchmarks.search                                    the two models in closed form, three seeds
-    python -m benchmarks.search --models shapes --guidance 5       the Shapes model, strict percentages as well
+    python -m benchmarks.search --models shapes --guidance 5       the Shapes model, strict percentages too
 
 The mixture and the digits are those of the project's bars: 2,048 and 1,024 noises to search on, as many again
-to choose by and to judge by. Cost is counted in schedules run on all searched pairs, the runs of the refinement
-included; what is run on the pairs that choose is not counted, and is the same for all.
+to choose by, twice as many to judge by. Cost is counted in schedules run on all searched pairs, those of
+the refinement included; what is run on the pairs that choose is not counted.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def table(name: str, steps: int, budget: int, rows: Sequence[dict[str, Any]]) ->
     """Markdown."""
     strict = "strict" in rows[0]
     lines = [
-        f"| {name}, {steps} evaluations, {budget} schedules | mean | from, to | median | above .1 | of the best preset |"
+        f"| {name}, {steps} evaluations, {budget} schedules | mean | from, to | median | above .1 | ratio |"
         + (" strict |" if strict else ""),
         "|---|---|---|---|---|---|" + ("---|" if strict else ""),
     ]

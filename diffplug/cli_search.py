@@ -19,6 +19,8 @@ app = typer.Typer(no_args_is_help=True, help="Find few-step solvers for your mod
 
 
 app.command()(cli_search_s3.s3)
+app.command(name="import")(cli_search_s3.from_usf)
+app.command(name="export")(cli_search_s3.to_list)
 
 
 @app.callback()

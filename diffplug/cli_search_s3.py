@@ -141,7 +141,7 @@ def _metric(spec: str, ceiling: float) -> Any:
 
 
 def _schedules(paths: list[Path]) -> list[Any]:
-    from diffplug.samplers import SolverSchedule  # type: ignore[attr-defined]
+    from diffplug.samplers import SolverSchedule
 
     return [SolverSchedule.load(path) for path in paths]
 
@@ -167,10 +167,7 @@ def _bar(trials: int, *, hidden: bool) -> Iterator[tuple[Any, Any]]:
 def _drawn(found: Any, files: dict[int, Path], pipe: Any) -> list[Path]:
     """The pictures of every search."""
     plots = import_module("diffplug.samplers.search.plots")
-    solver = import_module("diffplug.samplers.solver").SolverScheduler
-    levels = import_module("diffplug.samplers.noise_levels").NoiseLevels.from_scheduler(
-        import_module("diffplug.scheduler_plug").build(solver, pipe)
-    )
+    levels = _levels_of(pipe)
     paths = []
     for n, path in files.items():
         history, drawn = path.with_suffix(".history.png"), path.with_suffix(".schedule.png")
@@ -212,3 +209,69 @@ def _tell(found: Any, files: dict[int, Path], pictures: list[Path], *, json: boo
             )
     for path in pictures:
         typer.echo(str(path))
+
+
+@guarded
+def from_usf(
+    file: Annotated[Path, typer.Argument(help="A .pth file of thu-nics/USF.")],
+    times: Annotated[
+        str, typer.Option(help="What its timesteps mean: edm, vp (ScoreSDE), or model (--model's own).")
+    ] = "model",
+    model: Annotated[str, typer.Option(help="For --times model: shapes, a folder or a hub id.")] = "shapes",
+    mean: Annotated[
+        str | None, typer.Option(help="Mean of the data by channel, as 0.1,0.2,0.3, if it begins with it.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file to write.")] = Path("schedule.json"),
+) -> None:
+    """Reads a published schedule of USF; the file's code is not run.
+
+    Example: `diffplug search import stable_diffusion_nfe5.pth --model runwayml/... -o five.json`
+    """
+    load_usf = import_module("diffplug.samplers.published").load_usf
+    output_folder(out.parent)
+    schedule = load_usf(file, _levels(model) if times == "model" else times, mean=_floats(mean))
+    schedule.save(out)
+    needs = [i for i, step in enumerate(schedule.steps) if step.param == "ems"]
+    typer.echo(f"{schedule.nfe} evaluations, {len(schedule.steps)} steps: {out}")
+    if needs:
+        typer.echo(
+            f"steps {needs} need a model's empirical statistics (DPM-Solver-v3): this file will not run"
+        )
+
+
+@guarded
+def to_list(
+    file: Annotated[Path, typer.Argument(help="A schedule, JSON.")],
+    model: Annotated[str, typer.Option(help="Whose noise levels: shapes, a folder or a hub id.")] = "shapes",
+    kind: Annotated[
+        str, typer.Option(help="sigmas (ComfyUI, k-diffusion) or timesteps (Diffusers).")
+    ] = "sigmas",
+) -> None:
+    """Prints a schedule's grid as a plain list, for programs that take one; the rest of the solver is lost.
+
+    Example: `diffplug search export five.json --kind sigmas`
+    """
+    published = import_module("diffplug.samplers.published")
+    schedule = _schedules([file])[0]
+    numbers = published.export_grid(schedule, _levels(model), kind)
+    typer.echo(", ".join(f"{value:.7g}" for value in numbers))
+
+
+def _levels(model: str) -> Any:
+    """The noise levels of a model."""
+    from diffplug.cli import _pipe
+
+    return _levels_of(_pipe(model, "cpu", "auto", []))
+
+
+def _levels_of(pipe: Any) -> Any:
+    solver = import_module("diffplug.samplers.solver").SolverScheduler
+    built = import_module("diffplug.scheduler_plug").build(solver, pipe)
+    return import_module("diffplug.samplers.noise_levels").NoiseLevels.from_scheduler(built)
+
+
+def _floats(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"mean {text!r}: give numbers with commas, one or one for each channel") from None

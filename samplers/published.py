@@ -100,7 +100,7 @@ def export_grid(schedule: SolverSchedule, levels: NoiseLevels, kind: str = "sigm
         raise ValueError(f"kind {kind!r}: allowed are sigmas and timesteps")
     hidden = int(schedule.first != "model")
     sigmas = schedule.nodes.sigmas(levels, len(schedule.steps))[hidden:]
-    return (sigmas if kind == "sigmas" else levels.time_of_sigma(sigmas[:-1])).tolist()  # type: ignore[no-any-return]
+    return (sigmas if kind == "sigmas" else levels.time_of_sigma(sigmas[:-1])).tolist()
 
 
 def _load(path: str | os.PathLike[str]) -> Any:
@@ -130,7 +130,7 @@ def _plain_numpy() -> list[Any]:
 def _lambda(times: str | NoiseLevels) -> Lambda:
     """From a timestep of a file to log(alpha / sigma)."""
     if isinstance(times, str):
-        return _known("times", times, {"edm": lambda t: -math.log(t), "vp": _continuous})  # type: ignore[no-any-return]
+        return _known("times", times, {"edm": lambda t: -math.log(t), "vp": _continuous})
     if times.table is None:
         raise ValueError("USF has no schedules for flow models: give the noise levels of a VP model")
     logs = -0.5 * np.log1p(np.square(np.asarray(times.table, dtype=np.float64)))
@@ -179,7 +179,7 @@ def _scale(derivative: Mapping[str, Any]) -> Scale:
     if derivative.get("relaxation") == "linear":
         c = float(derivative.get("relaxation_coefficient") or 0.0)
         return Scale("linear", c) if c else Scale()
-    return _known("relaxation", derivative.get("relaxation"), SCALES)  # type: ignore[no-any-return]
+    return _known("relaxation", derivative.get("relaxation"), SCALES)
 
 
 def _known(what: str, value: Any, table: Mapping[Any, Any]) -> Any:

@@ -1,7 +1,7 @@
 """Skip coefficients of a schedule: what a U-Net's encoder hands over is scaled before the decoder takes it.
 
-They change the model, not the solver (arXiv 2312.07243's released code; FreeU is a relative): entry j belongs to
-skip connection j in the order of the encoder, so that the last one is used first.
+They change the model, not the solver (the released code of arXiv 2312.07243; FreeU is a relative): entry j
+belongs to skip connection j in the order of the encoder, so that the last one is used first.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ def _parts(pipe: Any, skips: Sequence[float]) -> list[tuple[Any, Sequence[float]
     if count != len(skips):
         what = f"a U-Net with {count} skip connections" if count else "no U-Net with skip connections"
         raise ValueError(
-            f"the schedule has {len(skips)} skip coefficients, {type(pipe).__name__} has {what}: it was made for "
-            "another model; drop them with dataclasses.replace(schedule, skips=None)"
+            f"the schedule has {len(skips)} skip coefficients, {type(pipe).__name__} has {what}: it was made "
+            "for another model; drop them with dataclasses.replace(schedule, skips=None)"
         )
-    found, left = [], count
+    found: list[tuple[Any, Sequence[float]]] = []
+    left = count
     for block in unet.up_blocks:  # type: ignore[union-attr]
         taken = len(block.resnets)
         found.append((block, tuple(skips[left - taken : left])))

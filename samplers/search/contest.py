@@ -1,4 +1,4 @@
-"""Schedules scored on growing parts of the same pairs; one that is surely worse than a known one stops early."""
+"""Schedules scored on growing parts of the same pairs; what is surely worse than a known one stops early."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ RESAMPLES, LEVEL = 199, 0.01
 class Scored:
     """What a schedule reached. value: lower the better. error: mean squared error of the final latents.
 
-    marks: of the metric, for every pair that was run. pairs: how many those are; fewer than all for a schedule
-    that was given up, whose value is then an estimate.
+    marks: of the metric, for every pair that was run. pairs: how many those are; fewer than all for what was
+    given up, whose value is then an estimate.
     """
 
     value: float

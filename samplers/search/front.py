@@ -68,7 +68,7 @@ def search_front(
 
 
 def longer(schedule: SolverSchedule, evaluations: int) -> SolverSchedule:
-    """The schedule with as many evaluations, at least its own: the longest step is cut in two, again and again.
+    """The schedule with so many evaluations, at least its own: the longest step is cut in two, and again.
 
     Nodes by name stay by name. Learned additions belong to one length and are left out.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -60,11 +61,11 @@ class LSTMRanks:
     def predict(self, rows: Floats) -> Floats:
         """A number for each row, the smaller the better the score it expects."""
         with torch.no_grad():
-            return self.network(torch.from_numpy(rows).float()).double().numpy()  # type: ignore[no-any-return]
+            return self.network(torch.from_numpy(rows).float()).double().numpy()
 
 
 def hinge(found: Tensor, ranks: Tensor, least: float = 0.0) -> Tensor:
-    """Mean of max(0, 1 - (s_i - s_j)) over the pairs with rank_i > rank_j + least; s are the numbers found."""
+    """Mean of max(0, 1 - (s_i - s_j)) over pairs with rank_i > rank_j + least; s are the numbers found."""
     apart = ranks[:, None] - ranks[None, :] > least
     wrong = relu(1 - (found[:, None] - found[None, :]))
     return (wrong * apart).sum() / apart.sum().clamp(min=1)
@@ -80,7 +81,7 @@ class _Network(nn.Module):
         self.decisions = nn.Sequential(nn.Linear(PER_STEP + 1, 64), nn.SiLU(), nn.Linear(64, 64))
         self.lstm = nn.LSTM(128, 128, batch_first=True)
         widths = [128, 200, 200, 200]
-        layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in zip(widths, widths[1:], strict=False)]
+        layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
         self.head = nn.Sequential(*layers, nn.Linear(200, 1))
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class _Network(nn.Module):
         steps = torch.cat([self.place(_waves(ends)), self.decisions(decisions)], dim=2)
         read = normalize(self.lstm(steps)[0], dim=2)
         real = (torch.arange(self.slots) < count)[..., None]
-        return self.head(normalize((read * real).sum(1), dim=1))[:, 0]  # type: ignore[no-any-return]
+        return self.head(normalize((read * real).sum(1), dim=1))[:, 0]
 
     def _split(self, rows: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
         """The nodes [n, slots + 1], the count of steps and how they begin [n, 1], and the decisions."""

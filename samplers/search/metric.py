@@ -27,7 +27,7 @@ WORST = 1e6
 
 def _trimmed(marks: Floats) -> float:
     kept = math.ceil(0.95 * marks.shape[-1])
-    return np.sort(marks, axis=-1)[..., :kept].mean(axis=-1)  # type: ignore[no-any-return]
+    return np.sort(marks, axis=-1)[..., :kept].mean(axis=-1)
 
 
 AGGREGATES: Mapping[str, Callable[[Floats], Any]] = MappingProxyType(

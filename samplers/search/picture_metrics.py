@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,17 +32,10 @@ def pixels(images: Tensor) -> Tensor:
     return adaptive_avg_pool2d(images, 8)
 
 
-def latents_of(pipe: Any, images: Tensor) -> Tensor:
-    """What the pipeline's own autoencoder makes of the pictures."""
-    vae = pipe.vae
-    x = (2 * images - 1).to(next(vae.parameters()).device, next(vae.parameters()).dtype)
-    return vae.encode(x).latent_dist.mean.float().cpu()  # type: ignore[no-any-return]
-
-
 def clip(images: Tensor, *, reward: str = "clip") -> Tensor:
     """The picture side of a CLIP reward: "clip", "shapes-clip", or any spec of one."""
     network = parse(reward).network(images.device)
-    return network.image_features(images)  # type: ignore[no-any-return]
+    return network.image_features(images)
 
 
 EXTRACTORS: dict[str, Extractor] = {
@@ -61,7 +55,7 @@ def extractor(name: str) -> Extractor:
             f"extractor {name!r} is unknown: take {', '.join(EXTRACTORS)}, or file.py:function that gives "
             "features of pictures [n, 3, h, w]"
         )
-    return user_function(name)  # type: ignore[no-any-return]
+    return user_function(name)
 
 
 @dataclass
@@ -95,7 +89,7 @@ class FeatureDistance(Paired):
     def marks(self, problem: Problem, final: Floats) -> Floats:
         wanted = self._known.get(problem, lambda: self._layers(problem, problem.truth))
         pairs = zip(self._layers(problem, final), wanted, strict=True)
-        return np.sum([((a - b) ** 2).sum(1).flatten(1).mean(1).numpy() for a, b in pairs], axis=0)  # type: ignore[no-any-return]
+        return np.sum([((a - b) ** 2).sum(1).flatten(1).mean(1).numpy() for a, b in pairs], axis=0)
 
     def _layers(self, problem: Problem, final: Floats) -> list[Tensor]:
         return [normalize(layer.flatten(2), dim=1) for layer in _extracted(self.extract, problem, final)]
@@ -198,7 +192,9 @@ class Kernel(_Distribution):
     def _distance(self, real: Tensor, fake: Tensor) -> float:
         size = min(len(real), len(fake))
         make = _torchmetrics("kid").KernelInceptionDistance
-        made = make(feature=_AsTheyAre(real.shape[1]), subsets=1, subset_size=size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it keeps all features: they are here anyway
+            made = make(feature=_AsTheyAre(real.shape[1]), subsets=1, subset_size=size)
         return float(self._computed(made, real, fake)[0])
 
 

@@ -34,8 +34,8 @@ def preset_schedules(space: ScheduleSpace, grids: Sequence[str] = SEED_GRIDS) ->
     found = _solvers(space, space.evaluations, grids)
     if space.analytic:
         more = _solvers(space, space.evaluations + 1, grids)
-        first = {"first": space.firsts[-1], "mean": space.mean}
-        found |= {f"{name}, analytic": replace(each, **first) for name, each in more.items()}
+        first = space.firsts[-1]
+        found |= {f"{k}, analytic": replace(v, first=first, mean=space.mean) for k, v in more.items()}
     return found
 
 

@@ -134,7 +134,8 @@ NO_PICTURES = "a model in closed form has no pictures to judge: take 'latent-mse
 class ModelProblem:
     """A model in closed form: `epsilon(x, timestep)`, its noise levels, and start noises x [n, ...] float64.
 
-    epsilon has to treat all rows alike where parts of the problem are wanted. nodes: where the truth starts and ends. fine: evaluations of the truth.
+    epsilon has to treat all rows alike where parts of the problem are wanted. nodes: where the truth starts
+    and ends. fine: evaluations of the truth.
     """
 
     epsilon: Callable[[Tensor, float], Tensor]
@@ -237,7 +238,7 @@ class PipelineProblem:
         dtype = torch.float32 if vae is None else next(vae.parameters()).dtype
         device = self.trials.pipe._execution_device
         x = torch.from_numpy(final).reshape(-1, *self._shape[1:]).to(device, dtype)
-        size = {name: self.trials.options.get(name) for name in ("height", "width", "num_frames")}
+        size: dict[str, Any] = {n: self.trials.options.get(n) for n in ("height", "width", "num_frames")}
         with torch.no_grad():
             shown = decode(self.trials.pipe, x, **size).float().cpu()
         return shown[:, shown.shape[1] // 2] if shown.ndim == 5 else shown  # of a video, the middle

@@ -29,7 +29,7 @@ NO_SIGNAL = -8.0  # the lambda below which noise predictions say nothing
 
 @dataclass(frozen=True)
 class Block:
-    """Some real numbers of a schedule: read, written, the step of their differences, the weight of a ridge."""
+    """Some real numbers of a schedule: read, written, the step of their differences, a ridge's weight."""
 
     read: Callable[[SolverSchedule], Floats]
     write: Callable[[SolverSchedule, Floats], SolverSchedule]
@@ -178,8 +178,8 @@ def refine(
     """The schedule with the lowest score that the fits pass through, and how many runs they took.
 
     The squared distance of final samples from the truth is what they lower (Levenberg-Marquardt, arXiv
-    2409.03755 for the ratios); `score`, on other pairs, decides what is kept. Each stage begins at the best so
-    far and gets the same share of the runs, of which there are at most `evaluations`.
+    2409.03755 for the ratios); `score`, on other pairs, decides what is kept. Each stage begins at the best
+    so far and gets the same share of the runs, of which there are at most `evaluations`.
     """
     best, used = schedule, 0
     known = {best: score(best)}

@@ -1,4 +1,4 @@
-"""`search_schedule`: whole solver schedules for a pipeline as it stands, for the measure that a person cares for."""
+"""`search_schedule`: solver schedules for a pipeline as it stands, by the measure a person cares for."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def search_schedule(
     storage: Any = None,
     on_trial: Progress | None = None,
 ) -> ScheduleSearch:
-    """The best solver schedule of so many evaluations that a search finds for a pipeline, with honest figures.
+    """The best solver schedule of so many evaluations that a search finds, with figures on unseen pairs.
 
     Searches every decision of a solver (arXiv 2312.07243): grid, prediction types, orders, relaxations,
     correctors. Half of the prompts are searched on, a quarter choose, the last quarter judge; each set has

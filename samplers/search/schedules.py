@@ -25,6 +25,7 @@ __all__ = ["Progress", "ScheduleSearch", "search_space"]
 
 FINALISTS = 5
 BATCH = 20  # schedules between two lessons of the predictor
+TIMED = 3  # schedules after which the time of all is guessed
 Progress = Callable[[float, float], None]
 """Told what was spent so far, in schedules run on all pairs, and the best value."""
 
@@ -93,8 +94,9 @@ def search_space(
         early counts by the pairs it has seen. seconds: instead, or besides: the time of this process.
         method: out of `METHODS`. metric: by default the latent error. refinement: runs for the refinement,
         beyond `trials`; 0 for none. prune: give up what a paired test finds worse than the fifth best.
-        grids: presets on these come first, eight on each. seeds: more schedules to begin with. storage: a file or a storage of Optuna, to resume and to share
-        between processes. told: what is searched, to refuse studies of something else.
+        grids: presets on these come first, eight on each. seeds: more schedules to begin with. storage: a
+        file or a storage of Optuna, to resume and to share between processes. told: what is searched, to
+        refuse studies of something else.
 
     Raises ValueError for unknown names, budgets too small for the presets and one batch, metrics that give
     no numbers or grow with quality, and studies of something else.
@@ -162,11 +164,11 @@ class _Run:
                 ready = True
             self._one(complete(self.study) if ready else [])
             done = spent(self.study)
-            if self.seconds is not None and self.scored == 3 and self._waiting():
+            if self.seconds is not None and self.scored == TIMED and self._waiting():
                 self._check_time(first + BATCH)
 
     def _left(self, done: float) -> bool:
-        in_time = self.seconds is None or perf_counter() - self.began < self.seconds
+        in_time = self.seconds is None or perf_counter() - self.began < self.seconds or self.scored < TIMED
         return in_time and (self.trials is None or done < self.trials)
 
     def _waiting(self) -> bool:
@@ -210,7 +212,7 @@ def _judged(
     presets: Mapping[str, SolverSchedule],
     refinement: int,
 ) -> ScheduleSearch:
-    """The result: finalists and presets on the validation pairs, the winner refined, both on the test pairs."""
+    """The result: finalists and presets on the validation pairs, the winner refined, and the test pairs."""
     metric, done = run.contest.metric, complete(run.study)
     known = [each.user_attrs["preset"] for each in done if each.user_attrs.get("preset") in presets]
     if not known:

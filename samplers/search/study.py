@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,8 @@ from diffplug.samplers.search.space import ScheduleSpace
 __all__ = ["METHODS", "complete", "open_study", "quiet", "spent", "storage_of", "study_sampler"]
 
 METHODS = ("s3", "s3-lstm", "evolution", "tpe", "nsga2", "cmaes", "random")
-"""Who proposes schedules. "evolution" is "s3" without its predictor; "cmaes" moves the real numbers of the best
-preset and leaves its other decisions."""
+"""Who proposes schedules. "evolution" is "s3" without its predictor; "cmaes" moves the real numbers of the
+best preset and leaves its other decisions."""
 TOLD = "search"  # the study's attribute that says what it is a study of
 JOURNALS = (".log", ".journal", ".jsonl")
 
@@ -132,13 +133,12 @@ class _Fixed(optuna.samplers.PartialFixedSampler):
 @contextmanager
 def quiet() -> Iterator[None]:
     """Optuna's log and its experimental warnings are off inside the block."""
-    import warnings
-
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore", FutureWarning)  # how CMA-ES is told where to start
             yield
     finally:
         optuna.logging.set_verbosity(level)

@@ -1,4 +1,4 @@
-"""Skip coefficients: applied to what the decoder is handed, in the encoder's order, for the length of a call."""
+"""Skip coefficients: applied to what the decoder is handed, in the encoder's order, during a call."""
 
 from __future__ import annotations
 
