@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
+from diffplug.samplers.search.s3 import PER_STEP
 from diffplug.samplers.search.space import ScheduleSpace
 
 __all__ = ["LSTMRanks"]
 
 Floats = npt.NDArray[np.float64]
-PER_STEP = 5  # numbers that `features` has for each step
 WAVES = 128
 
 

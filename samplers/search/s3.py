@@ -23,6 +23,7 @@ from diffplug.samplers.search.space import FIRST, ScheduleSpace, Values
 __all__ = ["RankPredictor", "S3Sampler", "TreeRanks", "distributions", "features"]
 
 Floats = npt.NDArray[np.float64]
+PER_STEP = 6  # numbers that `features` has for each step
 
 
 class RankPredictor(Protocol):
@@ -159,14 +160,14 @@ def distributions(space: ScheduleSpace) -> dict[str, BaseDistribution]:
 
 
 def features(space: ScheduleSpace, values: Mapping[str, Any]) -> Floats:
-    """What a predictor sees: the lambdas of the grid, how it begins, and five numbers for each step."""
+    """What a predictor sees: the lambdas of the grid, how it begins, and six numbers for each step."""
     schedule = space.schedule(values)
     lams = [lam if np.isfinite(lam) else 10.0 for lam in schedule.nodes.values]
     rows: list[float] = [*lams, *[0.0] * (space.slots + 1 - len(lams))]
     rows += [float(len(schedule.steps)), float(FIRST.index(schedule.first))]
     for i in range(space.slots):
         if i >= len(schedule.steps):
-            rows += [0.0] * 5
+            rows += [0.0] * PER_STEP
             continue
         step = schedule.steps[i]
         mix = 1.0 if step.param == "data" else 0.0 if step.param == "noise" else step.param.l  # type: ignore[union-attr]
@@ -177,5 +178,6 @@ def features(space: ScheduleSpace, values: Mapping[str, Any]) -> Floats:
             float(len(first.points)) if first else 0.0,
             first.scale.c if first else 0.0,
             float(step.correct is not None),
+            float(-step.predict.start),
         ]
     return np.array(rows)

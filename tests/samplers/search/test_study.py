@@ -95,3 +95,18 @@ def test_places_for_studies(tmp_path: Path) -> None:
     assert storage_of(None) is None and storage_of("postgresql://host/x") == "postgresql://host/x"
     assert storage_of(tmp_path / "a.db") == f"sqlite:///{tmp_path / 'a.db'}"
     assert type(storage_of(tmp_path / "a.log")).__name__ == "JournalStorage"
+
+
+@pytest.mark.law
+def test_two_workers_share_the_work(tmp_path: Path) -> None:
+    """Both stop once the budget is used together; the same finalists are there for both."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    place = tmp_path / "study.log"
+    with ThreadPoolExecutor(2) as workers:
+        found = list(workers.map(lambda seed: search(place, trials=34, seed=seed), (0, 1)))
+    trials = found[0].study.get_trials()
+    assert sorted(t.number for t in trials) == list(range(len(trials))) and 34 <= len(trials) <= 35
+    presets = [t.user_attrs["preset"] for t in trials if "preset" in t.user_attrs]
+    assert {"DDIM, linspace", "UniPC-2, linspace"} <= set(presets)
+    assert found[0].finalists[0] == found[1].finalists[0]
