@@ -3,9 +3,9 @@
     python -m benchmarks.shapes_schedules     first: the solvers that the rungs find
     python -m benchmarks.shapes_s3            then: schedules for 4, 5, 6, 8 and 10 evaluations
 
-Prompts to search on and to choose by are those of the search split, the judging ones those of the test split. A
-schedule takes the place of `solver-N.json` where it has the smaller error on the pairs that choose; summaries
-of all studies are shipped beside as `studies.json`. Unfinished studies are kept in --studies and gone on with.
+Prompts to search on and to choose by are those of the search split, the judging ones those of the test split.
+A schedule takes the place of `solver-N.json` where its error on the pairs that choose is smaller; summaries
+of all studies are shipped as `studies.json`. Unfinished studies are kept in --studies and gone on with.
 """
 
 from __future__ import annotations

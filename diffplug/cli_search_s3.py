@@ -141,9 +141,8 @@ def _metric(spec: str, ceiling: float) -> Any:
 
 
 def _schedules(paths: list[Path]) -> list[Any]:
-    from diffplug.samplers import SolverSchedule
-
-    return [SolverSchedule.load(path) for path in paths]
+    load = import_module("diffplug.samplers.schedule").SolverSchedule.load
+    return [load(path) for path in paths]
 
 
 @contextmanager

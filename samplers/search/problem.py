@@ -154,6 +154,7 @@ class ModelProblem:
 
     def part(self, begin: int, end: int) -> ModelProblem:
         part = replace(self, noises=self.noises[begin:end])
+        part.memo = self.memo
         part.__dict__["truth"] = self.truth[begin:end]
         return part
 

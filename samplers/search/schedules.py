@@ -19,7 +19,15 @@ from diffplug.samplers.search.problem import Problem, errors
 from diffplug.samplers.search.refine import refine
 from diffplug.samplers.search.s3 import distributions
 from diffplug.samplers.search.space import ScheduleSpace
-from diffplug.samplers.search.study import METHODS, complete, open_study, quiet, spent, study_sampler
+from diffplug.samplers.search.study import (
+    METHODS,
+    check_study,
+    complete,
+    open_study,
+    quiet,
+    spent,
+    study_sampler,
+)
 
 __all__ = ["Progress", "ScheduleSearch", "search_space"]
 
@@ -109,13 +117,14 @@ def search_space(
     told = {
         "evaluations": space.evaluations,
         "metric": metric.name,
-        "pairs": len(train.truth),
+        "pairs": len(train.prompts),
         **(told or {}),
     }
     name = study_name or f"{space.evaluations} evaluations"
-    check_metric(metric, train, train.final(presets[next(iter(presets))]))
-    contest = Contest(train, metric, prune=prune)
     with quiet():
+        check_study(storage, name, told)
+        check_metric(metric, train, train.final(presets[next(iter(presets))]))
+        contest = Contest(train, metric, prune=prune)
         study = open_study(storage, name, told)
         run = _Run(study, space, contest, method, seed, trials, seconds, on_trial)
         run.presets(presets, seeds)

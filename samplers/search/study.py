@@ -18,7 +18,16 @@ from diffplug.registry import unknown
 from diffplug.samplers.search.s3 import S3Sampler, distributions
 from diffplug.samplers.search.space import ScheduleSpace
 
-__all__ = ["METHODS", "complete", "open_study", "quiet", "spent", "storage_of", "study_sampler"]
+__all__ = [
+    "METHODS",
+    "check_study",
+    "complete",
+    "open_study",
+    "quiet",
+    "spent",
+    "storage_of",
+    "study_sampler",
+]
 
 METHODS = ("s3", "s3-lstm", "evolution", "tpe", "nsga2", "cmaes", "random")
 """Who proposes schedules. "evolution" is "s3" without its predictor; "cmaes" moves the real numbers of the
@@ -41,14 +50,17 @@ def storage_of(place: Any) -> Any:
     return f"sqlite:///{path}"
 
 
-def open_study(place: Any, name: str, told: Mapping[str, Any]) -> Any:
-    """The study of that name in a storage, made if it is not there.
+def open_study(place: Any, name: str, told: Mapping[str, Any], *, make: bool = True) -> Any:
+    """The study of that name in a storage; made if it is not there, or None.
 
     told: what is searched, JSON. Raises ValueError for a study of something else, which names the first
     difference, and for a file that holds no studies.
     """
     try:
-        study = optuna.create_study(storage=storage_of(place), study_name=name, load_if_exists=True)
+        storage = storage_of(place)
+        if not make and name not in optuna.get_all_study_names(storage):
+            return None
+        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
     except ValueError:
         raise
     except Exception as error:  # whatever the database beneath finds wrong with the file
@@ -62,6 +74,13 @@ def open_study(place: Any, name: str, told: Mapping[str, Any]) -> Any:
     else:
         _check_same(place, known or {}, json.loads(json.dumps(told)))
     return study
+
+
+def check_study(place: Any, name: str, told: Mapping[str, Any]) -> None:
+    """Raise ValueError, as `open_study` would, for what is there already; nothing is made."""
+    there = Path(place).exists() if isinstance(place, (str, Path)) and "://" not in str(place) else place
+    if there:
+        open_study(place, name, told, make=False)
 
 
 def _check_same(place: Any, known: Mapping[str, Any], told: Mapping[str, Any]) -> None:

@@ -110,3 +110,20 @@ def test_two_workers_share_the_work(tmp_path: Path) -> None:
     presets = [t.user_attrs["preset"] for t in trials if "preset" in t.user_attrs]
     assert {"DDIM, linspace", "UniPC-2, linspace"} <= set(presets)
     assert found[0].finalists[0] == found[1].finalists[0]
+
+
+def test_a_refused_metric_leaves_no_study_and_a_refused_study_costs_no_run(tmp_path: Path) -> None:
+    place, train = tmp_path / "study.log", mixture(8, 1)
+
+    class Holes(LatentError):
+        def marks(self, problem: Any, final: Any) -> Any:
+            return super().marks(problem, final) * float("nan")
+
+    with pytest.raises(ValueError, match="8 of 8 numbers that are not finite"):
+        search_space(train, mixture(8, 2), SPACE, trials=30, grids=GRIDS, storage=place, metric=Holes())
+    assert not place.exists()
+    search(place)
+    before = train.memo.evaluated
+    with pytest.raises(ValueError, match="is one of metric 'latent-mse'"):
+        search_space(train, train, SPACE, trials=30, grids=GRIDS, storage=place, metric=LatentError("log"))
+    assert train.memo.evaluated == before
