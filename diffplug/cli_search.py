@@ -11,10 +11,16 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from diffplug import cli_search_s3
 from diffplug.console import guarded, print_json, print_table
 from diffplug.files import output_folder
 
 app = typer.Typer(no_args_is_help=True, help="Find few-step solvers for your model, steps and guidance.")
+
+
+app.command()(cli_search_s3.s3)
+app.command(name="import")(cli_search_s3.from_usf)
+app.command(name="export")(cli_search_s3.to_list)
 
 
 @app.callback()

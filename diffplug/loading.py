@@ -12,7 +12,7 @@ from diffplug.registry import unknown
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["load", "shapes_folder"]
+__all__ = ["embedded_name", "load", "shapes_folder"]
 
 _HINT = "Or give a folder with a model_index.json, or a hub id such as 'owner/name'."
 
@@ -36,6 +36,12 @@ def load(name_or_path: str | os.PathLike[str] = "shapes", **options: Any) -> Dif
 def shapes_folder() -> Path:
     """The folder of the embedded Shapes pipeline, inside the installed package; it may be missing."""
     return Path(__file__).parent / "shapes" / "weights"
+
+
+def embedded_name(pipe: Any) -> str | None:
+    """The name of the embedded model that a pipeline was loaded from, None for any other pipeline."""
+    home = getattr(pipe, "name_or_path", None) or ""
+    return "shapes" if home and Path(home) == shapes_folder() else None
 
 
 def _shapes(**options: Any) -> DiffusionPipeline:

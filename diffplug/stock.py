@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from diffplug.files import read_json
+from diffplug.loading import embedded_name
 from diffplug.registry import SAMPLERS, unknown
 
 __all__ = ["names", "sampler"]
@@ -33,15 +35,16 @@ def names() -> list[str]:
 
 
 def sampler(name: str, pipe: Any) -> Any:
-    """What to plug into `pipe` for a name: a scheduler class, or an instance where options are needed.
+    """What to plug into `pipe` for a name: a scheduler class, an instance where options matter, or a plug.
 
-    Registered names come first; the path of a `.json` file is a searched schedule. Raises ValueError with the
-    nearest names for an unknown one, and OSError for a file that cannot be read.
+    Registered names come first; the path of a `.json` or `.npy` file is a searched schedule, or compensation
+    ratios. On a model that searched solvers come with, "dc-solver" and "solver" take those. Raises ValueError
+    with the nearest names for an unknown one, and OSError for a file that cannot be read.
     """
-    if name.endswith(".json"):
-        return import_module("diffplug.samplers.solver_plug").Solver(name)  # a wing, loaded when asked for
+    if name.endswith((".json", ".npy")):
+        return _from_file(name)
     if name in SAMPLERS:
-        return SAMPLERS.get(name)
+        return _shipped(name, pipe) or SAMPLERS.get(name)
     if name not in _STOCK:
         raise unknown("sampler", name, names())
     import diffusers
@@ -49,3 +52,27 @@ def sampler(name: str, pipe: Any) -> Any:
     class_name, options = _STOCK[name]
     cls = getattr(diffusers, class_name)
     return cls.from_config(pipe.scheduler.config, **options) if options else cls
+
+
+def _from_file(path: str) -> Any:
+    """The plug for a file: DC-Solver for ratios and polynomials, else a schedule."""
+    samplers = import_module("diffplug.samplers")  # a wing, loaded when asked for
+    document = None if path.endswith(".npy") else read_json(path)
+    schedule = isinstance(document, dict) and document.get("format") != "compensation-polynomial"
+    return samplers.Solver(path) if schedule else samplers.DCSolver(path)
+
+
+def _shipped(name: str, pipe: Any) -> Any:
+    """The searched solvers that come with the package for this very model, or None."""
+    model = embedded_name(pipe)
+    if model is None or name not in _SEARCHED:
+        return None
+    samplers, shipped = (import_module(f"diffplug.samplers{part}") for part in ("", ".shipped"))
+    if not list(shipped.shipped_folder(model).glob(_SEARCHED[name])):
+        return None
+    if name == "dc-solver":
+        return samplers.DCSolver(model, elsewhere="neutral")
+    return samplers.Solver(model, solver="unipc")
+
+
+_SEARCHED = {"dc-solver": "ratios-*.json", "solver": "solver-*.json"}

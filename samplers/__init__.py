@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from diffplug.samplers.presets import PRESETS
     from diffplug.samplers.schedule import SolverSchedule
     from diffplug.samplers.search.compensation import search_compensation
+    from diffplug.samplers.search.front import search_front
+    from diffplug.samplers.search.schedule_search import search_schedule
     from diffplug.samplers.solver import SolverScheduler
     from diffplug.samplers.solver_plug import Solver
     from diffplug.samplers.table import SolverTable
@@ -37,6 +39,8 @@ __all__ = [
     "SolverTable",
     "compile_schedule",
     "search_compensation",
+    "search_front",
+    "search_schedule",
 ]
 
 _HOMES = {
@@ -53,6 +57,8 @@ _HOMES = {
     "SolverTable": "diffplug.samplers.table",
     "compile_schedule": "diffplug.samplers.compiler",
     "search_compensation": "diffplug.samplers.search.compensation",
+    "search_front": "diffplug.samplers.search.front",
+    "search_schedule": "diffplug.samplers.search.schedule_search",
 }
 
 

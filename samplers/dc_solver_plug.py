@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from diffplug.intercept import PipelineCall, intercept_call
 from diffplug.samplers.dc_solver import CONSTRUCTOR, DCSolverScheduler
-from diffplug.samplers.fitted import check_names, fitted
+from diffplug.samplers.fitted import asked, check_names, fitted
+from diffplug.samplers.origin import check_origin
+from diffplug.samplers.ratio_book import RatioBook
 from diffplug.scheduler_plug import current_scheduler, swap, world
 
 RECIPE: Mapping[str, Any] = MappingProxyType(
@@ -25,6 +29,7 @@ RECIPE: Mapping[str, Any] = MappingProxyType(
         "use_beta_sigmas": False,
     }
 )
+ELSEWHERE = ("refuse", "neutral")
 LAST_SIGMA = {True: "zero", False: "sigma_min"}  # of flow models, of all others
 
 
@@ -32,35 +37,83 @@ LAST_SIGMA = {True: "zero", False: "sigma_min"}  # of flow models, of all others
 class DCSolver:
     """A plug that swaps a pipeline's scheduler for a `DCSolverScheduler` on the method's own grid.
 
-    ratios: one number per step (see `DCSolverScheduler`), or None for none. config: any other option of
-    `DCSolverScheduler`. What is not given comes from the method's recipe (order 2, bh2, no corrector after
-    the first step, evenly spaced timesteps down to the smallest sigma; flow models: down to 0), then from
-    the pipeline's own scheduler (noise schedule, prediction type, shift, thresholding). Ratios hold for one
-    model, step count, guidance scale and grid.
+    ratios: one number per step (see `DCSolverScheduler`); or ratios for several numbers of steps and guidance
+    scales, of which every call of the pipeline gets its own: {(steps, guidance): ratios}, searched schedules,
+    a `CompensationPolynomial`, the path of a file with any of these (also the reference's lists and `.npy`),
+    or "shapes" for those that come with the package; or None for none. elsewhere: what calls get for whose
+    steps there are no ratios: "refuse", or "neutral" ratios of 1 with a warning.
 
-    Raises ValueError at once for unknown options and bad values, and on attaching to a pipeline without a
-    scheduler or with noise levels that UniPC cannot express. Source: arXiv 2409.03755.
+    config: any other option of `DCSolverScheduler`. What is not given comes from the method's recipe (order
+    2, bh2, no corrector after the first step, evenly spaced timesteps down to the smallest sigma; flow
+    models: down to 0), then from the pipeline's own scheduler (noise schedule, prediction type, shift,
+    thresholding). Ratios hold for one model, step count, guidance scale and grid: a warning says where the
+    guidance or the model's weights are not those of the search.
+
+    Raises ValueError at once for unknown options and bad values, on attaching to a pipeline without a
+    scheduler, with noise levels that UniPC cannot express, or of another model than the files' (where they
+    say so). Source: arXiv 2409.03755.
     """
 
     slot: ClassVar[str] = "scheduler"
 
-    ratios: tuple[float, ...] | None
+    book: RatioBook
+    elsewhere: str
     config: Mapping[str, Any]
 
-    def __init__(self, ratios: Any = None, **config: Any) -> None:
+    def __init__(self, ratios: Any = None, *, elsewhere: str = "refuse", **config: Any) -> None:
         check_names("DCSolver", config, CONSTRUCTOR, "dc_ratios")
-        checked = DCSolverScheduler(dc_ratios=ratios, **config).config.dc_ratios
-        object.__setattr__(self, "ratios", None if checked is None else tuple(checked))
+        if elsewhere not in ELSEWHERE:
+            raise ValueError(f"elsewhere={elsewhere!r}: allowed are {' and '.join(map(repr, ELSEWHERE))}")
+        order = DCSolverScheduler(**config).config.dc_order
+        object.__setattr__(self, "book", RatioBook.of(ratios, order))
+        object.__setattr__(self, "elsewhere", elsewhere)
         object.__setattr__(self, "config", MappingProxyType(dict(config)))
+
+    @property
+    def ratios(self) -> tuple[float, ...] | None:
+        """The ratios, where there is one list of them."""
+        return None if self.book.single is None else tuple(self.book.single)
 
     def scheduler_for(self, pipe: Any) -> DCSolverScheduler:
         """A new scheduler for the pipeline's model; the pipeline is left alone."""
         last = LAST_SIGMA[world(current_scheduler(pipe)) == "flow matching"]
-        ratios = None if self.ratios is None else list(self.ratios)
+        ratios = self.book.single if self.elsewhere == "refuse" else None
         options = {**RECIPE, "final_sigmas_type": last, **self.config, "dc_ratios": ratios}
         scheduler: DCSolverScheduler = fitted(DCSolverScheduler, pipe, **options)
         return scheduler
 
     def attach(self, pipe: Any) -> Callable[[], None]:
         """Replace `pipe.scheduler`; returns the function that puts the very same object back."""
-        return swap(pipe, self.scheduler_for(pipe))
+        scheduler = self.scheduler_for(pipe)
+        check_origin("DC ratios", self.book.metas, pipe)
+        undo_swap = swap(pipe, scheduler)
+        if scheduler.config.dc_ratios is not None or not (self.book.entries or self.book.polynomial):
+            return undo_swap
+
+        def around(call: PipelineCall, kwargs: dict[str, Any]) -> Any:
+            steps, guidance = (
+                asked(pipe, kwargs, name) for name in ("num_inference_steps", "guidance_scale")
+            )
+            self._choose(scheduler, steps, guidance)
+            return call(**kwargs)
+
+        undo_call = intercept_call(pipe, around)
+
+        def undo() -> None:
+            undo_call()
+            undo_swap()
+
+        return undo
+
+    def _choose(self, scheduler: DCSolverScheduler, steps: Any, guidance: Any) -> None:
+        """Give the scheduler the ratios of a call, and warn where they were made for another one."""
+        number = float(guidance) if isinstance(guidance, (int, float)) else None
+        try:
+            ratios, note = self.book.choose(steps, number)
+        except ValueError as error:
+            if self.elsewhere == "refuse":
+                raise
+            ratios, note = None, f"{error}; run without compensation"  # type: ignore[assignment]
+        if note:
+            warnings.warn(note, stacklevel=4)
+        scheduler.register_to_config(dc_ratios=ratios)

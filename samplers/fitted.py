@@ -37,6 +37,14 @@ def check_names(who: str, config: Mapping[str, Any], signature: inspect.Signatur
             raise ValueError(f"{who} has no option {name!r}: {hint}")
 
 
+def asked(pipe: Any, kwargs: Mapping[str, Any], name: str) -> Any:
+    """An argument of a call, or the pipeline's default for it."""
+    if name in kwargs:
+        return kwargs[name]
+    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
 def _check_same_noise(scheduler: Any, current: Any) -> None:
     """Raise ValueError unless the new scheduler has the noise levels that the model was trained with."""
     trained = getattr(current, "alphas_cumprod", None)

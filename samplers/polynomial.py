@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ LOWEST, HIGHEST = 0.3, 1.6  # ratios outside are signs of extrapolation
 PUBLIC_STEPS, PUBLIC_GUIDANCE = (5, 20), (3.0, 9.0)  # beyond, the published polynomial reaches hundreds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CompensationPolynomial:
     """Ratios as a polynomial in step, guidance scale and number of steps (arXiv 2409.03755, section 3.4).
 
     coefficients: 36 numbers in the reference's order, or [4, 3, 3]. steps, guidance: the closed ranges in
-    which the polynomial was fitted; it is not evaluated outside. The first two ratios are always 1.
+    which the polynomial was fitted; it is not evaluated outside. The first two ratios are always 1. meta:
+    where it came from (model, ...), JSON.
 
     Raises ValueError for another number of coefficients and for numbers that are not finite.
     """
@@ -35,6 +36,7 @@ class CompensationPolynomial:
     coefficients: Any
     steps: tuple[int, int] = PUBLIC_STEPS
     guidance: tuple[float, float] = PUBLIC_GUIDANCE
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         array = np.asarray(self.coefficients, dtype=np.float64)
@@ -55,6 +57,11 @@ class CompensationPolynomial:
         c = (guidance_scale / 12) ** np.arange(2, -1, -1)
         values = np.einsum("xk,kjl,j,l->x", x[:, None] ** np.arange(4), self.coefficients, c, n)
         return [1.0, 1.0, *np.clip(values, LOWEST, HIGHEST).tolist()][:num_inference_steps]
+
+    def covers(self, num_inference_steps: int, guidance_scale: float) -> bool:
+        """Whether `ratios` answers for these."""
+        low, high = self.guidance
+        return self.steps[0] <= num_inference_steps <= self.steps[1] and low <= guidance_scale <= high
 
     def _check(self, steps: int, guidance: float) -> None:
         for name, value, (low, high) in (
@@ -116,7 +123,8 @@ class CompensationPolynomial:
             version = told.get("version")
             raise ValueError(f"{name!r} has version {version!r}, not {VERSION}: update diffplug to read it")
         try:
-            return cls(told["coefficients"], tuple(told["steps"]), tuple(told["guidance"]))
+            numbers, steps, guidance = told["coefficients"], tuple(told["steps"]), tuple(told["guidance"])
+            return cls(numbers, steps, guidance, dict(told.get("meta", {})))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{name!r} lacks or garbles {error}: write it again") from error
 
@@ -130,6 +138,7 @@ class CompensationPolynomial:
                 "steps": list(self.steps),
                 "guidance": list(self.guidance),
                 "coefficients": self.coefficients.ravel().tolist(),
+                "meta": dict(self.meta),
             },
         )
 

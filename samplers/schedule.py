@@ -31,8 +31,9 @@ class SolverSchedule:
     one number, or one for each channel), which saves that evaluation. compensation: (K, variable) of the
     steps' ratios: the last K + 1 outputs, over "timestep" or "lambda". deltas: learned additions to each
     step's row, None for none. time_shift: for each evaluation by node, what is added to the timestep that the
-    network is told. skips: U-Net skip coefficients, kept for the record: they change the model, not the
-    solver. meta: where the schedule came from (model, steps, guidance, metric), JSON.
+    network is told. skips: U-Net skip coefficients; they change the model, so that the plug
+    `Solver` applies them, and a `SolverScheduler` alone cannot. meta: where the schedule came from (model,
+    steps, guidance, metric), JSON.
 
     Raises ValueError, with the number of the step where there is one, for what is no valid solver.
     """

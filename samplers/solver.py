@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from diffplug.samplers.presets import preset
 from diffplug.samplers.run_grid import RunGrid, given_grid, rounded, schedule_grid
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.schedule_book import book_to_config, entry
-from diffplug.samplers.table import AnalyticStep, SolverTable, advance
+from diffplug.samplers.table import AnalyticStep, SolverTable, advance, spread
 from diffplug.samplers.unipc_options import (
     bound_options,
     check_prediction,
@@ -246,19 +247,24 @@ class SolverScheduler(NodeScheduler):
         analytic = self._analytic(index)
         begin = 0 if analytic is not None else index + self._hidden
         if begin != self._table.begin and index < len(self.timesteps):
-            self._table = self._compiled(
-                self._schedule(len(self.timesteps), given=self._given, begin=begin), begin
-            )
+            schedule = self._schedule(len(self.timesteps), given=self._given, begin=begin)
+            if index and schedule.meta:
+                warnings.warn(
+                    f"the schedule for {schedule.nfe} steps begins at step {index} here (image to image): it "
+                    "was searched for whole runs",
+                    stacklevel=4,
+                )
+            self._table = self._compiled(schedule, begin)
         self._kept = self._table.kept
         if analytic is None:
             return x
         self._linked = True
         noise = x / analytic.scale
-        self.model_outputs.append(noise * analytic.gain + _spread(analytic.mean, x))
+        self.model_outputs.append(noise * analytic.gain + spread(analytic.mean, x))
         self.solver_states.append(noise)
         if self._kept[2]:
             self.seen_samples.append(noise)
-        return x + analytic.shift * _spread(analytic.mean, x) if analytic.shift else x
+        return x + analytic.shift * spread(analytic.mean, x) if analytic.shift else x
 
     def _analytic(self, index: int) -> AnalyticStep | None:
         """The analytic step that led to the first node; None for a run that starts later or was noised."""
@@ -272,13 +278,7 @@ class SolverScheduler(NodeScheduler):
         analytic = self._analytic(0)
         if analytic is None or not analytic.shift:
             return sample
-        return sample + (analytic.shift * _spread(analytic.mean, sample)).to(sample.dtype)
-
-
-def _spread(mean: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
-    """The mean as a tensor that broadcasts over x: one number, or one for each channel."""
-    values = torch.tensor(mean, dtype=x.dtype, device=x.device)
-    return values.reshape(-1, *(1,) * (x.ndim - 2)) if len(mean) > 1 else values
+        return sample + (analytic.shift * spread(analytic.mean, sample)).to(sample.dtype)
 
 
 def _check_solver(options: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,9 +10,12 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from diffplug.intercept import PipelineCall, intercept_call
-from diffplug.samplers.fitted import check_names, fitted
+from diffplug.samplers.fitted import asked, check_names, fitted
+from diffplug.samplers.origin import check_origin
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.schedule_book import book_to_config
+from diffplug.samplers.shipped import shipped_names, shipped_schedules
+from diffplug.samplers.skips import scaled_skips
 from diffplug.samplers.solver import CONSTRUCTOR, SolverScheduler
 from diffplug.scheduler_plug import swap
 
@@ -23,14 +25,16 @@ class Solver:
     """A plug that swaps a pipeline's scheduler for a `SolverScheduler` with these schedules.
 
     schedules: a `SolverSchedule`, its JSON, the path of a file, or a list of those, for different numbers of
-    steps and, by meta["guidance_scale"], for different guidance. config: any other option of
+    steps and, by meta["guidance_scale"], for different guidance; or "shapes" for the searched ones that come
+    with the package. config: any other option of
     `SolverScheduler`, among them solver= and grid= for runs without a schedule; what is not given comes from
     the pipeline's own scheduler. Without schedules it is the preset of solver= (UniPC by default).
 
     At each call of the pipeline the entry of the steps asked for is taken, and among several that of the
-    nearest guidance; a warning says where the match is not exact. Raises ValueError at once for unknown
-    options and bad schedules, on attaching for a model with noise that UniPC cannot express, and on a call
-    for steps that no schedule has, unless solver= is given.
+    nearest guidance; a warning says where the match is not exact, and where schedules were searched for other
+    weights. Raises ValueError at once for unknown options and bad schedules, on attaching for a model with
+    noise that UniPC cannot express and for another model than the one they were searched for (where they say
+    so), and on a call for steps that no schedule has, unless solver= is given.
     """
 
     slot: ClassVar[str] = "scheduler"
@@ -63,13 +67,15 @@ class Solver:
     def attach(self, pipe: Any) -> Callable[[], None]:
         """Replace `pipe.scheduler`; returns the function that puts the very same object back."""
         scheduler = self.scheduler_for(pipe)
+        check_origin("schedule", (schedule.meta for schedule in self.schedules), pipe)
         undo_swap = swap(pipe, scheduler)
         if not self.schedules:
             return undo_swap
 
         def around(call: PipelineCall, kwargs: dict[str, Any]) -> Any:
-            self._choose(scheduler, _asked(pipe, kwargs, "guidance_scale"), kwargs.get("num_inference_steps"))
-            return call(**kwargs)
+            self._choose(scheduler, asked(pipe, kwargs, "guidance_scale"), kwargs.get("num_inference_steps"))
+            with scaled_skips(pipe, self._skips(scheduler, asked(pipe, kwargs, "num_inference_steps"))):
+                return call(**kwargs)
 
         undo_call = intercept_call(pipe, around)
 
@@ -78,6 +84,11 @@ class Solver:
             undo_swap()
 
         return undo
+
+    def _skips(self, scheduler: SolverScheduler, steps: Any) -> Any:
+        """The skip coefficients of a call's schedule, None for none."""
+        entry = (scheduler.config.schedules or {}).get(str(steps))
+        return None if entry is None else entry.get("skips")
 
     def _choose(self, scheduler: SolverScheduler, guidance: Any, steps: Any) -> None:
         """Give the scheduler the schedules for a call, and warn where they were made for another one."""
@@ -105,6 +116,8 @@ class Solver:
 def _listed(schedules: Any) -> list[Any]:
     if schedules is None:
         return []
+    if isinstance(schedules, str) and schedules in shipped_names():
+        return list(shipped_schedules(schedules))
     single = isinstance(schedules, (SolverSchedule, Mapping, str, os.PathLike))
     return [schedules] if single else list(schedules)
 
@@ -118,14 +131,6 @@ def _loaded(each: Any) -> SolverSchedule:
 def _distance(schedule: SolverSchedule, guidance: float | None) -> float:
     made_for = schedule.meta.get("guidance_scale")
     return 0.0 if guidance is None or made_for is None else abs(made_for - guidance)
-
-
-def _asked(pipe: Any, kwargs: Mapping[str, Any], name: str) -> Any:
-    """An argument of a call, or the pipeline's default for it."""
-    if name in kwargs:
-        return kwargs[name]
-    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
-    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def _check_distinct(schedules: tuple[SolverSchedule, ...]) -> None:

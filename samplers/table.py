@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from diffplug.noise_level import Level
@@ -92,18 +93,24 @@ class SolverTable:
         """The state at the last node; x: the state at node `begin`, of any shape.
 
         denoise(x, i): the data prediction at node i, of x's dtype, called once an evaluation. observe(i, x):
-        told every state as it becomes final. An analytic first step takes a mean of one number only.
+        told every state as it becomes final.
         """
         histories: Histories = ([], [], [])
         for i in range(self.begin, len(self.steps)):
             analytic = self.first if i == 0 else None
-            data = denoise(x, i) if analytic is None else analytic.gain * x + analytic.mean[0]
+            data = denoise(x, i) if analytic is None else analytic.gain * x + spread(analytic.mean, x)
             state, x = advance(self.steps[i], histories, data, x, self.kept)
             if observe is not None:
                 observe(i, state)
         if observe is not None:
             observe(len(self.steps), x)
         return x
+
+
+def spread(mean: tuple[float, ...], x: Tensor) -> Tensor:
+    """The mean as a tensor that broadcasts over x: one number, or one for each channel."""
+    values = torch.tensor(mean, dtype=x.dtype, device=x.device)
+    return values.reshape(-1, *(1,) * (x.ndim - 2)) if len(mean) > 1 else values
 
 
 def combine(row: Row, histories: Sequence[Sequence[Tensor]]) -> Tensor:

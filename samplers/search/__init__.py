@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffplug.samplers.search.compensation import search_compensation
+    from diffplug.samplers.search.front import search_front
+    from diffplug.samplers.search.schedule_search import search_schedule
 
-__all__ = ["search_compensation"]
+__all__ = ["search_compensation", "search_front", "search_schedule"]
+
+_HOMES = {
+    "search_compensation": "compensation",
+    "search_front": "front",
+    "search_schedule": "schedule_search",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "search_compensation":
-        from diffplug.samplers.search.compensation import search_compensation
-
-        return search_compensation
+    if name in _HOMES:
+        return getattr(import_module(f"diffplug.samplers.search.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

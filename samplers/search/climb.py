@@ -21,13 +21,15 @@ __all__ = ["RUNGS", "Climb", "RungResult", "climb", "stock_schedules"]
 RUNGS = ("ratios", "grid", "coefficients", "full")
 """What can be searched, from few numbers to many: each asks for more pairs than the one before."""
 
+OTHER_GRIDS = ("karras", "log-snr", "beta57")
+
 
 @dataclass(frozen=True)
 class RungResult:
     """What a rung reached: its best schedule, errors on both sets of pairs, and what it cost.
 
-    evaluations: of the network over all pairs of a set; seconds: wall clock. accepted: better than what was
-    there, on held-out pairs.
+    evaluations: of the network, each over all pairs of a set, both sets counted; seconds: wall clock.
+    accepted: better than what was there, on held-out pairs.
     """
 
     name: str
@@ -82,7 +84,7 @@ class _Leader:
 
 
 def stock_schedules(steps: int, nodes: Nodes) -> dict[str, SolverSchedule]:
-    """The multistep solvers of Diffusers on these nodes, by name."""
+    """The multistep solvers of Diffusers on these nodes, and the strongest on other grids, by name."""
     found = {
         "DDIM": ddim(steps, nodes),
         "DPM-Solver++ 2M": dpmpp(steps, nodes),
@@ -94,7 +96,16 @@ def stock_schedules(steps: int, nodes: Nodes) -> dict[str, SolverSchedule]:
         "iPNDM": ipndm(steps, nodes),
         "res_multistep": res_multistep(steps, nodes),
     }
+    for other in _elsewhere(nodes):
+        found[f"DPM-Solver++ 2M, {other.name}"] = dpmpp(steps, other)
+        found[f"UniPC-2, {other.name}"] = unipc(steps, other)
     return found
+
+
+def _elsewhere(nodes: Nodes) -> list[Nodes]:
+    """Other grids with the same end."""
+    final = "zero" if nodes.ends_clean else "sigma_min"
+    return [Nodes(kind="name", name=name, final=final) for name in OTHER_GRIDS if name != nodes.name]
 
 
 def climb(
@@ -142,7 +153,7 @@ def climb(
 def _climb_one(
     name: str, train: Problem, held_out: Problem, climb: Climb, steps: int, nodes: Nodes
 ) -> RungResult:
-    began, before, leader = perf_counter(), train.evaluations, _Leader(held_out)
+    began, before, leader = perf_counter(), _spent(train, held_out), _Leader(held_out)
     _RUNG[name](train, leader, climb, steps, nodes)
     schedule, reached = leader.schedule, leader.errors
     assert schedule is not None  # noqa: S101 - every rung shows at least one finite schedule or is refused
@@ -153,10 +164,15 @@ def _climb_one(
         schedule=schedule,
         train=errors(train, schedule).told(),
         held_out=reached.told(),
-        evaluations=train.evaluations - before,
+        evaluations=_spent(train, held_out) - before,
         seconds=round(perf_counter() - began, 1),
         accepted=accepted,
     )
+
+
+def _spent(*problems: Problem) -> int:
+    """Evaluations of all problems, those of a shared count once."""
+    return sum(memo.evaluated for memo in {id(each.memo): each.memo for each in problems}.values())
 
 
 def _ratios(train: Problem, leader: _Leader, climb: Climb, steps: int, nodes: Nodes) -> None:
@@ -172,9 +188,7 @@ def _ratios(train: Problem, leader: _Leader, climb: Climb, steps: int, nodes: No
 
 def _grid(train: Problem, leader: _Leader, climb: Climb, steps: int, nodes: Nodes) -> None:
     """Other nodes for the best multistep solver, from the given grid and from named ones."""
-    final = "zero" if nodes.ends_clean else "sigma_min"
-    named = [Nodes(kind="name", name=name, final=final) for name in ("karras", "log-snr", "beta57")]
-    starts = [schedule for each in (nodes, *named) for schedule in rungs.multistep(steps, each)]
+    starts = [each for at in (nodes, *_elsewhere(nodes)) for each in rungs.multistep(steps, at)]
     starts.sort(key=lambda schedule: errors(train, schedule).mean)
     for schedule in starts[:2]:
         leader.watch(schedule)

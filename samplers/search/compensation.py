@@ -14,11 +14,12 @@ from typing import Any
 
 from diffplug.files import output_folder, read_json, write_json
 from diffplug.samplers.nodes import Nodes
+from diffplug.samplers.origin import architecture, fingerprint
 from diffplug.samplers.search.climb import RUNGS, Climb, RungResult, climb
 from diffplug.samplers.search.memo import Memo, digest
 from diffplug.samplers.search.problem import PipelineProblem
 from diffplug.samplers.search.trials import Trials
-from diffplug.samplers.search.truth import cache_folder, fingerprint
+from diffplug.samplers.search.truth import cache_folder
 from diffplug.samplers.solver import SolverScheduler
 from diffplug.scheduler_plug import build, current_scheduler, world
 
@@ -80,6 +81,7 @@ def search_compensation(
     train, judge = (PipelineProblem(each, nodes, truth_steps, folder) for each in trials)
     told = {
         "model": fingerprint(pipe),
+        "architecture": architecture(pipe),
         "pipeline": type(pipe).__name__,
         "steps": num_inference_steps,
         "guidance_scale": guidance_scale,

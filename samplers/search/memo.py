@@ -102,7 +102,8 @@ def digest(value: Any) -> bytes:
 def _update(state: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         state.update(f"{value.dtype}{tuple(value.shape)}{value.device}".encode())
-        state.update(value.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
+        flat = value.detach().reshape(-1).clone(memory_format=torch.contiguous_format)
+        state.update(flat.view(torch.uint8).cpu().numpy().tobytes())
     elif isinstance(value, Mapping):
         for key in value:
             _update(state, (str(key), value[key]))

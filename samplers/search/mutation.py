@@ -10,13 +10,15 @@ from diffplug.samplers.search.space import Dimension, ScheduleSpace, Values
 
 __all__ = ["crossed", "mutated", "random_values"]
 
-CHANGED = {"gap": 0.4, "param": 0.2, "mix": 0.3, "order": 0.25, "near": 0.2, "scale": 0.25, "correct": 0.25}
-"""How likely each kind of decision changes in a mutation; a change of everything at once teaches nothing."""
+RATES = (0.03, 0.4)
+"""How many of the decisions change in a mutation, drawn anew for each: some children are near, some far."""
 
-WALK = {"gap": 0.25, "mix": 0.2, "scale": 0.08}
-"""Standard deviations of the steps that real numbers take."""
+WALK = {"gap": 0.5, "mix": 0.4, "scale": 0.2}
+"""The largest standard deviations of the steps that real numbers take; the smallest are a tenth of it."""
 
-FIRST_CHANGED = 0.1
+EAGER = {"gap": 2.0}
+"""Kinds of numbers that change more often than others."""
+
 WHOLE_LISTS = 0.5
 """How often a crossing takes a kind of decision as a whole, not step by step."""
 
@@ -27,13 +29,14 @@ def random_values(space: ScheduleSpace, rng: np.random.Generator) -> Values:
 
 
 def mutated(space: ScheduleSpace, values: Mapping[str, object], rng: np.random.Generator) -> Values:
-    """A copy with a few decisions changed, at least one."""
+    """A copy with some decisions changed, at least one."""
     found = dict(values)
     while found == dict(values):
+        rate, width = _log_uniform(*RATES, rng), _log_uniform(0.1, 1.0, rng)
         for dimension in space.dimensions:
             kind = dimension.name.partition("_")[0]
-            if rng.random() < CHANGED.get(kind, FIRST_CHANGED) / np.sqrt(space.slots / 5):
-                found[dimension.name] = _changed(dimension, kind, found[dimension.name], rng)
+            if rng.random() < rate * EAGER.get(kind, 1.0):
+                found[dimension.name] = _changed(dimension, kind, found[dimension.name], width, rng)
     return found
 
 
@@ -57,9 +60,16 @@ def _drawn(dimension: Dimension, rng: np.random.Generator) -> object:
     return dimension.choices[int(rng.integers(len(dimension.choices)))]
 
 
-def _changed(dimension: Dimension, kind: str, value: object, rng: np.random.Generator) -> object:
+def _changed(
+    dimension: Dimension, kind: str, value: object, width: float, rng: np.random.Generator
+) -> object:
     if not dimension.real:
         return _drawn(dimension, rng)
     if kind == "scale" and rng.random() < 0.2:
         return 0.0
-    return float(np.clip(float(value) + rng.normal(0, WALK[kind]), dimension.low, dimension.high))  # type: ignore[arg-type]
+    moved = float(value) + rng.normal(0, width * WALK[kind])  # type: ignore[arg-type]
+    return float(np.clip(moved, dimension.low, dimension.high))
+
+
+def _log_uniform(low: float, high: float, rng: np.random.Generator) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))

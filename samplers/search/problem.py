@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -15,11 +16,14 @@ import torch
 from torch import Tensor
 
 from diffplug import noise
+from diffplug.latents import decode, decoder_of
 from diffplug.samplers.compiler import compile_schedule
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
 from diffplug.samplers.presets import dpmpp
 from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule_book import book_to_config
+from diffplug.samplers.search.memo import Memo
 from diffplug.samplers.search.trials import Trials
 from diffplug.samplers.search.truth import truth
 from diffplug.samplers.solver import SolverScheduler
@@ -49,8 +53,8 @@ class Problem(Protocol):
     levels: NoiseLevels
 
     @property
-    def evaluations(self) -> int:
-        """Network evaluations so far, each of them over all pairs."""
+    def memo(self) -> Memo:
+        """Counts the network evaluations so far, each over all pairs; problems of one search may share it."""
 
     def final(self, schedule: SolverSchedule) -> Floats:
         """The final samples [n, d] of a schedule."""
@@ -64,6 +68,16 @@ class Problem(Protocol):
 
     def truth_states(self, schedule: SolverSchedule) -> Floats:
         """The converged states [N + 1, n, d] at the nodes of a schedule."""
+
+    def part(self, begin: int, end: int) -> Problem:
+        """The same problem on the pairs begin ... end - 1; their truth is not computed again."""
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt of every pair; empty ones where there are none."""
+
+    def pictures(self, final: Floats) -> Tensor:
+        """The pictures [n, 3, h, w] of final samples, float32 in [0, 1]; ValueError where there are none."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +127,15 @@ def refined(schedule: SolverSchedule, levels: NoiseLevels, evaluations: int) -> 
     )
 
 
+NO_PICTURES = "a model in closed form has no pictures to judge: take 'latent-mse'"
+
+
 @dataclass
 class ModelProblem:
     """A model in closed form: `epsilon(x, timestep)`, its noise levels, and start noises x [n, ...] float64.
 
-    nodes: where the truth starts and ends. fine: evaluations of the truth.
+    epsilon has to treat all rows alike where parts of the problem are wanted. nodes: where the truth starts
+    and ends. fine: evaluations of the truth.
     """
 
     epsilon: Callable[[Tensor, float], Tensor]
@@ -125,7 +143,20 @@ class ModelProblem:
     levels: NoiseLevels
     nodes: Nodes
     fine: int = 1000
-    evaluations: int = field(default=0, init=False)
+    memo: Memo = field(default_factory=Memo, init=False)
+
+    @property
+    def prompts(self) -> list[str]:
+        return [""] * len(self.noises)
+
+    def pictures(self, final: Floats) -> Tensor:
+        raise ValueError(NO_PICTURES)
+
+    def part(self, begin: int, end: int) -> ModelProblem:
+        part = replace(self, noises=self.noises[begin:end])
+        part.memo = self.memo
+        part.__dict__["truth"] = self.truth[begin:end]
+        return part
 
     def final(self, schedule: SolverSchedule) -> Floats:
         return self.run(schedule).final
@@ -140,7 +171,7 @@ class ModelProblem:
         def denoise(x: Tensor, i: int) -> Tensor:
             alpha, sigma = table.levels[i].alpha, table.levels[i].sigma
             data.append((x - sigma * self.epsilon(x, float(told[i]))) / alpha)
-            self.evaluations += 1
+            self.memo.evaluated += 1
             return data[-1].clone()
 
         final = table.run(denoise, self.noises, observe=lambda _, x: states.append(x.clone()))
@@ -149,16 +180,18 @@ class ModelProblem:
     @cached_property
     def truth(self) -> Floats:
         base = dpmpp(1, self.nodes, order=1, lower_order_final=False)
-        before, final = self.evaluations, self.final(refined(base, self.levels, self.fine))
-        self.evaluations = before
-        return final
+        return self._uncounted(refined(base, self.levels, self.fine)).final
 
     def truth_states(self, schedule: SolverSchedule) -> Floats:
-        before, fine = self.evaluations, refined(schedule, self.levels, self.fine)
-        run = self.run(fine)
-        self.evaluations = before
+        fine = refined(schedule, self.levels, self.fine)
+        run = self._uncounted(fine)
         m = len(fine.steps) // len(schedule.steps)
         return np.concatenate([run.states[::m], run.final[None]])
+
+    def _uncounted(self, fine: SolverSchedule) -> Run:
+        before, run = self.memo.evaluated, self.run(fine)
+        self.memo.evaluated = before
+        return run
 
 
 @dataclass
@@ -173,16 +206,51 @@ class PipelineProblem:
     nodes: Nodes
     fine: int = 200
     cache: Path | None = None
+    _shape: tuple[int, ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.levels = NoiseLevels.from_scheduler(build(SolverScheduler, self.trials.pipe))
+        self._base = build(SolverScheduler, self.trials.pipe)
+        self.levels = NoiseLevels.from_scheduler(self._base)
 
     @property
-    def evaluations(self) -> int:
-        return self.trials.evaluations
+    def memo(self) -> Memo:
+        return self.trials.memo
+
+    @property
+    def prompts(self) -> list[str]:
+        return list(self.trials.prompts)
+
+    def part(self, begin: int, end: int) -> PipelineProblem:
+        rows = slice(begin, end)
+        trials = replace(self.trials, prompts=self.prompts[rows], seeds=self.trials.seeds[rows])
+        trials.memo = self.trials.memo
+        part = replace(self, trials=trials)
+        part.__dict__["truth"] = self.truth[rows]
+        part._shape = self._shape
+        return part
+
+    def mean(self) -> tuple[float, ...]:
+        """The mean of the converged latents, for each channel."""
+        channels = self.truth.reshape(self._shape).mean(axis=(0, *range(2, len(self._shape))))
+        return tuple(channels.tolist())
+
+    def pictures(self, final: Floats) -> Tensor:
+        vae = decoder_of(self.trials.pipe)
+        dtype = torch.float32 if vae is None else next(vae.parameters()).dtype
+        device = self.trials.pipe._execution_device
+        x = torch.from_numpy(final).reshape(-1, *self._shape[1:]).to(device, dtype)
+        size: dict[str, Any] = {n: self.trials.options.get(n) for n in ("height", "width", "num_frames")}
+        with torch.no_grad():
+            shown = decode(self.trials.pipe, x, **size).float().cpu()
+        return shown[:, shown.shape[1] // 2] if shown.ndim == 5 else shown  # of a video, the middle
 
     def final(self, schedule: SolverSchedule) -> Floats:
-        return _flat(self._trials(schedule).final(self._scheduler(schedule)))
+        return self._kept(self._trials(schedule).final(self._scheduler(schedule)))
+
+    def _kept(self, latents: Tensor) -> Floats:
+        """Flat latents; their shape is remembered for the decoder."""
+        self._shape = tuple(latents.shape)
+        return _flat(latents)
 
     def run(self, schedule: SolverSchedule) -> Run:
         scheduler = self._scheduler(schedule)
@@ -197,7 +265,7 @@ class PipelineProblem:
     @cached_property
     def truth(self) -> Floats:
         fine = refined(dpmpp(1, self.nodes, order=1, lower_order_final=False), self.levels, self.fine)
-        return _flat(truth(self._trials(fine), self._scheduler(fine), self.cache))
+        return self._kept(truth(self._trials(fine), self._scheduler(fine), self.cache))
 
     def truth_states(self, schedule: SolverSchedule) -> Floats:
         fine = refined(schedule, self.levels, self.fine)
@@ -206,7 +274,9 @@ class PipelineProblem:
         return np.concatenate([run.states[::m], run.final[None]])
 
     def _scheduler(self, schedule: SolverSchedule) -> Any:
-        return build(SolverScheduler, self.trials.pipe, schedules=schedule.to_json())
+        scheduler = copy.deepcopy(self._base)
+        scheduler.register_to_config(schedules=book_to_config(schedule))
+        return scheduler
 
     def _trials(self, schedule: SolverSchedule) -> Trials:
         self.trials.steps = schedule.nfe

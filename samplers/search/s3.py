@@ -16,12 +16,14 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.search.mutation import crossed, mutated, random_values
-from diffplug.samplers.search.space import ScheduleSpace, Values
+from diffplug.samplers.search.space import FIRST, ScheduleSpace, Values
 
 __all__ = ["RankPredictor", "S3Sampler", "TreeRanks", "distributions", "features"]
 
 Floats = npt.NDArray[np.float64]
+PER_STEP = 6  # numbers that `features` has for each step
 
 
 class RankPredictor(Protocol):
@@ -53,6 +55,7 @@ class S3Sampler(optuna.samplers.BaseSampler):
     """Predictor-guided evolution over a `ScheduleSpace`.
 
     Enqueue presets first (`study.enqueue_trial(space.values(schedule))`): what they score is where it starts.
+    Pruned trials teach the predictor by their last reported value, and have no children.
 
     Args:
         seed: of every random choice; a trial's depends on the seed and its number only. parents: the best
@@ -92,9 +95,10 @@ class S3Sampler(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         """The next child; random values while nothing has been evaluated."""
         rng = np.random.default_rng([self.seed, trial.number])
+        states = (TrialState.COMPLETE, TrialState.PRUNED)
         done = [
             each
-            for each in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            for each in study.get_trials(deepcopy=False, states=states)
             if each.value is not None and np.isfinite(each.value) and set(search_space) <= set(each.params)
         ]
         if not done:
@@ -113,27 +117,33 @@ class S3Sampler(optuna.samplers.BaseSampler):
         )
 
     def _bred(self, done: Sequence[FrozenTrial], rng: np.random.Generator) -> list[Values]:
-        """The next batch, best predicted first."""
-        best = [each.params for each in done[: self.parents]]
-        seen = {_key(each.params) for each in done}
-        litter: dict[tuple[Any, ...], Values] = {}
+        """The next batch, best predicted first; no schedule that was evaluated before."""
+        known = {self.space.schedule(each.params): each for each in reversed(done)}
+        whole = [each.params for each in reversed(known.values()) if each.state == TrialState.COMPLETE]
+        best = whole[: self.parents]
+        litter: dict[SolverSchedule, Values] = {}
         for _ in range(4 * max(self.children, self.batch)):
             child = self._child(best, rng)
-            if _key(child) not in seen:
-                litter.setdefault(_key(child), child)
+            schedule = self.space.schedule(child)
+            if schedule not in known:
+                litter.setdefault(schedule, child)
             if len(litter) >= max(self.children, self.batch):
                 break
         children = list(litter.values())
         if self.children and len(done) > self.batch:
-            rows = np.array([features(self.space, each.params) for each in done])
-            self.predictor.fit(rows, np.array([float(each.value) for each in done if each.value is not None]))
-            order = np.argsort(
-                self.predictor.predict(np.array([features(self.space, child) for child in children]))
-            )
-            free = round(self.explore * self.batch)
-            chosen = [*order[: self.batch - free], *rng.permutation(order[self.batch - free :])[:free]]
-            children = [children[int(i)] for i in chosen]
+            children = self._chosen(done, children, rng)
         return children[: self.batch]
+
+    def _chosen(
+        self, done: Sequence[FrozenTrial], children: list[Values], rng: np.random.Generator
+    ) -> list[Values]:
+        """The best predicted, and a few at random from the others."""
+        rows = np.array([features(self.space, each.params) for each in done])
+        self.predictor.fit(rows, np.array([float(each.value) for each in done if each.value is not None]))
+        guessed = self.predictor.predict(np.array([features(self.space, child) for child in children]))
+        order, free = np.argsort(guessed, kind="stable"), round(self.explore * self.batch)
+        chosen = [*order[: self.batch - free], *rng.permutation(order[self.batch - free :])[:free]]
+        return [children[int(i)] for i in chosen]
 
     def _child(self, best: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Values:
         one, two = (best[int(i)] for i in rng.integers(len(best), size=2))
@@ -150,13 +160,14 @@ def distributions(space: ScheduleSpace) -> dict[str, BaseDistribution]:
 
 
 def features(space: ScheduleSpace, values: Mapping[str, Any]) -> Floats:
-    """What a predictor sees: the decisions that count as numbers, and the lambdas of the grid."""
+    """What a predictor sees: the lambdas of the grid, how it begins, and six numbers for each step."""
     schedule = space.schedule(values)
     lams = [lam if np.isfinite(lam) else 10.0 for lam in schedule.nodes.values]
-    rows: list[float] = [*lams, *[0.0] * (space.slots + 1 - len(lams)), float(len(schedule.steps))]
+    rows: list[float] = [*lams, *[0.0] * (space.slots + 1 - len(lams))]
+    rows += [float(len(schedule.steps)), float(FIRST.index(schedule.first))]
     for i in range(space.slots):
         if i >= len(schedule.steps):
-            rows += [0.0] * 5
+            rows += [0.0] * PER_STEP
             continue
         step = schedule.steps[i]
         mix = 1.0 if step.param == "data" else 0.0 if step.param == "noise" else step.param.l  # type: ignore[union-attr]
@@ -167,9 +178,6 @@ def features(space: ScheduleSpace, values: Mapping[str, Any]) -> Floats:
             float(len(first.points)) if first else 0.0,
             first.scale.c if first else 0.0,
             float(step.correct is not None),
+            float(-step.predict.start),
         ]
     return np.array(rows)
-
-
-def _key(values: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(sorted(values.items()))

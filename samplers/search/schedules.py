@@ -2,99 +2,74 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import numpy as np
-import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from diffplug.registry import unknown
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.presets import ddim, deis, dpmpp, res_multistep, unipc
 from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.search import rungs
-from diffplug.samplers.search.problem import Errors, Problem, errors
-from diffplug.samplers.search.s3 import S3Sampler, distributions
+from diffplug.samplers.search.contest import Contest
+from diffplug.samplers.search.metric import WORST, LatentError, Metric, check_metric
+from diffplug.samplers.search.preset_schedules import SEED_GRIDS, preset_schedules
+from diffplug.samplers.search.problem import Problem, errors
+from diffplug.samplers.search.refine import refine
+from diffplug.samplers.search.s3 import distributions
 from diffplug.samplers.search.space import ScheduleSpace
+from diffplug.samplers.search.study import (
+    METHODS,
+    check_study,
+    complete,
+    open_study,
+    quiet,
+    spent,
+    study_sampler,
+)
 
-__all__ = ["METHODS", "METRICS", "ScheduleSearch", "preset_schedules", "search_space", "study_sampler"]
+__all__ = ["Progress", "ScheduleSearch", "search_space"]
 
-METRICS: dict[str, Callable[[Errors], float]] = {
-    "mean": lambda off: off.mean,
-    "trimmed": lambda off: float(np.sort(off.of_pairs)[: math.ceil(0.95 * len(off.of_pairs))].mean()),
-    "median": lambda off: float(np.median(off.of_pairs)),
-    "log": lambda off: float(np.log(off.of_pairs + 1e-12).mean()),
-}
-"""What is minimised, from the squared errors of the pairs. "mean" counts pairs that end in another place; the
-others forgive some of them, and then the share of such pairs has to be watched."""
-
-METHODS = ("s3", "evolution", "tpe", "nsga2", "random")
-SEED_GRIDS = ("linspace", "trailing", "karras", "log-snr", "beta57", "exponential")
 FINALISTS = 5
+BATCH = 20  # schedules between two lessons of the predictor
+TIMED = 3  # schedules after which the time of all is guessed
+Progress = Callable[[float, float], None]
+"""Told what was spent so far, in schedules run on all pairs, and the best value."""
 
 
 @dataclass(frozen=True)
 class ScheduleSearch:
     """What a search found.
 
-    schedule: the winner. validation: its errors on pairs that were not searched on. trials: schedules that
-    were evaluated. baseline: the best preset on the validation pairs, with its errors. history: the best
-    score so far after each trial. study: Optuna's own record.
+    schedule: the winner. validation, test: its figures on pairs that were not searched on, and on pairs that
+    nothing was chosen by (None where there are none). baseline: the best preset on the validation pairs, with
+    its name and figures; baseline_test: on the test pairs. trials: schedules that were evaluated, by the
+    search and by the refinement. finalists: (value on the searched pairs, value on the validation pairs).
+    history: (spent, best value) after each of them. study: Optuna's own record.
     """
 
     schedule: SolverSchedule
+    metric: str
     validation: dict[str, float]
-    trials: int
+    test: dict[str, float] | None
     baseline: tuple[str, dict[str, float]]
-    history: tuple[float, ...]
+    baseline_test: dict[str, float] | None
+    trials: int
+    spent: float
+    finalists: tuple[tuple[float, float], ...]
+    history: tuple[tuple[float, float], ...]
     study: Any = field(repr=False)
 
     @property
     def improved(self) -> bool:
         """Whether the winner is better than every preset on the validation pairs."""
-        return self.validation["mean"] < self.baseline[1]["mean"]
+        return self.validation["value"] < self.baseline[1]["value"]
 
-
-def preset_schedules(space: ScheduleSpace) -> dict[str, SolverSchedule]:
-    """Known solvers on known grids, by name, for a space's number of evaluations and its ends."""
-    final, n = "zero" if space.nodes.ends_clean else "sigma_min", space.evaluations
-    found: dict[str, SolverSchedule] = {}
-    for name in SEED_GRIDS:
-        grid = Nodes(kind="name", name=name, final=final)
-        made = {
-            "DDIM": lambda grid=grid: ddim(n, grid),
-            "DPM-Solver++ 2M": lambda grid=grid: dpmpp(n, grid),
-            "res_multistep": lambda grid=grid: res_multistep(n, grid),
-            "DPM-Solver++ 3M": lambda grid=grid: dpmpp(n, grid, order=3, true_third=True),
-            "UniPC-2": lambda grid=grid: unipc(n, grid),
-            "UniPC-3": lambda grid=grid: unipc(n, grid, order=3),
-            "DEIS-2": lambda grid=grid: deis(n, grid),
-            "DEIS-3": lambda grid=grid: deis(n, grid, order=3),
-        }
-        try:
-            grid.sigmas(space.levels, n)
-        except ValueError:
-            continue  # a grid that does not exist for this model or number of steps
-        found |= {f"{solver}, {name}": make() for solver, make in made.items()}
-    return found
-
-
-def study_sampler(method: str, space: ScheduleSpace, seed: int) -> Any:
-    """Optuna's sampler for a name out of `METHODS`; "evolution" is "s3" without its predictor."""
-    if method not in METHODS:
-        raise unknown("search method", method, list(METHODS))
-    if method in ("s3", "evolution"):
-        return S3Sampler(space, seed=seed, children=300 if method == "s3" else 0)
-    samplers = optuna.samplers
-    if method == "tpe":
-        return samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=20)
-    return (
-        samplers.NSGAIISampler(seed=seed, population_size=40)
-        if method == "nsga2"
-        else samplers.RandomSampler(seed)
-    )
+    @property
+    def gap(self) -> float:
+        """The winner's value on the validation pairs less the best finalist's on those searched on."""
+        return self.validation["value"] - min(train for train, _ in self.finalists)
 
 
 def search_space(
@@ -102,93 +77,214 @@ def search_space(
     validation: Problem,
     space: ScheduleSpace,
     *,
-    trials: int = 400,
+    test: Problem | None = None,
+    trials: float | None = 400,
+    seconds: float | None = None,
     method: str = "s3",
-    metric: str = "mean",
-    refine: bool = True,
+    metric: Metric | None = None,
+    refinement: int = 0,
+    prune: bool = True,
+    grids: Sequence[str] = SEED_GRIDS,
+    seeds: Sequence[SolverSchedule] = (),
     seed: int = 0,
     storage: Any = None,
     study_name: str | None = None,
-    on_trial: Callable[[int, float], None] | None = None,
+    told: Mapping[str, Any] | None = None,
+    on_trial: Progress | None = None,
 ) -> ScheduleSearch:
-    """The best schedule of a space after so many evaluated schedules (arXiv 2312.07243, and beyond it).
+    """The best schedule of a space that a budget of evaluated schedules finds (arXiv 2312.07243, and more).
 
-    Presets are evaluated first. The five best are scored again on the validation pairs, and with `refine`
-    the winner's grid and coefficients are fitted by least squares, kept only where validation agrees.
+    Presets come first. The five best and the five best presets are scored again on the validation pairs, and
+    the winner's numbers are refined by least squares, kept only where the validation pairs agree.
 
     Args:
-        trials: schedules evaluated in all, those of an interrupted study in `storage` included. method: out
-        of `METHODS`. metric: out of `METRICS`. storage: of Optuna ("sqlite:///search.db"), to resume and to
-        share between processes; needs a `study_name`. on_trial: told (number of trials, best score).
+        trials: schedules run on all pairs, those of an interrupted search included; one that is given up
+        early counts by the pairs it has seen. seconds: instead, or besides: the time of this process.
+        method: out of `METHODS`. metric: by default the latent error. refinement: runs for the refinement,
+        beyond `trials`; 0 for none. prune: give up what a paired test finds worse than the fifth best.
+        grids: presets on these come first, eight on each. seeds: more schedules to begin with. storage: a
+        file or a storage of Optuna, to resume and to share between processes. told: what is searched, to
+        refuse studies of something else.
 
-    Raises ValueError for unknown names, and for fewer trials than there are presets.
+    Raises ValueError for unknown names, budgets too small for the presets and one batch, metrics that give
+    no numbers or grow with quality, and studies of something else.
     """
-    if metric not in METRICS:
-        raise unknown("metric", metric, list(METRICS))
-    presets = preset_schedules(space)
-    if trials <= len(presets):
-        raise ValueError(f"trials={trials}: the {len(presets)} presets come first, give more than that")
-    score = METRICS[metric]
-    sampler = study_sampler(method, space, seed)
-    with _quiet():
-        study = optuna.create_study(
-            sampler=sampler, storage=storage, study_name=study_name, load_if_exists=storage is not None
+    metric = metric or LatentError()
+    if method not in METHODS:
+        raise unknown("search method", method, list(METHODS))
+    presets = preset_schedules(space, grids)
+    _check_budget(trials, seconds, refinement, len(presets) + len(seeds))
+    told = {
+        "evaluations": space.evaluations,
+        "metric": metric.name,
+        "pairs": len(train.prompts),
+        **(told or {}),
+    }
+    name = study_name or f"{space.evaluations} evaluations"
+    with quiet():
+        check_study(storage, name, told)
+        check_metric(metric, train, train.final(presets[next(iter(presets))]))
+        contest = Contest(train, metric, prune=prune)
+        study = open_study(storage, name, told)
+        run = _Run(study, space, contest, method, seed, trials, seconds, on_trial)
+        run.presets(presets, seeds)
+        run.search(len(presets) + len(seeds))
+        return _judged(run, validation, test, presets, refinement)
+
+
+@dataclass
+class _Run:
+    """One process's part of a search."""
+
+    study: Any
+    space: ScheduleSpace
+    contest: Contest
+    method: str
+    seed: int
+    trials: float | None
+    seconds: float | None
+    on_trial: Progress | None
+    began: float = field(default_factory=perf_counter)
+    scored: int = 0
+
+    def presets(self, presets: Mapping[str, SolverSchedule], seeds: Sequence[SolverSchedule]) -> None:
+        """Enqueue what comes first, where it is not there yet, and find the ceiling of the metric."""
+        named = [*presets.items(), *((f"seed {i}", each) for i, each in enumerate(seeds))]
+        values = {name: self.space.values(schedule) for name, schedule in named}
+        ceiling = self.contest.metric.ceiling
+        if ceiling is not None:
+            if "limit" not in self.study.user_attrs:
+                found = [self.contest.score(self.space.schedule(values[name])).error for name in presets]
+                self.study.set_user_attr("limit", ceiling * min(found))
+            self.contest.limit = float(self.study.user_attrs["limit"])
+        for name, each in values.items():
+            self.study.enqueue_trial(each, user_attrs={"preset": name}, skip_if_exists=True)
+
+    def search(self, first: int) -> None:
+        """Ask, score and tell until the budget is used; first: how many schedules were enqueued."""
+        self.study.sampler = study_sampler("random", self.space, self.seed)
+        ready = False
+        done = spent(self.study)
+        while self._left(done):
+            if not ready and not self._waiting():
+                best = complete(self.study)
+                values = best[0].params if best else None
+                self.study.sampler = study_sampler(self.method, self.space, self.seed, values)
+                ready = True
+            self._one(complete(self.study) if ready else [])
+            done = spent(self.study)
+            if self.seconds is not None and self.scored == TIMED and self._waiting():
+                self._check_time(first + BATCH)
+
+    def _left(self, done: float) -> bool:
+        in_time = self.seconds is None or perf_counter() - self.began < self.seconds or self.scored < TIMED
+        return in_time and (self.trials is None or done < self.trials)
+
+    def _waiting(self) -> bool:
+        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+    def _one(self, best: Sequence[FrozenTrial]) -> None:
+        """One schedule asked for, scored and told. Interrupted, it counts as not asked."""
+        trial = self.study.ask(distributions(self.space))
+        bar = self.space.schedule(best[FINALISTS - 1].params) if len(best) >= FINALISTS else None
+        try:
+            found = self.contest.score(self.space.schedule(trial.params), bar)
+        except BaseException:
+            self.study.tell(trial, state=TrialState.FAIL)
+            raise
+        self.scored += 1
+        n = len(self.contest.problem.truth)
+        trial.set_user_attr("cost", found.pairs / n)
+        trial.set_user_attr("error", found.error if np.isfinite(found.error) else WORST)
+        if found.pairs == n:
+            self.study.tell(trial, found.value)
+        else:
+            trial.report(found.value, found.pairs)
+            self.study.tell(trial, state=TrialState.PRUNED)
+        if self.on_trial is not None:
+            top = complete(self.study)
+            self.on_trial(spent(self.study), float(top[0].value) if top else WORST)
+
+    def _check_time(self, stage: int) -> None:
+        needed = (perf_counter() - self.began) / self.scored * stage
+        if self.seconds is not None and needed > self.seconds:
+            raise ValueError(
+                f"seconds={self.seconds:g}: the presets and one batch are {stage} schedules, about "
+                f"{needed:.0f} s here: give more time, or fewer pairs"
+            )
+
+
+def _judged(
+    run: _Run,
+    validation: Problem,
+    test: Problem | None,
+    presets: Mapping[str, SolverSchedule],
+    refinement: int,
+) -> ScheduleSearch:
+    """The result: finalists and presets on the validation pairs, the winner refined, and the test pairs."""
+    metric, done = run.contest.metric, complete(run.study)
+    known = [each.user_attrs["preset"] for each in done if each.user_attrs.get("preset") in presets]
+    if not known:
+        raise ValueError("no preset gave a finite value: the metric or the model gives NaN for all of them")
+    judge = Contest(validation, metric, prune=False)
+    best_known = min(known[:FINALISTS], key=lambda name: judge.score(presets[name]).value)
+    if metric.ceiling is not None:
+        judge.limit = metric.ceiling * min(judge.score(presets[name]).error for name in known[:FINALISTS])
+    finalists = {run.space.schedule(each.params): float(each.value) for each in reversed(done)}
+    five = list(finalists)[: -FINALISTS - 1 : -1]
+    schedules = [*five, presets[best_known]]
+    winner, used = min(schedules, key=lambda each: judge.score(each).value), 0
+    if refinement:
+        winner, used = refine(
+            run.contest.problem,
+            winner,
+            score=lambda each: judge.score(each).value,
+            evaluations=refinement,
         )
-        if not study.trials:
-            for schedule in presets.values():
-                study.enqueue_trial(space.values(schedule))
-        names = distributions(space)
-
-        def objective(trial: Any) -> float:
-            values = {
-                name: trial.suggest_float(name, each.low, each.high)
-                if hasattr(each, "low")
-                else trial.suggest_categorical(name, each.choices)
-                for name, each in names.items()
-            }
-            value = score(errors(train, space.schedule(values)))
-            return value if math.isfinite(value) else 1e6
-
-        def told(study: Any, trial: Any) -> None:
-            if on_trial is not None:
-                on_trial(len(study.trials), float(study.best_value))
-
-        left = trials - sum(each.state.is_finished() for each in study.trials)
-        if left > 0:
-            study.optimize(objective, n_trials=left, callbacks=[told])
-    done = sorted((t for t in study.trials if t.value is not None), key=lambda t: float(t.value))
-    finalists = [space.schedule(each.params) for each in done[:FINALISTS]]
-    best_name, best_preset = min(presets.items(), key=lambda item: score(errors(validation, item[1])))
-    winner = min([*finalists, best_preset], key=lambda schedule: score(errors(validation, schedule)))
-    if refine:
-        winner = _refined(train, validation, winner, score)
-    history = np.minimum.accumulate([float(t.value) for t in study.trials if t.value is not None])
+    tested = None if test is None else Contest(test, metric, prune=False)
     return ScheduleSearch(
         schedule=winner,
-        validation=errors(validation, winner).told(),
-        trials=len(done),
-        baseline=(best_name, errors(validation, best_preset).told()),
-        history=tuple(history.tolist()),
-        study=study,
+        metric=metric.name,
+        validation=_figures(judge, winner),
+        test=None if tested is None else _figures(tested, winner),
+        baseline=(best_known, _figures(judge, presets[best_known])),
+        baseline_test=None if tested is None else _figures(tested, presets[best_known]),
+        trials=len(run.study.trials) + used,
+        spent=spent(run.study) + used,
+        finalists=tuple((finalists[each], judge.score(each).value) for each in five),
+        history=_history(run.study),
+        study=run.study,
     )
 
 
-def _refined(
-    train: Problem, validation: Problem, schedule: SolverSchedule, score: Callable[[Errors], float]
-) -> SolverSchedule:
-    """The schedule after least squares on its grid, then on all its coefficients, where validation agrees."""
-    seen: list[SolverSchedule] = [schedule]
-    for step in (rungs.grid, rungs.coefficients):
-        step(train, min(seen, key=lambda each: score(errors(validation, each))), watch=seen.append)
-    return min(seen, key=lambda each: score(errors(validation, each)))
+def _figures(contest: Contest, schedule: SolverSchedule) -> dict[str, float]:
+    """The metric's value of a schedule, and its latent errors."""
+    off = errors(contest.problem, schedule)
+    share = float((off.of_pairs > 0.1).mean())
+    median = float(np.median(off.of_pairs))
+    return {"value": contest.score(schedule).value, **off.told(), "median": median, "above .1": share}
 
 
-class _quiet:
-    """Optuna's log is off inside the block."""
+def _history(study: Any) -> tuple[tuple[float, float], ...]:
+    """(spent, best value) after every trial."""
+    found, cost, best = [], 0.0, WORST
+    for each in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        cost += each.user_attrs.get("cost", 1.0)
+        if each.state == TrialState.COMPLETE:
+            best = min(best, float(each.value))
+        found.append((cost, best))
+    return tuple(found)
 
-    def __enter__(self) -> None:
-        self.level = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-    def __exit__(self, *_: Any) -> None:
-        optuna.logging.set_verbosity(self.level)
+def _check_budget(trials: float | None, seconds: float | None, refinement: int, first: int) -> None:
+    if trials is None and seconds is None:
+        raise ValueError("no budget: give trials (schedules to run), seconds, or both")
+    if trials is not None and trials < first + BATCH:
+        raise ValueError(
+            f"trials={trials:g}: the {first} presets come first and then a batch of {BATCH}, give at least "
+            f"{first + BATCH}"
+        )
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"seconds={seconds:g}: give a positive time")
+    if refinement < 0:
+        raise ValueError(f"refinement={refinement}: give 0 for none, or the runs it may take")

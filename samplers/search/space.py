@@ -29,7 +29,7 @@ Values = dict[str, Any]
 
 HIGHEST_ORDER = 4
 PARAMS = ("data", "noise", "mixed")
-FIRST = ("model", "zero_x0")
+FIRST = ("model", "zero_x0", "mean")
 NO_SIGNAL = -8.0  # the lambda below which noise predictions say nothing: a flow model starts there
 GAP, SCALE = 2.0, 0.5  # the largest log ratio of a step to the base grid's, the largest relaxation
 
@@ -53,13 +53,26 @@ class ScheduleSpace:
     """All schedules of `evaluations` network evaluations for a model with these noise levels.
 
     nodes: the ends of the grid, and what a gap of 0 means. analytic: whether the first step may do without
-    the network (then there is one step more); flow models and guided latent models should not.
+    the network (then there is one step more); flow models and guided latent models should not. mean: of the
+    data, one number or one for each channel: then such a first step may take it for the prediction.
+    starts: from how many nodes back a step may start, as singlestep solvers do; rarely of use.
     """
 
     evaluations: int
     levels: NoiseLevels
     nodes: Nodes
     analytic: bool = False
+    mean: tuple[float, ...] | None = None
+    starts: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mean is not None and not self.analytic:
+            raise ValueError("mean is for analytic first steps: set analytic=True, or leave it out")
+
+    @property
+    def firsts(self) -> tuple[str, ...]:
+        """What may stand for the first evaluation."""
+        return FIRST[: 1 + self.analytic + (self.mean is not None)]
 
     @property
     def slots(self) -> int:
@@ -69,7 +82,7 @@ class ScheduleSpace:
     @cached_property
     def dimensions(self) -> tuple[Dimension, ...]:
         """Every number, always all of them: name, range or choices."""
-        found = [Dimension("first", choices=FIRST)] if self.analytic else []
+        found = [Dimension("first", choices=self.firsts)] if self.analytic else []
         for i in range(self.slots):
             found += [
                 Dimension(f"gap_{i}", -GAP, GAP),
@@ -80,6 +93,8 @@ class ScheduleSpace:
                 Dimension(f"scale_{i}", -SCALE, SCALE),
                 Dimension(f"correct_{i}", choices=(False, True)),
             ]
+            if self.starts:
+                found.append(Dimension(f"back_{i}", choices=tuple(range(self.starts + 1))))
         return tuple(found)
 
     def steps(self, values: Mapping[str, Any]) -> int:
@@ -105,7 +120,8 @@ class ScheduleSpace:
         nodes = self._grid(count, values)
         steps = tuple(self._step(i, count, values, nodes.values[i]) for i in range(count))
         first = str(values["first"]) if self.analytic else "model"
-        return SolverSchedule(nodes=nodes, steps=steps, first=first)
+        mean = self.mean if first == "mean" else None
+        return SolverSchedule(nodes=nodes, steps=steps, first=first, mean=mean)
 
     def _grid(self, count: int, values: Mapping[str, Any]) -> Nodes:
         start, base, clean = self.base_gaps(count)
@@ -121,7 +137,8 @@ class ScheduleSpace:
         param = "data" if lam < NO_SIGNAL else self._param(i, clean, values)
         scale = Scale("linear", float(values[f"scale_{i}"])) if values[f"scale_{i}"] else Scale()
         near = bool(values[f"near_{i}"])
-        predict = _update(order, tuple(range(-1, -order, -1)), near, scale)
+        back = min(int(values[f"back_{i}"]), i) if self.starts else 0
+        predict = _update(order, _newest(back, order - 1), near, scale, -back)
         correct = None
         if values[f"correct_{i}"] and not last:
             correct = _update(order + 1, (1, *range(-1, -order, -1)), False, Scale())
@@ -150,7 +167,7 @@ class ScheduleSpace:
         gaps = np.log(np.maximum(np.diff(lams), 1e-6) / base) if len(base) else np.zeros(0)
         gaps = np.clip(gaps - np.median(gaps), -GAP, GAP) if len(base) else gaps
         found: Values = (
-            {"first": schedule.first if schedule.first in FIRST else "model"} if self.analytic else {}
+            {"first": schedule.first if schedule.first in self.firsts else "model"} if self.analytic else {}
         )
         for i in range(self.slots):
             step = schedule.steps[min(i, count - 1)]
@@ -165,6 +182,8 @@ class ScheduleSpace:
                 f"scale_{i}": _relaxation(derivatives[0].scale, step.param) if derivatives else 0.0,
                 f"correct_{i}": step.correct is not None,
             }
+            if self.starts:
+                found[f"back_{i}"] = min(-step.predict.start, self.starts)
         return found
 
 
@@ -179,10 +198,16 @@ def _relaxation(scale: Scale, param: Any) -> float:
     return sign * _LINEAR.get(scale.kind, 0.0) * (scale.c if scale.kind == "exp" else 1.0)
 
 
-def _update(order: int, points: tuple[int, ...], near: bool, scale: Scale) -> Update:
+def _newest(back: int, count: int) -> tuple[int, ...]:
+    """The newest evaluations but the start's own, counted from a start so many nodes back."""
+    newer = tuple(range(back, 0, -1))[:count]
+    return (*newer, *range(-1, len(newer) - count - 1, -1))
+
+
+def _update(order: int, points: tuple[int, ...], near: bool, scale: Scale, start: int = 0) -> Update:
     """An update with all points for every derivative; `near`: the newest alone for the first."""
     derivatives = []
     for k in range(1, order):
         own = points[:1] if k == 1 and near else points
         derivatives.append(Derivative(own, scale if k == 1 else Scale()))
-    return Update(order=order, derivatives=tuple(derivatives))
+    return Update(order=order, derivatives=tuple(derivatives), start=start)

@@ -14,14 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffplug.files import atomic_path, output_folder
-from diffplug.report import denoisers
+from diffplug.samplers.origin import fingerprint
 from diffplug.samplers.search.memo import digest
 from diffplug.samplers.search.trials import Trials
 
 __all__ = ["cache_folder", "fingerprint", "truth"]
 
 VERSION = 1
-SAMPLED = 4096  # elements of each weight that enter the fingerprint
 
 
 def truth(trials: Trials, scheduler: Any, cache: Path | None = None) -> Tensor:
@@ -60,21 +59,6 @@ def cache_folder() -> Path:
     if named := os.environ.get("DIFFPLUG_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffplug"
-
-
-def fingerprint(pipe: Any) -> str:
-    """A hash of the denoisers: name, shape, type and up to 4,096 evenly spaced elements of every weight.
-
-    Fine-tunes and merged adapters change it; the machine and the device do not.
-    """
-    digest = hashlib.sha256()
-    for module in denoisers(pipe):
-        for name, weight in sorted(module.state_dict().items()):
-            flat = weight.detach().reshape(-1)
-            some = flat[:: max(1, len(flat) // SAMPLED)].contiguous().cpu()
-            digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-            digest.update(some.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def _read(path: Path, text: str, n: int) -> Tensor:

@@ -12,6 +12,7 @@ from diffusers import UniPCMultistepScheduler
 
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
+from diffplug.samplers.search.mutation import random_values
 from diffplug.samplers.search.problem import ModelProblem, errors
 from diffplug.samplers.search.space import ScheduleSpace
 from diffplug.testing.guided_mixture import GuidedMixture
@@ -19,8 +20,12 @@ from diffplug.testing.guided_mixture import GuidedMixture
 optuna = pytest.importorskip("optuna")
 pytest.importorskip("sklearn")
 
+from diffplug.samplers.search.lstm import LSTMRanks, hinge  # noqa: E402
+from diffplug.samplers.search.metric import LatentError  # noqa: E402
+from diffplug.samplers.search.preset_schedules import preset_schedules  # noqa: E402
 from diffplug.samplers.search.s3 import S3Sampler, TreeRanks, features  # noqa: E402
-from diffplug.samplers.search.schedules import METRICS, preset_schedules, search_space  # noqa: E402
+from diffplug.samplers.search.schedules import search_space  # noqa: E402
+from diffplug.samplers.search.study import METHODS  # noqa: E402
 
 SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 LINSPACE = Nodes(kind="name", name="linspace", final="sigma_min")
@@ -28,12 +33,14 @@ LEVELS = NoiseLevels.from_scheduler(UniPCMultistepScheduler(**SD))
 
 
 def mixture(n: int, seed: int) -> ModelProblem:
-    toy = GuidedMixture(1.0)
-    noises, prompts = toy.pairs(n, seed)
+    toy = GuidedMixture(2.0)
+    noises = toy.pairs(n, seed)[0]
 
     def epsilon(x: torch.Tensor, timestep: float) -> torch.Tensor:
         level = LEVELS.level(float(LEVELS.sigma_of_time(timestep)))
-        return (x - level.alpha * toy.x0(x, level.alpha, level.sigma, prompts)) / level.sigma
+        return (
+            x - level.alpha * toy.x0(x, level.alpha, level.sigma, torch.zeros(len(x), dtype=torch.long))
+        ) / level.sigma
 
     return ModelProblem(epsilon, noises, LEVELS, LINSPACE, 100)
 
@@ -113,33 +120,77 @@ def test_features_have_one_length() -> None:
 
 
 @pytest.mark.law
+def test_the_lstm_learns_an_order_of_schedules() -> None:
+    """Schedules whose third node lies further are worse: found in others of the same kind."""
+    rng = np.random.default_rng(0)
+    values = [random_values(SPACE, rng) for _ in range(160)]
+    rows = np.array([features(SPACE, each) for each in values])
+    scores = np.exp(3 * rows[:, 2])
+    lstm = LSTMRanks(SPACE, seed=0, epochs=40)
+    lstm.fit(rows[:120], scores[:120])
+    order = np.argsort(np.argsort(lstm.predict(rows[120:])))
+    assert np.corrcoef(order, np.argsort(np.argsort(scores[120:])))[0, 1] > 0.7
+    again = LSTMRanks(SPACE, seed=0, epochs=40)
+    again.fit(rows[:120], scores[:120])
+    assert np.array_equal(again.predict(rows), lstm.predict(rows))
+
+
+@pytest.mark.law
+def test_the_hinge_counts_pairs_in_the_wrong_order() -> None:
+    ranks = torch.tensor([0.0, 1.0, 2.0])
+    assert float(hinge(torch.tensor([0.0, 1.0, 2.0]), ranks)) == 0
+    assert float(hinge(torch.tensor([2.0, 1.0, 0.0]), ranks)) == pytest.approx((2 + 2 + 3) / 3)
+    assert float(hinge(torch.tensor([2.0, 1.0, 0.0]), ranks, least=1.5)) == 3
+
+
+@pytest.mark.law
 @pytest.mark.slow
 def test_a_searched_schedule_beats_every_preset_on_fresh_pairs() -> None:
     train, validation, fresh = mixture(64, 1), mixture(64, 2), mixture(200, 3)
-    seen: list[tuple[int, float]] = []
-    found = search_space(train, validation, SPACE, trials=110, on_trial=lambda *told: seen.append(told))
+    seen: list[tuple[float, float]] = []
+    found = search_space(
+        train, validation, SPACE, test=fresh, trials=110, refinement=80, on_trial=lambda *t: seen.append(t)
+    )
     best = min(errors(fresh, each).mean for each in preset_schedules(SPACE).values())
-    assert found.improved and found.trials == 110 and len(seen) == 110
-    assert errors(fresh, found.schedule).mean < 0.6 * best
-    assert list(found.history) == sorted(found.history, reverse=True)
+    assert found.improved and 110 <= found.spent - 80 < 112 and found.trials - 80 > 110  # some are given up
+    assert errors(fresh, found.schedule).mean < 0.4 * best
+    assert found.test is not None and found.test["mean"] == errors(fresh, found.schedule).mean
+    assert [best for _, best in seen] == sorted((best for _, best in seen), reverse=True)
+    assert list(found.history)[-1][1] == seen[-1][1] and len(found.finalists) == 5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_is_seeded(method: str) -> None:
+    train, validation = mixture(8, 1), mixture(8, 2)
+    grids = ("linspace",)
+    runs = [
+        search_space(train, validation, SPACE, trials=32, method=method, grids=grids, seed=1)
+        for _ in range(2)
+    ]
+    assert [t.params for t in runs[0].study.trials] == [t.params for t in runs[1].study.trials]
+    assert len(runs[0].study.trials) == 32
+    if method == "cmaes":  # only real numbers move after the presets
+        fixed = [d.name for d in SPACE.dimensions if not d.real]
+        assert len({tuple(t.params[name] for name in fixed) for t in runs[0].study.trials[8:]}) == 1
+        moved = [tuple(t.params.values()) for t in runs[0].study.trials[8:]]
+        assert len(set(moved)) == 24
 
 
 def test_bad_requests_are_refused() -> None:
     problem = mixture(2, 1)
-    with pytest.raises(ValueError, match="unknown metric 'mse'"):
-        search_space(problem, problem, SPACE, metric="mse")
+    with pytest.raises(ValueError, match="unknown aggregate 'mse'"):
+        search_space(problem, problem, SPACE, metric=LatentError("mse"))
     with pytest.raises(ValueError, match="unknown search method 's4'. Did you mean 's3'"):
         search_space(problem, problem, SPACE, method="s4")
-    with pytest.raises(ValueError, match="presets come first, give more than that"):
-        search_space(problem, problem, SPACE, trials=10)
+    with pytest.raises(ValueError, match="48 presets come first and then a batch of 20, give at least 68"):
+        search_space(problem, problem, SPACE, trials=60)
+    with pytest.raises(ValueError, match="no budget: give trials"):
+        search_space(problem, problem, SPACE, trials=None)
+    with pytest.raises(ValueError, match=r"seconds=0.001: the presets and one batch are 28 schedules"):
+        search_space(problem, problem, SPACE, trials=None, seconds=1e-3, grids=("linspace",))
+    with pytest.raises(ValueError, match="refinement=-1: give 0 for none"):
+        search_space(problem, problem, SPACE, refinement=-1)
     with pytest.raises(ValueError, match="batch=0: give at least 1"):
         S3Sampler(SPACE, batch=0)
-
-
-@pytest.mark.law
-def test_metrics_of_known_errors() -> None:
-    from diffplug.samplers.search.problem import Errors
-
-    off = Errors(np.array([1.0] * 19 + [100.0]))
-    assert METRICS["mean"](off) == pytest.approx(5.95) and METRICS["trimmed"](off) == 1.0
-    assert METRICS["median"](off) == 1.0 and METRICS["log"](off) == pytest.approx(np.log(100) / 20)
+    with pytest.raises(ValueError, match="epochs=0: give at least 1"):
+        LSTMRanks(SPACE, epochs=0)

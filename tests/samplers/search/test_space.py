@@ -38,6 +38,8 @@ SPACES = [
     space(6, final="zero"),
     space(3, final="zero", analytic=True),
     space(5, flow=True),
+    space(5, starts=2),
+    space(4, analytic=True, mean=(0.1, 0.2)),
 ]
 
 
@@ -109,3 +111,27 @@ def test_what_does_not_fit_is_refused() -> None:
         space(5).schedule({})
     with pytest.raises(ValueError, match="has 6 evaluations, the space 5"):
         space(5).values(dpmpp(6))
+
+
+@pytest.mark.law
+def test_steps_that_start_earlier_use_the_newest_evaluations_first() -> None:
+    where = space(4, starts=2)
+    values = {d.name: 0.0 if d.real else d.choices[0] for d in where.dimensions}
+    schedule = where.schedule({**values, "order_3": 4, "back_3": 2, "order_2": 3, "back_2": 1, "back_0": 2})
+    starts = [step.predict.start for step in schedule.steps]
+    points = [[list(d.points) for d in step.predict.derivatives] for step in schedule.steps]
+    assert starts == [0, 0, -1, -2] and points[2] == [[1, -1]] * 2 and points[3] == [[2, 1, -1]] * 3
+    assert where.values(schedule)["back_3"] == 2
+    plain = space(4).schedule({**values, "order_3": 4})
+    assert [list(d.points) for d in plain.steps[3].predict.derivatives] == [[-1, -2, -3]] * 3
+
+
+@pytest.mark.law
+def test_the_mean_of_the_data_stands_for_the_first_evaluation() -> None:
+    where = space(4, analytic=True, mean=(0.1, 0.2))
+    values = {d.name: 0.0 if d.real else d.choices[0] for d in where.dimensions}
+    found = where.schedule({**values, "first": "mean"})
+    assert found.first == "mean" and found.mean == (0.1, 0.2) and len(found.steps) == 5 and found.nfe == 4
+    assert where.values(found)["first"] == "mean" and where.schedule(values).mean is None
+    with pytest.raises(ValueError, match="mean is for analytic first steps: set analytic=True"):
+        space(4, mean=(0.1,))

@@ -1,0 +1,219 @@
+"""Searches over solver schedules: S3 beside TPE, evolution and chance, at equal cost, judged on fresh noises.
+
+    python -m benchmarks.search                                    the two models in closed form, three seeds
+    python -m benchmarks.search --models shapes --guidance 5       the Shapes model, strict percentages too
+
+The mixture and the digits are those of the project's bars: 2,048 and 1,024 noises to search on, as many again
+to choose by, twice as many to judge by. Cost is counted in schedules run on all searched pairs, those of
+the refinement included; what is run on the pairs that choose is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress as Bars
+
+from benchmarks.search_models import LEVELS, MODELS, NODES, problems
+from diffplug import load
+from diffplug.files import output_folder, write_json
+from diffplug.samplers.nodes import Nodes
+from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.search.preset_schedules import preset_schedules
+from diffplug.samplers.search.problem import PipelineProblem, Problem, errors
+from diffplug.samplers.search.schedules import search_space
+from diffplug.samplers.search.space import ScheduleSpace
+from diffplug.samplers.search.trials import Trials
+from diffplug.shapes import grade, sample_prompts
+
+RESULTS = Path(__file__).parent / "results"
+SIZES = {"mixture": (2048, 2048, 4096), "digits": (1024, 1024, 2048)}
+BUDGETS = {"mixture": 600, "digits": 400, "shapes": 300}
+BARS = {"mixture": {"mean": 4e-3, "median": 6e-4}, "digits": {"mean": 7e-3}}
+METHODS = ("random", "evolution", "tpe", "s3", "s3 + refinement")
+REFINEMENT = 1 / 3  # the share of the budget that the refinement gets
+
+
+@dataclass
+class Bench:
+    """One model: pairs to search on, to choose by and to judge by."""
+
+    train: Problem
+    validation: Problem
+    fresh: Problem
+    space: ScheduleSpace
+
+    def figures(self, schedule: SolverSchedule) -> dict[str, float]:
+        """Errors on the fresh pairs; for Shapes also the share of pictures that are right in every fact."""
+        off = errors(self.fresh, schedule)
+        share = float((off.of_pairs > 0.1).mean())
+        found = {**off.told(), "median": float(np.median(off.of_pairs)), "above .1": share}
+        if isinstance(self.fresh, PipelineProblem):
+            pictures = self.fresh.pictures(self.fresh.final(schedule))
+            found["strict"] = float(grade(pictures, self.fresh.prompts).strict.mean())
+        return found
+
+    def best_preset(self, evaluations: int | None = None) -> tuple[str, SolverSchedule]:
+        """The preset with the smallest mean error on the searched pairs."""
+        space = self.space if evaluations is None else ScheduleSpace(evaluations, self.space.levels, NODES)
+        known = preset_schedules(space)
+        return min(known.items(), key=lambda item: errors(self.train, item[1]).mean)
+
+
+def closed_form(name: str, steps: int) -> Bench:
+    """A model in closed form, with analytic first steps allowed."""
+    train, validation, fresh = problems(name, SIZES[name])
+    mean = tuple(train.truth.mean(axis=0).tolist())
+    return Bench(train, validation, fresh, ScheduleSpace(steps, LEVELS, NODES, analytic=True, mean=mean))
+
+
+def shapes(model: str, steps: int, guidance: float, pairs: int, fresh: int) -> Bench:
+    """The Shapes model: prompts of the search split to search on and choose by, test prompts to judge."""
+    pipe = load(model)
+    pipe.set_progress_bar_config(disable=True)
+    found = []
+    for split, n, seed in (("search", pairs, 0), ("search", 2 * pairs, 10_000), ("test", fresh, 20_000)):
+        words = sample_prompts(n, seed=seed, split=split)
+        trials = Trials(pipe, words, list(range(seed, seed + n)), steps, guidance)
+        found.append(PipelineProblem(trials, Nodes(kind="name", name="linspace", final="sigma_min")))
+    return Bench(*found, ScheduleSpace(steps, found[0].levels, NODES))
+
+
+def run(bench: Bench, method: str, budget: int, seed: int) -> dict[str, Any]:
+    """One search: its figures on the fresh pairs and what it cost."""
+    refinement = int(REFINEMENT * budget) if method.endswith("refinement") else 0
+    began, worked = perf_counter(), process_time()
+    found = search_space(
+        bench.train,
+        bench.validation,
+        bench.space,
+        trials=budget - refinement,
+        method=method.partition(" ")[0],
+        refinement=refinement,
+        seed=seed,
+    )
+    return {
+        **bench.figures(found.schedule),
+        "seed": seed,
+        "spent": found.spent,
+        "schedules": found.trials,
+        "searched": min(train for train, _ in found.finalists),
+        "seconds": round(perf_counter() - began),
+        "processor seconds": round(process_time() - worked),
+        "history": [(round(spent, 2), best) for spent, best in found.history[::10]],
+        "schedule": found.schedule.to_json(),
+    }
+
+
+def summary(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each method: means over the seeds, and the ratio to the best preset."""
+    best = result["best preset"]["mean"]
+    rows = [
+        {"method": f"best preset ({result['best preset']['name']})", **result["best preset"], "ratio": 1.0}
+    ]
+    for method, runs in result["methods"].items():
+        keys = [key for key in ("mean", "median", "p95", "above .1", "strict") if key in runs[0]]
+        row = {key: float(np.mean([each[key] for each in runs])) for key in keys}
+        spread = [each["mean"] for each in runs]
+        rows.append(
+            {"method": method, **row, "ratio": row["mean"] / best, "from": min(spread), "to": max(spread)}
+        )
+    return rows
+
+
+def verdicts(results: dict[str, Any]) -> dict[str, bool]:
+    """The bars, and whether they are met: the mean over the seeds counts."""
+    found: dict[str, bool] = {}
+    ratios: dict[str, list[float]] = {"s3": [], "tpe": []}
+    for model, result in results.items():
+        rows = {row["method"]: row for row in summary(result)}
+        for method in ratios:
+            if method in rows:
+                ratios[method].append(rows[method]["ratio"])
+        refined = rows.get("s3 + refinement")
+        if refined is None:
+            continue
+        found[f"{model}: refined at most .5 of the best preset"] = refined["ratio"] <= 0.5
+        for figure, bar in BARS.get(model, {}).items():
+            found[f"{model}: refined {figure} at most {bar:g}"] = refined[figure] <= bar
+        if "at 8" in result:
+            at_8 = result["at 8"]["strict"]
+            found[f"{model}: strict at least the best preset's at 8"] = refined["strict"] >= at_8
+    if all(ratios.values()):
+        means = {method: float(np.exp(np.mean(np.log(each)))) for method, each in ratios.items()}
+        found["s3 not worse than tpe (geometric mean of the ratios)"] = means["s3"] <= means["tpe"]
+    return found
+
+
+def table(name: str, steps: int, budget: int, rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    strict = "strict" in rows[0]
+    lines = [
+        f"| {name}, {steps} evaluations, {budget} schedules | mean | from, to | median | above .1 | ratio |"
+        + (" strict |" if strict else ""),
+        "|---|---|---|---|---|---|" + ("---|" if strict else ""),
+    ]
+    for row in rows:
+        span = f"{row['from']:.2e}, {row['to']:.2e}" if "from" in row else ""
+        cells = [row["method"], f"{row['mean']:.2e}", span, f"{row['median']:.1e}", f"{row['above .1']:.2%}"]
+        cells += [f"{row['ratio']:.2f}"] + ([f"{row['strict']:.1%}"] if strict else [])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line, searches, prints tables and verdicts, writes JSON after every search."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.search", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=list(MODELS), help="mixture, digits, shapes, or a folder"
+    )
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget", type=int, help="schedules; default: 600, 400 (digits), 300 (Shapes)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="of the Shapes model")
+    parser.add_argument("--pairs", type=int, default=64, help="of the Shapes model, to search on")
+    parser.add_argument("--fresh", type=int, default=400, help="of the Shapes model, to judge by")
+    parser.add_argument("--json", type=Path, default=RESULTS / "search.json")
+    given = parser.parse_args(arguments)
+    output_folder(given.json.parent)
+    torch.set_grad_enabled(False)
+    results: dict[str, Any] = {}
+    with Bars(transient=True) as bars:
+        task = bars.add_task("", total=len(given.models) * len(given.methods) * given.seeds)
+        for model in given.models:
+            closed = model in MODELS
+            sizes = (given.steps, given.guidance, given.pairs, given.fresh)
+            bench = closed_form(model, given.steps) if closed else shapes(model, *sizes)
+            budget = given.budget or BUDGETS.get(model, BUDGETS["shapes"])
+            name, preset = bench.best_preset()
+            result = {"budget": budget, "best preset": {"name": name, **bench.figures(preset)}, "methods": {}}
+            if not closed:
+                name, preset = bench.best_preset(8)
+                result["at 8"] = {"name": name, **bench.figures(preset)}
+            results[model] = result
+            for method in given.methods:
+                for seed in range(given.seeds):
+                    bars.update(task, description=f"{model}: {method}, seed {seed}")
+                    result["methods"].setdefault(method, []).append(run(bench, method, budget, seed))
+                    told = {**vars(given), "json": None}
+                    write_json(
+                        given.json, {"setting": told, "verdicts": verdicts(results), "results": results}
+                    )
+                    bars.advance(task)
+            bars.console.print(table(model, given.steps, budget, summary(result)) + "\n", markup=False, soft_wrap=True)
+    for bar, met in verdicts(results).items():
+        print(f"{'met' if met else 'NOT MET'}: {bar}")
+
+
+if __name__ == "__main__":
+    main()

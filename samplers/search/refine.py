@@ -1,0 +1,239 @@
+"""Least squares on all real numbers of a schedule at once, through the sampler as it is: no gradient needed.
+
+What a search over decisions leaves: the grid, relaxations, mixtures of prediction types and DC-Solver's
+compensation ratios, and after those the weights of every step (arXiv 2502.17423).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from diffplug.samplers.decisions import Delta, Derivative, Linear, Scale, SolverStep
+from diffplug.samplers.nodes import Nodes
+from diffplug.samplers.noise_levels import NoiseLevels
+from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.search.fit import fit
+from diffplug.samplers.search.problem import Problem
+
+__all__ = ["BLOCKS", "STAGES", "Block", "explicit", "refine"]
+
+Floats = npt.NDArray[np.float64]
+NO_SIGNAL = -8.0  # the lambda below which noise predictions say nothing
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some real numbers of a schedule: read, written, the step of their differences, a ridge's weight."""
+
+    read: Callable[[SolverSchedule], Floats]
+    write: Callable[[SolverSchedule, Floats], SolverSchedule]
+    step: float = 1e-2
+    ridge: float = 1e-4
+
+
+def explicit(schedule: SolverSchedule, levels: NoiseLevels) -> SolverSchedule:
+    """The schedule with its nodes as lambdas."""
+    sigmas = schedule.nodes.sigmas(levels, len(schedule.steps))
+    lams = [np.inf if sigma == 0 else levels.level(float(sigma)).lam for sigma in sigmas]
+    return replace(schedule, nodes=Nodes(kind="lambda", values=tuple(lams)))
+
+
+def _read_grid(schedule: SolverSchedule) -> Floats:
+    """Logarithms of the steps in lambda: over the last one where both ends are fixed."""
+    lams = np.array([lam for lam in schedule.nodes.values if np.isfinite(lam)])
+    logs = np.log(np.diff(lams))
+    return logs if schedule.nodes.ends_clean else logs[:-1] - logs[-1]
+
+
+def _write_grid(schedule: SolverSchedule, theta: Floats) -> SolverSchedule:
+    lams = schedule.nodes.values
+    if schedule.nodes.ends_clean:
+        new = [lams[0], *(lams[0] + np.cumsum(np.exp(theta))).tolist(), np.inf]
+    else:
+        shares = np.exp(np.append(theta, 0.0) - max(0.0, theta.max(initial=0.0)))
+        inner = lams[0] + np.cumsum(shares / shares.sum())[:-1] * (lams[-1] - lams[0])
+        new = [lams[0], *inner.tolist(), lams[-1]]
+    return replace(schedule, nodes=Nodes(kind="lambda", values=tuple(new)))
+
+
+def _relaxed(schedule: SolverSchedule) -> list[int]:
+    """Steps whose first derivative has a linear relaxation or none."""
+    steps = enumerate(schedule.steps)
+    return [
+        i
+        for i, s in steps
+        if s.predict.order > 1 and s.predict.derivatives[0].scale.kind in ("none", "linear")
+    ]
+
+
+def _read_relaxations(schedule: SolverSchedule) -> Floats:
+    return np.array([schedule.steps[i].predict.derivatives[0].scale.c for i in _relaxed(schedule)])
+
+
+def _write_relaxations(schedule: SolverSchedule, theta: Floats) -> SolverSchedule:
+    def changed(step: SolverStep, c: float) -> SolverStep:
+        first, *rest = step.predict.derivatives
+        scaled = Derivative(first.points, Scale("linear", c) if c else Scale())
+        return replace(step, predict=replace(step.predict, derivatives=(scaled, *rest)))
+
+    return _changed(schedule, _relaxed(schedule), theta, changed)
+
+
+def _mixed(schedule: SolverSchedule) -> list[int]:
+    """Steps that may mix noise and data predictions: with signal at the start and noise at the end."""
+    last = len(schedule.steps) - 1
+    return [
+        i
+        for i, step in enumerate(schedule.steps)
+        if step.param != "ems"
+        and schedule.nodes.values[i] > NO_SIGNAL
+        and not (i == last and schedule.nodes.ends_clean)
+    ]
+
+
+def _read_mixtures(schedule: SolverSchedule) -> Floats:
+    params = [schedule.steps[i].param for i in _mixed(schedule)]
+    return np.array([p.l if isinstance(p, Linear) else float(p == "data") for p in params])
+
+
+def _write_mixtures(schedule: SolverSchedule, theta: Floats) -> SolverSchedule:
+    def changed(step: SolverStep, mix: float) -> SolverStep:
+        named = {1.0: "data", 0.0: "noise"}.get(mix)
+        return replace(step, param=named or Linear(mix, mix - 1.0))
+
+    return _changed(schedule, _mixed(schedule), theta, changed)
+
+
+def _compensated(schedule: SolverSchedule) -> list[int]:
+    return list(range(schedule.compensation[0], len(schedule.steps)))
+
+
+def _read_ratios(schedule: SolverSchedule) -> Floats:
+    return np.array([schedule.ratios[i] for i in _compensated(schedule)])
+
+
+def _write_ratios(schedule: SolverSchedule, theta: Floats) -> SolverSchedule:
+    return _changed(schedule, _compensated(schedule), theta, lambda step, r: replace(step, ratio=r))
+
+
+def _changed(
+    schedule: SolverSchedule,
+    places: Sequence[int],
+    theta: Floats,
+    change: Callable[[SolverStep, float], SolverStep],
+) -> SolverSchedule:
+    steps = list(schedule.steps)
+    for i, value in zip(places, theta.tolist(), strict=True):
+        steps[i] = change(steps[i], value)
+    return replace(schedule, steps=tuple(steps))
+
+
+def _weights(schedule: SolverSchedule) -> list[tuple[int, int]]:
+    """(step, evaluation counted back) of every weight of a data prediction."""
+    return [(i, k) for i in range(len(schedule.steps)) for k in range(i + 1)]
+
+
+def _read_weights(schedule: SolverSchedule) -> Floats:
+    deltas = schedule.deltas or (None,) * len(schedule.steps)
+    rows = [(delta or Delta()).data for delta in deltas]
+    return np.array([rows[i][k] if k < len(rows[i]) else 0.0 for i, k in _weights(schedule)])
+
+
+def _write_weights(schedule: SolverSchedule, theta: Floats) -> SolverSchedule:
+    ends = np.cumsum([i + 1 for i in range(len(schedule.steps))])
+    deltas = tuple(Delta(tuple(part.tolist())) for part in np.split(theta, ends[:-1]))
+    return replace(schedule, deltas=deltas)
+
+
+BLOCKS = {
+    "grid": Block(_read_grid, _write_grid, step=2e-2, ridge=1e-5),
+    "relaxations": Block(_read_relaxations, _write_relaxations),
+    "mixtures": Block(_read_mixtures, _write_mixtures),
+    "ratios": Block(_read_ratios, _write_ratios),
+    "weights": Block(_read_weights, _write_weights),
+}
+STAGES = (("grid", "weights"), ("grid", "relaxations", "mixtures", "ratios", "weights"))
+"""What is fitted together: the table that the decisions make on their grid, then everything there is."""
+
+
+class _Spent(Exception):
+    """Ends a fit that has used what it may."""
+
+
+def refine(
+    problem: Problem,
+    schedule: SolverSchedule,
+    *,
+    score: Callable[[SolverSchedule], float],
+    evaluations: int,
+    stages: Sequence[Sequence[str]] = STAGES,
+    iterations: int = 8,
+) -> tuple[SolverSchedule, int]:
+    """The schedule with the lowest score that the fits pass through, and how many runs they took.
+
+    The squared distance of final samples from the truth is what they lower (Levenberg-Marquardt, arXiv
+    2409.03755 for the ratios); `score`, on other pairs, decides what is kept. Each stage begins at the best
+    so far and gets the same share of the runs, of which there are at most `evaluations`.
+    """
+    best, used = schedule, 0
+    known = {best: score(best)}
+
+    def watch(passed: SolverSchedule) -> None:
+        nonlocal best
+        known[passed] = score(passed)
+        best = min(best, passed, key=known.__getitem__)
+
+    for left, names in zip(range(len(stages), 0, -1), stages, strict=True):
+        start = explicit(best, problem.levels)
+        used += _stage(problem, start, names, (evaluations - used) // left, iterations, watch)
+    return best, used
+
+
+def _stage(
+    problem: Problem,
+    schedule: SolverSchedule,
+    names: Sequence[str],
+    evaluations: int,
+    iterations: int,
+    watch: Callable[[SolverSchedule], None],
+) -> int:
+    """The runs that a fit of some blocks took; `watch` is told every point it has passed."""
+    blocks = [BLOCKS[name] for name in names]
+    reads = [block.read(schedule) for block in blocks]
+    sizes = [len(read) for read in reads]
+    where = list(pairwise(np.cumsum([0, *sizes]).tolist()))
+    used = 0
+
+    def made(theta: Floats) -> SolverSchedule:
+        found = schedule
+        for block, (a, b) in zip(blocks, where, strict=True):
+            found = block.write(found, theta[a:b])
+        return found
+
+    def residuals(theta: Floats) -> Floats:
+        nonlocal used
+        if used >= evaluations:
+            raise _Spent
+        used += 1
+        try:
+            off = problem.final(made(theta)) - problem.truth
+        except ValueError:  # nodes that ran into each other, for one
+            off = np.full_like(problem.truth, 1e3)
+        return off.ravel() / np.sqrt(off.size)
+
+    with suppress(_Spent):
+        fit(
+            residuals,
+            np.concatenate(reads),
+            step=np.repeat([block.step for block in blocks], sizes),
+            ridge=np.repeat([block.ridge for block in blocks], sizes),
+            iterations=iterations,
+            on_iterate=lambda theta: watch(made(theta)),
+        )
+    return used

@@ -1,0 +1,76 @@
+"""Refinement: numbers read are numbers written, ends stay, other pairs decide, the budget is kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_schedules import LEVELS, SPACE, mixture
+
+from diffplug.samplers.compiler import compile_schedule
+from diffplug.samplers.nodes import Nodes
+from diffplug.samplers.presets import dpmpp, unipc
+from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.search.mutation import random_values
+from diffplug.samplers.search.problem import errors
+from diffplug.samplers.search.refine import BLOCKS, explicit, refine
+
+LINSPACE = Nodes(kind="name", name="linspace", final="sigma_min")
+
+
+def random_schedule(seed: int) -> SolverSchedule:
+    return SPACE.schedule(random_values(SPACE, np.random.default_rng(seed)))
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_written_is_read_and_changes_nothing_else(name: str, seed: int) -> None:
+    schedule, block = random_schedule(seed), BLOCKS[name]
+    theta = block.read(schedule)
+    again = block.write(schedule, theta)
+    np.testing.assert_allclose(block.read(again), theta, atol=1e-12)
+    rows = [compile_schedule(each, LEVELS).steps for each in (schedule, again)]
+    for one, two in zip(*rows, strict=True):
+        weights = [{term[:2]: term.weight for row in step.rows for term in row} for step in (one, two)]
+        for key in weights[0] | weights[1]:
+            assert weights[0].get(key, 0.0) == pytest.approx(weights[1].get(key, 0.0), abs=1e-9)
+    moved = block.write(schedule, theta + 0.05)
+    np.testing.assert_allclose(block.read(moved), theta + 0.05, atol=1e-12)
+    for other in set(BLOCKS) - {name}:
+        np.testing.assert_allclose(BLOCKS[other].read(moved), BLOCKS[other].read(schedule), atol=1e-12)
+
+
+@pytest.mark.law
+def test_the_ends_of_a_grid_stay_and_a_clean_end_stays_clean() -> None:
+    for final in ("sigma_min", "zero"):
+        start = explicit(dpmpp(4, Nodes(kind="name", name="karras", final=final)), LEVELS)
+        theta = BLOCKS["grid"].read(start)
+        assert len(theta) == 3
+        moved = BLOCKS["grid"].write(start, theta + np.array([0.5, -0.3, 0.1]))
+        assert moved.nodes.values[0] == start.nodes.values[0]
+        assert moved.nodes.values[-1] == start.nodes.values[-1]
+        assert moved.nodes.values[1] != start.nodes.values[1]
+
+
+@pytest.mark.law
+def test_named_nodes_become_the_same_ones() -> None:
+    schedule = unipc(5, LINSPACE)
+    sigmas = [each.nodes.sigmas(LEVELS, 5) for each in (schedule, explicit(schedule, LEVELS))]
+    np.testing.assert_allclose(sigmas[0], sigmas[1], rtol=1e-9)
+
+
+@pytest.mark.law
+def test_refinement_lowers_the_error_of_fresh_pairs_within_its_budget() -> None:
+    train, judge, fresh = mixture(32, 1), mixture(32, 2), mixture(64, 3)
+    start = dpmpp(4, LINSPACE)
+    found, used = refine(train, start, score=lambda s: errors(judge, s).mean, evaluations=90)
+    assert used <= 90
+    assert errors(fresh, found).mean < 0.3 * errors(fresh, start).mean
+
+
+@pytest.mark.law
+def test_other_pairs_decide() -> None:
+    """A score that likes nothing but the start gets it back."""
+    start = dpmpp(4, LINSPACE)
+    found, used = refine(mixture(8, 1), start, score=lambda s: float(s != start), evaluations=40)
+    assert found == start and used > 0

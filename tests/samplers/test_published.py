@@ -1,0 +1,158 @@
+"""Schedules from elsewhere: the forty of USF in their own file layout, and grids for elsewhere."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler
+from usf_schedules import usf_schedules
+
+from diffplug.samplers import presets
+from diffplug.samplers.compiler import compile_schedule
+from diffplug.samplers.decisions import Scale, Update
+from diffplug.samplers.noise_levels import NoiseLevels
+from diffplug.samplers.published import export_grid, load_usf
+from diffplug.samplers.schedule import SolverSchedule
+
+SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+LEVELS = NoiseLevels.from_scheduler(UniPCMultistepScheduler(**SD))
+FIRST = {"model": "no_afs", "zero_x0": "zero_x0", "mean": "average_x0"}
+PARAM = {"noise": "noise_prediction", "data": "data_prediction", "ems": "dpmsolver_v3_prediction"}
+NONE = {"type": "no_corrector", "start_point": None, "taylor_order": None, "derivative_type": None}
+
+
+def derivatives(update: Update, start: int) -> list[dict[str, Any]]:
+    found = []
+    for each in update.derivatives:
+        points = sorted(point + start for point in each.points)
+        entry: dict[str, Any] = {"estimate": f"Difference_{len(points)}", "active_points": points}
+        entry |= {"relaxation": None}
+        if each.scale != Scale():
+            entry |= {"relaxation": each.scale.kind, "relaxation_coefficient": each.scale.c}
+        found.append(entry)
+    return found
+
+
+def document(schedule: SolverSchedule, times: list[float]) -> dict[str, Any]:
+    """A schedule as the released files have it."""
+    correctors = [
+        NONE
+        if step.correct is None
+        else {
+            "type": "pseudo",
+            "start_point": -2,
+            "taylor_order": step.correct.order,
+            "derivative_type": derivatives(step.correct, -2),
+        }
+        for step in schedule.steps
+    ]
+    return {
+        "timesteps": torch.tensor(times, dtype=torch.float64),
+        "orders": [step.predict.order for step in schedule.steps],
+        "prediction_types": [PARAM[str(step.param)] for step in schedule.steps],
+        "start_points": [-1] * len(schedule.steps),
+        "derivative_types": [derivatives(step.predict, -1) for step in schedule.steps],
+        "corrector_types": correctors,
+        "afs": FIRST[schedule.first],
+        "skip_coefficients": torch.tensor([0.9, 1.0]),
+    }
+
+
+def save(path: Path, value: Any) -> Path:
+    torch.save(value, path)
+    return path
+
+
+USF = usf_schedules()
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("name", USF)
+def test_the_forty_survive_their_own_layout(name: str, tmp_path: Path) -> None:
+    """Steps, first step and nodes; times as if they were those of EDM, which is exact."""
+    schedule = USF[name]
+    times = [math.exp(-lam) for lam in schedule.nodes.values]
+    told = document(schedule, times)
+    path = save(tmp_path / "one.pth", [told, np.float64(3.25)] if "lsun" in name else told)
+    found = load_usf(path, "edm", mean=(0.0,))
+    assert found.steps == schedule.steps and found.first == schedule.first and found.mean == schedule.mean
+    np.testing.assert_allclose(found.nodes.values, schedule.nodes.values, atol=1e-12)
+    assert found.skips == (pytest.approx(0.9), 1.0)
+    assert found.meta.get("score") == (3.25 if "lsun" in name else None)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("name", ["stable_diffusion_nfe5", "cifar10_sde_nfe5"])
+def test_times_of_discrete_and_continuous_models(name: str, tmp_path: Path) -> None:
+    """The first two interior times of the published lists."""
+    discrete = name.startswith("stable")
+    times = [1, 0.7350307, 0.5233757, 0.3162254, 0.2044142, 0.001431784]
+    continuous = [1, 0.7014272, 0.5599988, 0.4101445, 0.2196064, 0.06616189, 0.0006581547]
+    path = save(tmp_path / "a.pth", document(USF[name], times if discrete else continuous))
+    found = load_usf(path, LEVELS if discrete else "vp", mean=(0.0,))
+    np.testing.assert_allclose(found.nodes.values, USF[name].nodes.values, atol=1e-5)
+
+
+@pytest.mark.law
+def test_a_schedule_that_needs_statistics_says_so_when_it_is_run(tmp_path: Path) -> None:
+    path = save(tmp_path / "v3.pth", document(USF["stable_diffusion_nfe3"], [1, 0.5984315, 0.4131815, 0.001]))
+    found = load_usf(path, LEVELS)
+    with pytest.raises(ValueError, match=r"step 1: param 'ems' needs a model's empirical statistics"):
+        compile_schedule(found, LEVELS)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (print, ("code of the file was run",))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_foreign_objects_are_refused_by_name_and_not_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(tmp_path / "evil.pth", {"timesteps": Evil()})
+    with pytest.raises(ValueError, match=r"evil.pth.*it holds .*print.*only numbers, texts, lists"):
+        load_usf(path, "edm")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"timesteps": Evil()}))
+    with pytest.raises(ValueError, match=r"plain.pth"):
+        load_usf(tmp_path / "plain.pth", "edm")
+    assert "code of the file" not in capsys.readouterr().out
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    told = document(USF["lsun_nfe4"], [math.exp(-lam) for lam in USF["lsun_nfe4"].nodes.values])
+    with pytest.raises(ValueError, match="does not exist"):
+        load_usf(tmp_path / "none.pth", "edm")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(ValueError, match=r"text.pth"):
+        load_usf(tmp_path / "text.pth", "edm")
+    with pytest.raises(ValueError, match="no solver schedule of USF: it lacks timesteps"):
+        load_usf(save(tmp_path / "other.pth", {"weights": torch.zeros(2)}), "edm")
+    with pytest.raises(ValueError, match="afs 'half' is unknown: allowed are no_afs"):
+        load_usf(save(tmp_path / "afs.pth", {**told, "afs": "half"}), "edm")
+    with pytest.raises(ValueError, match="begins with the mean of the data, which is not in the file"):
+        load_usf(save(tmp_path / "mean.pth", {**told, "afs": "average_x0"}), "edm")
+    with pytest.raises(ValueError, match="step 2 is incomplete"):
+        load_usf(save(tmp_path / "short.pth", {**told, "start_points": [-1, -1]}), "edm")
+    wrong = [{**NONE, "type": "implicit"}, *told["corrector_types"][1:]]
+    with pytest.raises(ValueError, match="step 0: corrector type 'implicit': only 'pseudo'"):
+        load_usf(save(tmp_path / "pece.pth", {**told, "corrector_types": wrong}), "edm")
+    with pytest.raises(ValueError, match="times 'ddim' is unknown: allowed are edm, vp"):
+        load_usf(save(tmp_path / "good.pth", told), "ddim")
+
+
+@pytest.mark.law
+def test_grids_leave_as_plain_lists() -> None:
+    schedule = presets.unipc(5, "karras")
+    sigmas, times = export_grid(schedule, LEVELS), export_grid(schedule, LEVELS, "timesteps")
+    assert len(sigmas) == 6 and len(times) == 5 and sigmas[-1] == 0
+    np.testing.assert_allclose(LEVELS.sigma_of_time(np.array(times)), sigmas[:-1], rtol=1e-5)
+    assert sigmas == sorted(sigmas, reverse=True)
+    with pytest.raises(ValueError, match="kind 'lambda': allowed are sigmas and timesteps"):
+        export_grid(schedule, LEVELS, "lambda")
