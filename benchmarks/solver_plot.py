@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 from diffplug.files import atomic_path, read_json
 
 STOCK = {"DDIM": "o", "LMS": "P", "DEIS": "s", "DPM-Solver++": "^", "UniPC": "D"}
-OURS = {"DC-Solver": ("#2563eb", "DC-Solver (ratios)"), "given": ("#dc2626", "searched, all rungs")}
+OURS = {"given": ("#dc2626", 3.5, "searched, all rungs"), "DC-Solver": ("#2563eb", 1.8, "DC-Solver (ratios)")}
 TITLES = {
     "mixture": {7.5: "mixture, guidance 7.5", 1.0: "one component, guidance 1", 0.0: "mixture, no guidance"}
 }
@@ -44,8 +44,8 @@ def draw(documents: Sequence[dict[str, Any]], path: Path) -> None:
     for panel, document in zip(panels[0], documents, strict=True):
         for name, marker in STOCK.items():
             panel.plot(*curve(document, name), color="0.55", marker=marker, markersize=4, lw=1, label=name)
-        for name, (colour, label) in OURS.items():
-            panel.plot(*curve(document, name), color=colour, marker="o", markersize=4, lw=2, label=label)
+        for name, (colour, width, label) in OURS.items():
+            panel.plot(*curve(document, name), color=colour, marker="o", markersize=4, lw=width, label=label)
         _dress(panel, document)
     panels[0][0].set_ylabel("mean squared error of the final sample")
     panels[0][-1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)

@@ -113,7 +113,7 @@ class DCSolver:
         except ValueError as error:
             if self.elsewhere == "refuse":
                 raise
-            ratios, note = None, f"{error}; run without compensation"  # type: ignore[assignment]
+            ratios, note = None, f"{error}; run without compensation"
         if note:
             warnings.warn(note, stacklevel=4)
         scheduler.register_to_config(dc_ratios=ratios)

@@ -1,0 +1,78 @@
+"""Pictures of the Shapes model by number of evaluations: stock solvers, DC-Solver, and the searched ones.
+
+    python -m benchmarks.solver_pictures -o docs/solver_pictures.png
+
+The same prompts and seeds everywhere; the first row is the converged picture. DC-Solver and the searched
+solvers are those that ship with the package. Marks say whether a picture holds every fact of its prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from diffplug import load
+from diffplug.demos.contact_sheet import Cell, contact_sheet
+from diffplug.files import atomic_path, output_folder
+from diffplug.recipe import Recipe
+from diffplug.shapes import grade, sample_prompts
+
+COLUMNS = {
+    "ddim": "DDIM",
+    "dpm++": "DPM-Solver++ 2M",
+    "unipc": "UniPC",
+    "dc-solver": "DC-Solver",
+    "solver": "searched solver",
+}
+
+
+def cell(pipe: Any, prompts: Sequence[str], sampler: str, steps: int, guidance: float) -> Cell:
+    """Pictures of the prompts, in order, with their marks."""
+    recipe = Recipe(sampler=sampler, steps=steps, guidance=guidance)
+    images = recipe.run(pipe, prompts, list(range(len(prompts)))).images
+    return Cell(images, [bool(good) for good in grade(images, prompts).strict])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line, samples and writes the sheet."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.solver_pictures", description=(__doc__ or "").splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--model", default="shapes", help="shapes, or the folder of such a pipeline")
+    add("--steps", type=int, nargs="+", default=[5, 6, 8, 10])
+    add("--converged", type=int, default=200, help="steps of the first row")
+    add("--guidance", type=float, default=5.0)
+    add("--prompts", type=int, default=3, help="pictures in a cell")
+    add("--seed", type=int, default=0, help="of the prompts, out of the test split")
+    add("--device", default="cpu")
+    add("-o", "--out", type=Path, default=Path("docs/solver_pictures.png"))
+    told = parser.parse_args(arguments)
+    output_folder(told.out.parent)
+    pipe = load(told.model).to(told.device)
+    prompts = sample_prompts(told.prompts, seed=told.seed, split="test")
+    rows, labels = [], [f"converged ({told.converged} steps)"]
+    with Progress(transient=True) as bars:
+        task = bars.add_task("pictures", total=1 + len(told.steps) * len(COLUMNS))
+        best = cell(pipe, prompts, "ddim", told.converged, told.guidance)
+        rows.append([best] * len(COLUMNS))
+        for steps in told.steps:
+            labels.append(f"{steps} evaluations")
+            rows.append([])
+            for sampler in COLUMNS:
+                rows[-1].append(cell(pipe, prompts, sampler, steps, told.guidance))
+                bars.advance(task)
+    names = list(COLUMNS.values())
+    footer = " / ".join(prompts)
+    sheet = contact_sheet(rows, row_labels=labels, column_labels=names, footer=footer, size=64)
+    with atomic_path(told.out) as temporary:
+        sheet.save(temporary)
+    print(told.out)
+
+
+if __name__ == "__main__":
+    main()
