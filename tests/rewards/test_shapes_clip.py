@@ -25,7 +25,7 @@ from diffplug.shapes.train_clip import ClipRecipe, also_true, app, changed, pref
 
 open_clip = pytest.importorskip("open_clip")
 WORDS = clip_tokenizer()
-TINY = clip_config(WORDS, width=32, vision_layers=1, text_layers=1, patch=16)
+TINY = clip_config(WORDS, width=32, vision_width=2, text_layers=1)
 RECIPE = ClipRecipe(steps=3, batch=6)
 
 
@@ -119,8 +119,9 @@ def test_missing_weights_name_the_recipe(tmp_path: Path) -> None:
 
 
 def test_preference_is_a_share(trained: Any) -> None:
-    share = preferred(trained, WORDS, n=20)
-    assert 0 <= share <= 1 and share == preferred(trained, WORDS, n=20)
+    shares = preferred(trained, WORDS, n=20)
+    assert all(0 <= share <= 1 for share in shares.values()) and shares == preferred(trained, WORDS, n=20)
+    assert {"all", "colour", "shape", "size", "background", "converse", "relation", "exchange"} == set(shares)
 
 
 def test_the_command(tmp_path: Path) -> None:
