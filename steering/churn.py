@@ -37,19 +37,19 @@ class Churn(Proposal):
     """Makes the steps of scored calls ancestral with strength eta.
 
     eta: 1 gives the noise of ancestral sampling, less keeps more of the solver's direction. seeds: from the
-    number of prompts to one seed for each; every particle has its own stream. particles: k. Solvers with a
+    number of prompts to one seed for each; every particle has its own stream. Solvers with a
     corrector (UniPC, SA-Solver) forget the sample they would correct from, which would take about half of the
     noise out again; Heun is churned after its second stage. Raises ValueError for eta outside (0, 1] and for
     solvers not in `CHURNED`, where noise in between is undone or breaks their groups of steps.
     """
 
-    def __init__(self, eta: float, seeds: Callable[[int], Sequence[int]], particles: int) -> None:
+    def __init__(self, eta: float, seeds: Callable[[int], Sequence[int]]) -> None:
         check_eta(eta)
-        self.eta, self.seeds, self.particles = eta, seeds, particles
+        self.eta, self.seeds = eta, seeds
         self._streams: list[torch.Generator] = []
         self._pending: Transition | None = None
 
-    def begin(self, scheduler: Any, groups: int) -> None:
+    def begin(self, scheduler: Any, groups: int, slots: range) -> None:
         """Start the streams of a run."""
         if not base_name(scheduler, CHURNED):
             raise ValueError(
@@ -60,7 +60,7 @@ class Churn(Proposal):
         self._streams = [
             torch.Generator().manual_seed(particle_seed(seed, _STREAM + slot))
             for seed in self.seeds(groups)
-            for slot in range(self.particles)
+            for slot in slots
         ]
 
     def before(self, call: StepCall, x0: Tensor, progress: float) -> None:

@@ -51,6 +51,8 @@ class NoiseSearch(Steerer):
             raise ValueError(f"unknown search {self.search!r}: choose one of {', '.join(SEARCHES)}")
         if not 0 < self.radius <= 1:
             raise ValueError(f"radius={self.radius}: it must be in (0, 1]")
+        if self.ranks:
+            raise ValueError("NoiseSearch runs in one process: give each its own prompts, or take BestOfN")
         if self.returns == "sample":
             raise ValueError("NoiseSearch has no weights to draw by: choose returns='best' or 'all'")
 

@@ -15,6 +15,7 @@ from diffplug.rewards import Reward
 from diffplug.steering.particles import Filter
 from diffplug.steering.plans import Plan
 from diffplug.steering.proposal import Proposal
+from diffplug.steering.ranks import Ranks
 from diffplug.steering.report import SteeringReport
 from diffplug.steering.request import read_request
 from diffplug.steering.run import SteeredRun
@@ -35,7 +36,9 @@ class Steerer:
     `diffplug.latents.decode`. preview: a small decoder of the same latents for those calls, such as an
     `AutoencoderTiny`; the finished pictures are the pipeline's own. decode_batch_size: rows decoded at once,
     fewer when memory runs out. value: what an unfinished state is worth (see `diffplug.steering.values`), by
-    default the reward of its clean prediction. Raises ValueError for anything out of range.
+    default the reward of its clean prediction. ranks: True shares the particles of every prompt among all
+    processes of the job (`accelerate launch`), a `Ranks` among those of a group; every process makes the same
+    call and gets the same pictures. Raises ValueError for anything out of range.
     """
 
     reward: Reward | str
@@ -47,6 +50,7 @@ class Steerer:
     decode_batch_size: int = 4
     preview: Any = None
     value: Value | None = None
+    ranks: bool | Ranks = False
     _reports: list[SteeringReport] = field(default_factory=list, init=False, repr=False, compare=False)
 
     slot: ClassVar[str] = "steering"
@@ -117,7 +121,9 @@ class Steerer:
     def _around(self, pipe: Any, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Return the output of a steered call; the scheduler is intercepted while it lasts."""
         refuse_caches(pipe)
-        run = SteeredRun(self, pipe, read_request(pipe, kwargs, self.particles))
+        ranks = Ranks.of() if self.ranks is True else self.ranks or None
+        request = read_request(pipe, kwargs, self.particles, ranks)
+        run = SteeredRun(self, pipe, request, ranks)
         undo = intercept_step(pipe.scheduler, run.engine) if self.scores else None
         try:
             output = run(call)

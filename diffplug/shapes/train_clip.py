@@ -3,8 +3,8 @@
 Contrastive training (arXiv 2103.00020) on rendered scenes and their captions. Beside the captions of the
 other scenes, every picture is shown its own caption with one fact changed: without these, a bag of words
 suffices. Where a caption happens to be true of another scene too, that pair counts neither way. Pictures get
-noise and blur, since the reward is for what a diffusion model draws, early clean predictions included. Resumes
-where it was stopped; needs open_clip.
+noise and blur, since the reward is for what a diffusion model draws, early clean predictions included.
+Resumes where it was stopped; needs open_clip.
 """
 
 from __future__ import annotations

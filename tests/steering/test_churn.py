@@ -47,7 +47,7 @@ def engine(plan: Plan, strength: float = 1e-12, k: int = 4, eta: float = 1.0) ->
         lambda x0, call: x0[:, 0],
         particles=k,
         calls=plan,
-        proposal=Churn(eta, lambda groups: list(range(groups)), k),
+        proposal=Churn(eta, lambda groups: list(range(groups))),
     )
 
 
