@@ -39,9 +39,9 @@ def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int, ranks: Ra
     """Return the request behind a call's arguments (by name, defaults not filled in).
 
     ranks: the processes that share the particles; every particle then has a generator of its own, which does
-    not depend on the process that holds it. A pipeline without prompts (`batch_size` or neither) has one group. Raises ValueError where more pictures
-    are wanted than there are particles, and for generators or latents whose number fits neither prompts nor
-    particles.
+    not depend on the process that holds it. A pipeline without prompts (`batch_size` or neither) has one
+    group. Raises ValueError where more pictures are wanted than there are particles, and for generators or
+    latents whose number fits neither prompts nor particles.
     """
     defaults = {name: p.default for name, p in inspect.signature(type(pipe).__call__).parameters.items()}
     count = next((name for name in _COUNTS if name in defaults), None)

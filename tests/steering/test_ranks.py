@@ -50,7 +50,7 @@ RUNS: dict[str, Any] = {
 
 
 def steered(name: str) -> dict[str, Any]:
-    """Return pictures, ancestors, rewards and rows of one of the runs; the solver of "churn" has a history."""
+    """Return pictures, ancestors, rewards and rows of a run; the solver of "churn" has a history."""
     pipe = tiny("sd15")
     solver = UniPCMultistepScheduler if name == "churn" else DDIMScheduler
     pipe.scheduler = solver.from_config(pipe.scheduler.config)
