@@ -17,7 +17,7 @@ from diffplug.steering.plans import Plan
 from diffplug.steering.proposal import Proposal
 from diffplug.steering.ranks import Ranks
 from diffplug.steering.report import SteeringReport
-from diffplug.steering.request import read_request
+from diffplug.steering.request import Request, read_request
 from diffplug.steering.run import SteeredRun
 from diffplug.steering.values import Value
 
@@ -105,6 +105,10 @@ class Steerer:
         """
         return None
 
+    def build_run(self, pipe: Any, request: Request, ranks: Ranks | None) -> SteeredRun:
+        """Return the run of one call."""
+        return SteeredRun(self, pipe, request, ranks)
+
     def attach(self, pipe: Any) -> Callable[[], None]:
         """Return a function that detaches this steerer from the pipeline; until then every call of `pipe` is
         steered.
@@ -123,7 +127,7 @@ class Steerer:
         refuse_caches(pipe)
         ranks = Ranks.of() if self.ranks is True else self.ranks or None
         request = read_request(pipe, kwargs, self.particles, ranks)
-        run = SteeredRun(self, pipe, request, ranks)
+        run = self.build_run(pipe, request, ranks)
         undo = intercept_step(pipe.scheduler, run.engine) if self.scores else None
         try:
             output = run(call)

@@ -17,8 +17,8 @@ from diffusers import (
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from fk_chain import BETAS, GAUSSIAN, ddim, denoise
 
+from benchmarks.steering.chain import BETAS, GAUSSIAN, ddim, denoise
 from diffplug.intercept import intercept_step
 from diffplug.plug import plug
 from diffplug.samplers import DCSolverScheduler

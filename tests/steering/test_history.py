@@ -9,8 +9,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from fk_chain import BETAS
 
+from benchmarks.steering.chain import BETAS
 from diffplug.intercept import StepCall, StepInterceptor, intercept_step
 from diffplug.steering.history import reindex, reindex_arguments, reindex_scheduler
 from diffplug.steering.particles import move_particles
