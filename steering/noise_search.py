@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class NoiseSearch(Steerer):
     search: str = "zero-order"
     radius: float = 0.4
     seed: int | Sequence[int] = 0
+
+    copies: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -54,7 +54,8 @@ class Steerer:
     _reports: list[SteeringReport] = field(default_factory=list, init=False, repr=False, compare=False)
 
     slot: ClassVar[str] = "steering"
-    needs_noise: ClassVar[bool] = False
+    needs_noise: ClassVar[bool] = False  # refuse solvers that add none
+    copies: ClassVar[bool] = True  # copy particles on the way, so that noise has to part them
 
     def __post_init__(self) -> None:
         if isinstance(self.reward, str):

@@ -20,11 +20,15 @@ def draw(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
         for rule, budgets in results.items():
             _line(axes, rule, budgets, name)
         axes.set_xscale("log", base=2)
+        spent = sorted(
+            {round(row["evaluations"]) for budgets in results.values() for row in budgets.values()}
+        )
+        axes.set_xticks(spent, [str(n) for n in spent])
         axes.set_xlabel("network evaluations a picture")
         axes.set_title(title)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("score: share of the prompt's facts that hold")
-    panels[1].legend(fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", dpi=120)
 
