@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,7 +125,7 @@ class SeededSteps(StepInterceptor):
         self.plug = plug
         self.generators: Any = None
 
-    def run(self, call: PipelineCall, kwargs: dict[str, Any]) -> Any:
+    def run(self, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """The pipeline's output, made with `kwargs["generator"]` for its steps too."""
         before, self.generators = self.generators, kwargs["generator"]
         try:
