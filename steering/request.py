@@ -149,6 +149,8 @@ def spread_generators(
             "for all, one for each prompt, or one for each particle"
         )
     blocks = [generators[g * per_group : (g + 1) * per_group] for g in range(groups)]
+    for prompt, block in enumerate(blocks):
+        _check_streams(block, prompt)
     return [generator for block in blocks for generator in _block(block, particles)]
 
 
@@ -172,6 +174,16 @@ def particle_generators(
         every = [torch.Generator(device).manual_seed(s) for s in slots.ranks.everyone(lambda: drawn)[0]]
     slots.ranks.agree([one.initial_seed() for one in every], "generators")
     return every
+
+
+def _check_streams(given: Sequence[torch.Generator], prompt: int) -> None:
+    """Raise ValueError for two generators of one prompt that would draw the same noise."""
+    apart = {id(generator): generator for generator in given}.values()
+    if len({generator.get_state().numpy().tobytes() for generator in apart}) < len(apart):
+        raise ValueError(
+            f"two generators of prompt {prompt} have the same state, so that their particles would be the "
+            "same: seed each differently (diffplug.seeds.generators)"
+        )
 
 
 def _block(given: Sequence[torch.Generator], particles: int) -> list[torch.Generator]:

@@ -22,7 +22,7 @@ from diffusers import (
 from benchmarks.steering.chain import BETAS, GAUSSIAN, ddim, denoise
 from diffplug.intercept import intercept_step
 from diffplug.plug import plug
-from diffplug.samplers import DCSolverScheduler
+from diffplug.samplers import DCSolverScheduler, SolverScheduler
 from diffplug.steering import SVDD, FeynmanKac, stochastic
 from diffplug.steering.churn import Churn
 from diffplug.steering.particle_filter import ParticleFilter
@@ -175,11 +175,12 @@ def red(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
 
 
 @on_pipe
-def test_dc_solver_is_steered_with_churn() -> None:
+@pytest.mark.parametrize("sampler", [DCSolverScheduler, SolverScheduler])
+def test_solvers_of_ours_are_steered_with_churn(sampler: Any) -> None:
     pipe = tiny("sd15")
     steerer = FeynmanKac(red, particles=4, strength=5.0, churn=1.0, ess_threshold=None, returns="all")
     generator = torch.Generator().manual_seed(0)
-    with warnings.catch_warnings(), plug(pipe, DCSolverScheduler, steerer):
+    with warnings.catch_warnings(), plug(pipe, sampler, steerer):
         warnings.simplefilter("error", UserWarning)
         images = pipe("a", num_inference_steps=6, output_type="pt", generator=generator).images
     assert len({image.numpy().tobytes() for image in images}) == 4
