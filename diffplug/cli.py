@@ -60,12 +60,15 @@ def generate(
     negative_prompt: Negative = None,
     eta: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Noise of DDIM: 0 none, 1 as in DDPM; 1 with --steer fk."),
+        typer.Option(min=0, max=1, help="Noise of DDIM: 0 none, 1 as in DDPM; 1 where a steerer needs it."),
     ] = None,
     seed: Seed = 0,
     images: Images = 1,
     steer: Annotated[
-        str | None, typer.Option(help="fk or best-of-n: choose among particles by a reward.")
+        str | None,
+        typer.Option(
+            help="Choose among particles by a reward: fk, svdd, best-of-n, ...; see `diffplug names`."
+        ),
     ] = None,
     particles: Annotated[int, typer.Option(min=1, max=4096, help="Particles for each picture.")] = 8,
     reward: Annotated[
@@ -90,7 +93,7 @@ def generate(
         steps=steps,
         guidance=guidance,
         negative_prompt=negative_prompt,
-        eta=_eta(eta, sampler, steer),
+        eta=eta,
         steer=steer,
         particles=particles,
         reward=reward,
@@ -98,6 +101,7 @@ def generate(
     )
     folder = output_folder(out)
     pipe = _pipe(model, device, dtype, prompts)
+    recipe = recipe.settled(pipe)
     slots = [prompt for prompt in prompts for _ in range(images)]
     seeds = [seed + i for i in range(len(slots))]
     with progress([("pictures", len(slots))], disable=json) as advance:
@@ -110,6 +114,8 @@ def generate(
     print_table(
         ["file", "seed", "prompt"], [[r["file"], str(r["seed"]), r["prompt"]] for r in rows], right=["seed"]
     )
+    if recipe.eta != eta:
+        typer.echo(f"{steer} copies particles, which part in the noise of DDIM's steps: eta {recipe.eta:g}")
     typer.echo(f"{cost['evaluations']:.0f} network evaluations for each picture, {made.seconds:.1f} s in all")
 
 
@@ -221,11 +227,6 @@ def names(json: Json = False) -> None:
         print_table(
             ["kind", "names"], [[kind, ", ".join(entries) or "none yet"] for kind, entries in found.items()]
         )
-
-
-def _eta(eta: float | None, sampler: str | None, steer: str | None) -> float | None:
-    """DDIM's noise: what was asked for, or 1 where copied particles need noise to part."""
-    return 1.0 if eta is None and steer == "fk" and sampler == "ddim" else eta
 
 
 def _engine() -> Any:

@@ -128,6 +128,11 @@ def original_class(obj: Any) -> type[Any]:
     return vars(cls).get(_ORIGINAL, cls)
 
 
+def interceptors(obj: Any) -> list[Any]:
+    """What stands around an object at present, innermost first."""
+    return [layer.target for layer in _layers(obj)]
+
+
 def bare_copy(obj: T, *, deep: bool = True) -> T:
     """A copy of an object without any interceptor, for trying a step that nobody should see."""
     return _copy_as_original(obj, {} if deep else None)

@@ -6,11 +6,12 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
 from diffplug import rewards, stock
+from diffplug.intercept import original_class
 from diffplug.plug import plug
 from diffplug.registry import STEERERS, unknown
 from diffplug.report import NetworkCount, count_network
@@ -77,6 +78,18 @@ class Recipe:
         idle = () if self.steer else ("particles", "reward", "strength", "options")
         return {key: value for key, value in values.items() if key not in idle}
 
+    def settled(self, pipe: Any) -> Recipe:
+        """The recipe with eta = 1 where it says none, steers by copying particles, and DDIM is the solver.
+
+        Copies part in the noise of the steps, and DDIM adds none by default. `run` does this itself.
+        """
+        bare = self.eta is None and not self.options.get("churn")
+        copies = self.steer is not None and getattr(STEERERS.get(self.steer), "copies", False)
+        own = original_class(getattr(pipe, "scheduler", None)).__name__ if self.sampler is None else ""
+        ddim = self.sampler == "ddim" or own == "DDIMScheduler"
+        takes = "eta" in inspect.signature(pipe.__call__).parameters
+        return replace(self, eta=1.0) if bare and copies and ddim and takes else self
+
     def plugs(self, pipe: Any, seeds: Sequence[int]) -> list[Any]:
         """The plugs for a call of `pipe` with these seeds of its pictures: sampler, seeds, steerer last."""
         found = [] if self.sampler is None else [stock.sampler(self.sampler, pipe)]
@@ -115,7 +128,7 @@ class Recipe:
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
-        per_call = max(1, max_rows // self.copies)
+        recipe, per_call = self.settled(pipe), max(1, max_rows // self.copies)
         images: list[Any] = []
         reports: list[Any] = []
         start = perf_counter()
@@ -124,7 +137,7 @@ class Recipe:
                 part = slice(first, first + per_call)
                 plugs = self.plugs(pipe, seeds[part])
                 with plug(pipe, *plugs):
-                    images += _images(pipe, pipe(**self._call(pipe, prompts[part])))
+                    images += _images(pipe, pipe(**recipe._call(pipe, prompts[part])))
                 reports += [plugs[-1].report] if self.steer else []
                 if on_batch is not None:
                     on_batch(len(prompts[part]))

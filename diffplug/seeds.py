@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from diffplug.intercept import (
     Undo,
     intercept_call,
     intercept_step,
+    interceptors,
     original_class,
 )
 from diffplug.scheduler_plug import current_scheduler
@@ -87,7 +88,7 @@ class Seeds:
             raise ValueError(
                 f"{type(pipe).__name__} takes no generator: it cannot be seeded picture by picture."
             )
-        steps = _SeededSteps()
+        steps = SeededSteps(self)
         undo_steps = intercept_step(current_scheduler(pipe), steps)
 
         def around(call: PipelineCall, kwargs: dict[str, Any]) -> Any:
@@ -115,15 +116,16 @@ class Seeds:
         return [torch.Generator(self.device).manual_seed(seed) for seed in row_seeds(seeds, prompts, rows)]
 
 
-class _SeededSteps(StepInterceptor):
-    """Hands the generators of the call that is running to steps that got none."""
+class SeededSteps(StepInterceptor):
+    """Hands the generators of the call that is running to steps that got none. plug: whose they are."""
 
     first = True  # steerers see the generators too
 
-    def __init__(self) -> None:
+    def __init__(self, plug: Seeds | None = None) -> None:
+        self.plug = plug
         self.generators: Any = None
 
-    def run(self, call: PipelineCall, kwargs: dict[str, Any]) -> Any:
+    def run(self, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """The pipeline's output, made with `kwargs["generator"]` for its steps too."""
         before, self.generators = self.generators, kwargs["generator"]
         try:
@@ -142,6 +144,12 @@ class _SeededSteps(StepInterceptor):
                 )
             call.kwargs["generator"] = self.generators
         return call.run()
+
+
+def attached_seeds(pipe: Any) -> Seeds | None:
+    """The Seeds that are plugged into a pipeline at present."""
+    around = interceptors(current_scheduler(pipe))
+    return next((s.plug for s in around if isinstance(s, SeededSteps) and s.plug is not None), None)
 
 
 def row_seeds(seeds: Sequence[int], prompts: int, rows: int) -> list[int]:

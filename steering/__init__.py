@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diffplug.steering.learned_value import LearnedValue
     from diffplug.steering.masked import MaskedDiffusionScheduler, MaskedSequencePipeline
     from diffplug.steering.noise_search import NoiseSearch
+    from diffplug.steering.ranks import Ranks
     from diffplug.steering.report import SteeringReport
     from diffplug.steering.resampling import resample
     from diffplug.steering.solvers import stochastic
@@ -34,6 +35,7 @@ _HOMES = {
     "MaskedDiffusionScheduler": "diffplug.steering.masked",
     "MaskedSequencePipeline": "diffplug.steering.masked",
     "NoiseSearch": "diffplug.steering.noise_search",
+    "Ranks": "diffplug.steering.ranks",
     "SVDD": "diffplug.steering.svdd",
     "SteeringReport": "diffplug.steering.report",
     "TwoLevel": "diffplug.steering.svdd",
@@ -55,6 +57,7 @@ __all__ = [
     "MaskedDiffusionScheduler",
     "MaskedSequencePipeline",
     "NoiseSearch",
+    "Ranks",
     "SteeringReport",
     "TwoLevel",
     "ess",

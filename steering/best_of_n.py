@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -20,6 +21,8 @@ class BestOfN(Steerer):
     Works with every solver, deterministic ones too. The final weights are equal: nothing is tilted on the
     way. Arguments as in `Steerer`; returns is "best" or "all". After a call `report` is a SteeringReport.
     """
+
+    copies: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

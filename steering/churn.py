@@ -37,19 +37,19 @@ class Churn(Proposal):
     """Makes the steps of scored calls ancestral with strength eta.
 
     eta: 1 gives the noise of ancestral sampling, less keeps more of the solver's direction. seeds: from the
-    number of prompts to one seed for each; every particle has its own stream. particles: k. Solvers with a
+    number of prompts to one seed for each; every particle has its own stream. Solvers with a
     corrector (UniPC, SA-Solver) forget the sample they would correct from, which would take about half of the
     noise out again; Heun is churned after its second stage. Raises ValueError for eta outside (0, 1] and for
     solvers not in `CHURNED`, where noise in between is undone or breaks their groups of steps.
     """
 
-    def __init__(self, eta: float, seeds: Callable[[int], Sequence[int]], particles: int) -> None:
+    def __init__(self, eta: float, seeds: Callable[[int], Sequence[int]]) -> None:
         check_eta(eta)
-        self.eta, self.seeds, self.particles = eta, seeds, particles
+        self.eta, self.seeds = eta, seeds
         self._streams: list[torch.Generator] = []
         self._pending: Transition | None = None
 
-    def begin(self, scheduler: Any, groups: int) -> None:
+    def begin(self, scheduler: Any, groups: int, slots: range) -> None:
         """Start the streams of a run."""
         if not base_name(scheduler, CHURNED):
             raise ValueError(
@@ -60,7 +60,7 @@ class Churn(Proposal):
         self._streams = [
             torch.Generator().manual_seed(particle_seed(seed, _STREAM + slot))
             for seed in self.seeds(groups)
-            for slot in range(self.particles)
+            for slot in slots
         ]
 
     def before(self, call: StepCall, x0: Tensor, progress: float) -> None:
@@ -75,9 +75,26 @@ class Churn(Proposal):
         step, self._pending = self._pending, None
         noise = torch.stack([torch.randn(step.mean.shape[1:], generator=g) for g in self._streams])
         x = step.sample(noise=noise.to(step.mean))
-        if getattr(call.scheduler, "last_sample", None) is not None:
-            call.scheduler.last_sample = None
+        forget(call.scheduler)
         return replaced(result, x.to(stepped(result).dtype))
+
+
+def forget(scheduler: Any) -> None:
+    """Make a solver forget what fresh noise has made untrue.
+
+    A corrector re-derives the state from the sample of the last call, without the noise. Solvers that
+    extrapolate noise predictions (DEIS, DPM-Solver) take the fresh noise for a slope: on N(1, .25) DEIS of
+    order 2 ended with variance .209, of order 3 with .319, where first-order steps after noise give .173.
+    Those that extrapolate clean predictions keep their history, which serves them well.
+    """
+    if getattr(scheduler, "last_sample", None) is not None:
+        scheduler.last_sample = None
+    noise_prediction = scheduler.config.get("algorithm_type") in _EXTRAPOLATE_NOISE
+    if noise_prediction and hasattr(scheduler, "lower_order_nums"):
+        scheduler.lower_order_nums = 0
+
+
+_EXTRAPOLATE_NOISE = ("deis", "dpmsolver", "sde-dpmsolver")
 
 
 def check_eta(eta: float) -> None:

@@ -6,7 +6,8 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from diffplug.steering.ranks import Rows
 
 ADVICE = (
     "use a stochastic one, such as DDIMScheduler with eta=1, EulerAncestralDiscreteScheduler, or "
@@ -30,11 +31,12 @@ class CopyWatch:
 
     def restart(self) -> None:
         """Forget the copies of the last run."""
-        self._rows: Tensor | None = None
+        self._rows: Rows | None = None
 
-    def look(self, scheduler: Any, rows: Tensor | None, result: Any) -> None:
-        """Compare the rows of a step's result that continue from the same row. rows: `[n]`, None = no copies
-        were made at this call.
+    def look(self, scheduler: Any, rows: Rows | None, result: Any) -> None:
+        """Compare the rows of a step's result with the rows they continue from (survivors keep their slots).
+
+        rows: None = no copies were made at this call.
         """
         self._rows = rows if rows is not None else self._rows
         if self.warned or self._rows is None or not getattr(scheduler, "state_in_first_order", True):
@@ -43,8 +45,7 @@ class CopyWatch:
         after = result[0] if isinstance(result, tuple) else result.prev_sample
         if not after.is_floating_point():  # few tokens may be equal by chance
             return
-        copies = torch.nonzero(rows != torch.arange(len(rows)))[:, 0].to(after.device)
-        if torch.equal(after[copies], after[rows.to(after.device)[copies]]):
+        if rows.in_all(torch.equal(after, rows.take(after))):
             self._tell(type(scheduler).__name__)
 
     def _tell(self, name: str) -> None:

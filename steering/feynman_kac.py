@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -102,6 +103,8 @@ class ImportanceSampling(Tilted):
     for every strength, and useless once one picture has all the weight (see the report's final ESS). Options:
     see `Tilted` and `Steerer`.
     """
+
+    copies: ClassVar[bool] = False
 
     def plan(self) -> Plan:
         """Return the plan that scores nothing before the end."""

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffplug.steering.ranks import Rows
+
 _FRESH = "noise"
 
 
-def reindex_scheduler(scheduler: Any, rows: Tensor, shapes: set[torch.Size]) -> None:
-    """Replace, on the scheduler, every per-sample tensor x by x[rows].
+def reindex_scheduler(scheduler: Any, rows: Rows, shapes: set[torch.Size]) -> None:
+    """Replace, on the scheduler, every per-sample tensor x by the rows it continues from.
 
-    rows: `[n]` int64. shapes: shapes of the sample and of the output of this call; an attribute counts as
+    shapes: shapes of the sample and of the output of this call; an attribute counts as
     per-sample if it is a tensor of such a shape, or a list or tuple that holds one. A scheduler with a method
     `per_sample_state()` names its attributes itself, and nothing else is touched.
     """
@@ -30,14 +32,14 @@ def reindex_scheduler(scheduler: Any, rows: Tensor, shapes: set[torch.Size]) -> 
             setattr(scheduler, name, moved)
 
 
-def reindex(value: Any, rows: Tensor, shapes: set[torch.Size] | None = None) -> Any:
+def reindex(value: Any, rows: Rows, shapes: set[torch.Size] | None = None) -> Any:
     """Return `value` with its per-sample tensors taken at `rows`; the very same object if it has none.
 
-    shapes: which tensors are per-sample; None means every tensor with one row for each entry of `rows`.
+    shapes: which tensors are per-sample; None means every tensor with as many rows.
     """
     if isinstance(value, Tensor):
         fits = value.ndim > 0 and len(value) == len(rows) if shapes is None else value.shape in shapes
-        return value.index_select(0, rows.to(value.device)) if fits else value
+        return rows.take(value) if fits else value
     if type(value) in (list, tuple):
         moved = [reindex(item, rows, shapes) for item in value]
         changed = any(new is not old for new, old in zip(moved, value, strict=True))
@@ -45,7 +47,7 @@ def reindex(value: Any, rows: Tensor, shapes: set[torch.Size] | None = None) -> 
     return value
 
 
-def reindex_arguments(arguments: dict[str, Any], rows: Tensor, shapes: set[torch.Size]) -> dict[str, Any]:
+def reindex_arguments(arguments: dict[str, Any], rows: Rows, shapes: set[torch.Size]) -> dict[str, Any]:
     """Return step arguments with per-sample tensors taken at `rows`; given noise stays in its slot, it is
     fresh there.
     """

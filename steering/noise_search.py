@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class NoiseSearch(Steerer):
     radius: float = 0.4
     seed: int | Sequence[int] = 0
 
+    copies: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
@@ -51,6 +53,8 @@ class NoiseSearch(Steerer):
             raise ValueError(f"unknown search {self.search!r}: choose one of {', '.join(SEARCHES)}")
         if not 0 < self.radius <= 1:
             raise ValueError(f"radius={self.radius}: it must be in (0, 1]")
+        if self.ranks:
+            raise ValueError("NoiseSearch runs in one process: give each its own prompts, or take BestOfN")
         if self.returns == "sample":
             raise ValueError("NoiseSearch has no weights to draw by: choose returns='best' or 'all'")
 

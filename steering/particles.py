@@ -27,6 +27,7 @@ from diffplug.steering.history import reindex, reindex_arguments, reindex_schedu
 from diffplug.steering.particle_filter import Selection
 from diffplug.steering.plans import Plan
 from diffplug.steering.proposal import Proposal
+from diffplug.steering.ranks import ALONE, Ranks, Rows, Slots, moved_rows
 
 Score = Callable[[Tensor, int], Tensor]
 
@@ -59,8 +60,10 @@ class ParticleSteps(StepInterceptor):
     build_filter: from the number of groups to a fresh filter. score: from (clean predictions `[P * k, ...]`,
     call index) to rewards `[P * k]`. particles: k; the batch must be a multiple of it, groups are consecutive
     blocks. calls: plan of scored call indices for n steps. watch: what happens when copies stay
-    identical, by default a warning. proposal: changes the steps of scored calls, by default not at all. A new
-    `set_timesteps` starts over. Raises ValueError if k does not divide the batch.
+    identical, by default a warning. proposal: changes the steps of scored calls, by default not at all.
+    ranks: the processes that share the particles of every prompt: the batch then holds k / W rows for each,
+    and `score` returns the rewards of all. A new `set_timesteps` starts over. Raises ValueError if k (or
+    k / W) does not divide the batch.
     """
 
     def __init__(
@@ -72,10 +75,11 @@ class ParticleSteps(StepInterceptor):
         calls: Plan,
         watch: CopyWatch | None = None,
         proposal: Proposal | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.build_filter = build_filter
         self.score = score
-        self.particles = particles
+        self.slots = Slots(particles, ranks)
         self.plan = calls
         self.watch = CopyWatch() if watch is None else watch
         self.proposal = Proposal() if proposal is None else proposal
@@ -85,7 +89,7 @@ class ParticleSteps(StepInterceptor):
         self.filter: Filter | None = None
         self.made = 0
         self.steps = 0
-        self.moves: dict[int, Tensor] = {}
+        self.moves: dict[int, Rows] = {}
         self.now: StepCall | None = None
         self._due: list[int] = []
         self.watch.restart()
@@ -109,12 +113,12 @@ class ParticleSteps(StepInterceptor):
         result = self.proposal.after(call, call.run())
         ratio = self.proposal.log_ratio()
         if ratio is not None:
-            self.filter.twisted(ratio)
+            self.filter.twisted(self.slots.all(ratio))
         if index < self.steps - 1:
             self.watch.look(call.scheduler, rows, result)
         return result
 
-    def _score(self, call: StepCall, index: int) -> Tensor | None:
+    def _score(self, call: StepCall, index: int) -> Rows | None:
         """Let the survivors of a scored call take its rows, and prepare the proposal; return where from."""
         x0 = clean_prediction(call)
         self.now = call
@@ -128,16 +132,16 @@ class ParticleSteps(StepInterceptor):
         return rows
 
     def _begin(self, call: StepCall) -> None:
-        batch = len(call.sample)
-        if batch % self.particles:
+        batch, size = len(call.sample), len(self.slots.own)
+        if batch % size:
             raise ValueError(
-                f"a batch of {batch} cannot be split into groups of {self.particles} particles: "
-                f"run a multiple of {self.particles} rows, or change particles"
+                f"a batch of {batch} cannot be split into groups of {size} particles: "
+                f"run a multiple of {size} rows, or change particles"
             )
-        self.filter = self.build_filter(batch // self.particles)
+        self.filter = self.build_filter(batch // size)
         self.steps = remaining_steps(call.scheduler, call.timestep)
         self._due = sorted(self.plan(self.steps))
-        self.proposal.begin(call.scheduler, self.filter.groups)
+        self.proposal.begin(call.scheduler, self.filter.groups, self.slots.own)
 
     def _is_due(self, scheduler: Any, index: int) -> bool:
         """Return whether to score now; two-stage solvers wait for a first stage, where x0hat is the main
@@ -148,14 +152,11 @@ class ParticleSteps(StepInterceptor):
         self._due = [due for due in self._due if due > index]
         return True
 
-    def _select(self, rewards: Tensor, index: int, progress: float) -> Tensor | None:
-        """Return the row that each row continues from, `[P * k]`; None where every particle stays."""
+    def _select(self, rewards: Tensor, index: int, progress: float) -> Rows | None:
+        """Return where each row continues from; None where every particle stays."""
         assert self.filter is not None  # noqa: S101  # for type checkers; on_step begins first
         selection = self.filter.select(rewards, call=index, progress=progress)
-        if not selection.moves:
-            return None
-        offset = torch.arange(self.filter.groups)[:, None] * self.particles
-        return (selection.ancestors + offset).reshape(-1)
+        return moved_rows(selection.ancestors, self.slots)
 
 
 class FollowingSteps(StepInterceptor):
@@ -191,8 +192,8 @@ class FollowingSteps(StepInterceptor):
         return call.run()
 
 
-def move_particles(call: StepCall, rows: Tensor) -> None:
-    """Make every per-particle tensor of the call and of its scheduler continue from `rows: [n]`."""
+def move_particles(call: StepCall, rows: Rows) -> None:
+    """Make every per-particle tensor of the call and of its scheduler continue from `rows`."""
     shapes = {call.sample.shape, call.model_output.shape}
     reindex_scheduler(call.scheduler, rows, shapes)
     call.model_output = reindex(call.model_output, rows)

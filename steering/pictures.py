@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffplug.steering.ranks import Slots
+
 _FIELDS = ("images", "frames", "videos")
 
 
@@ -49,10 +51,20 @@ def _coloured(images: Tensor) -> Tensor:
 
 def take(output: Any, rows: Sequence[int], total: int) -> Any:
     """Return the same kind of output with only these rows, in this order; what has no `total` rows stays."""
+    return _changed(output, lambda value: _taken(value, rows, total))
+
+
+def of_all(output: Any, total: int, slots: Slots) -> Any:
+    """Return the same kind of output with the rows of all processes, from one with this process's `total`."""
+    if slots.ranks.count == 1:
+        return output
+    return _changed(output, lambda value: _of_all(value, total, slots))
+
+
+def _changed(output: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(output, tuple):
-        return tuple(_taken(value, rows, total) for value in output)
-    values = {entry.name: getattr(output, entry.name) for entry in fields(output)}
-    return type(output)(**{name: _taken(value, rows, total) for name, value in values.items()})
+        return tuple(change(value) for value in output)
+    return type(output)(**{entry.name: change(getattr(output, entry.name)) for entry in fields(output)})
 
 
 def joined(first: Any, second: Any, total: int) -> Any:
@@ -71,6 +83,16 @@ def _joined(first: Any, second: Any, total: int) -> Any:
     if isinstance(first, list) and len(first) == total:
         return first + second
     return first
+
+
+def _of_all(value: Any, total: int, slots: Slots) -> Any:
+    if isinstance(value, Tensor) and value.ndim and len(value) == total:
+        return slots.all(value)
+    if isinstance(value, np.ndarray) and value.ndim and len(value) == total:
+        return slots.all(torch.from_numpy(value)).numpy()
+    if isinstance(value, list) and len(value) == total:
+        return slots.all_items(value)
+    return value
 
 
 def _taken(value: Any, rows: Sequence[int], total: int) -> Any:

@@ -12,11 +12,11 @@ from diffplug.intercept import StepCall
 class Proposal:
     """Base of proposals; the engine calls `begin` once a run, and the others in the order below."""
 
-    def begin(self, scheduler: Any, groups: int) -> None:
-        """Prepare for a run of this many prompts."""
+    def begin(self, scheduler: Any, groups: int, slots: range) -> None:
+        """Prepare for a run of this many prompts, with these slots of each."""
 
     def before(self, call: StepCall, x0: Tensor, progress: float) -> None:
-        """Look at a scored call, its particles moved already; x0: their clean predictions `[P * k, ...]`,
+        """Look at a scored call, its particles moved already; x0: their clean predictions `[n, ...]`,
         progress: share of the run done.
         """
 
@@ -25,7 +25,7 @@ class Proposal:
         return result
 
     def log_ratio(self) -> Tensor | None:
-        """Return log p/tau `[P * k]` of the last step for the weights; None where it was the solver's own."""
+        """Return log p/tau `[n]` of the last step for the weights; None where it was the solver's own."""
         return None
 
 

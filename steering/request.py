@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffplug.seeds import attached_seeds, picture_seeds, row_seeds
+from diffplug.steering.ranks import ALONE, Ranks, Slots
+
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size")
 _REPEATED = ("prompt", "negative_prompt", "class_labels")
 _TILING = "Amused"  # repeats all prompts one after the other: given k times each, groups stay together
@@ -21,7 +24,8 @@ class Request:
     """What a person asked of a pipeline, and the call that runs the particles.
 
     groups: P prompts. wanted: pictures per prompt to hand back. prompts: one text per group, None where the
-    call has embeddings only. kwargs: arguments of the call with P * particles rows, prompt-major.
+    call has embeddings only. kwargs: arguments of the call with a row for every particle of this process,
+    prompt-major.
     """
 
     groups: int
@@ -31,12 +35,13 @@ class Request:
     kwargs: dict[str, Any]
 
 
-def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int) -> Request:
+def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int, ranks: Ranks | None = None) -> Request:
     """Return the request behind a call's arguments (by name, defaults not filled in).
 
-    A pipeline without prompts (`batch_size` or neither) has one group. Raises ValueError where more pictures
-    are wanted than there are particles, and for generators or latents whose number fits neither prompts nor
-    particles.
+    ranks: the processes that share the particles; every particle then has a generator of its own, which does
+    not depend on the process that holds it. A pipeline without prompts (`batch_size` or neither) has one
+    group. Raises ValueError where more pictures are wanted than there are particles, and for generators or
+    latents whose number fits neither prompts nor particles.
     """
     defaults = {name: p.default for name, p in inspect.signature(type(pipe).__call__).parameters.items()}
     count = next((name for name in _COUNTS if name in defaults), None)
@@ -47,17 +52,25 @@ def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int) -> Reques
             f"particles to at least {wanted}"
         )
     groups, prompts = _groups(kwargs, defaults)
+    slots = Slots(particles, ranks or ALONE)
+    here = len(slots.own)
     given = dict(kwargs)
     tiles = type(pipe).__name__.startswith(_TILING)
-    given.update(_multiplied(given, count, groups, particles, tiles))
+    given.update(_multiplied(given, count, groups, here, tiles))
     if (
         "strength" in defaults
     ):  # image-to-image pipelines tile several start images: repeated here, each stays with its prompt
         start = {name: given[name] for name in _START_IMAGES if groups > 1 and name in given}
-        given.update({name: _repeat(value, groups, particles) for name, value in start.items()})
-    _check_latents(given.get("latents"), groups, particles)
+        given.update({name: _repeat(value, groups, here) for name, value in start.items()})
+    if given.get("latents") is not None:
+        _check_latents(given["latents"], groups, particles)
+        if here < particles:
+            given["latents"] = given["latents"][slots.mine(range(groups * particles))]
     generator = given.get("generator")
-    if isinstance(generator, (list, tuple)):
+    if ranks is not None and "generator" in defaults:
+        every = particle_generators(pipe, generator, groups, wanted, slots)
+        given["generator"] = slots.mine(every)
+    elif isinstance(generator, (list, tuple)):
         given["generator"] = spread_generators(generator, groups, particles)
     output_type = given.get("output_type", defaults.get("output_type"))
     return Request(groups=groups, wanted=wanted, prompts=prompts, output_type=output_type, kwargs=given)
@@ -111,7 +124,7 @@ def _repeat(value: Any, groups: int, k: int) -> Any:
 
 def _check_latents(latents: Any, groups: int, particles: int) -> None:
     """Raise ValueError unless given start noise has a row for every particle."""
-    if latents is not None and len(latents) != groups * particles:
+    if len(latents) != groups * particles:
         raise ValueError(
             f"latents have {len(latents)} rows, but {groups} prompts with {particles} particles each "
             "start from "
@@ -136,7 +149,41 @@ def spread_generators(
             "for all, one for each prompt, or one for each particle"
         )
     blocks = [generators[g * per_group : (g + 1) * per_group] for g in range(groups)]
+    for prompt, block in enumerate(blocks):
+        _check_streams(block, prompt)
     return [generator for block in blocks for generator in _block(block, particles)]
+
+
+def particle_generators(
+    pipe: Any, generator: Any, groups: int, wanted: int, slots: Slots
+) -> list[torch.Generator]:
+    """Return a generator for every particle of all processes, prompt-major; each must get the same ones.
+
+    From the list given, else from the `Seeds` of the pipeline, else with seeds that the first process draws
+    from the generator given or from the global one. Raises ValueError where the processes disagree.
+    """
+    k, seeds = slots.particles, attached_seeds(pipe)
+    if isinstance(generator, (list, tuple)):
+        every = spread_generators(generator, groups, k)
+    elif generator is None and seeds is not None:
+        rows = row_seeds(picture_seeds(seeds.seeds, groups * wanted), groups, groups * k)
+        every = [torch.Generator(seeds.device).manual_seed(seed) for seed in rows]
+    else:
+        device = "cpu" if generator is None else generator.device
+        drawn = torch.randint(2**63 - 1, (groups * k,), generator=generator, device=device).tolist()
+        every = [torch.Generator(device).manual_seed(s) for s in slots.ranks.everyone(lambda: drawn)[0]]
+    slots.ranks.agree([one.initial_seed() for one in every], "generators")
+    return every
+
+
+def _check_streams(given: Sequence[torch.Generator], prompt: int) -> None:
+    """Raise ValueError for two generators of one prompt that would draw the same noise."""
+    apart = {id(generator): generator for generator in given}.values()
+    if len({generator.get_state().numpy().tobytes() for generator in apart}) < len(apart):
+        raise ValueError(
+            f"two generators of prompt {prompt} have the same state, so that their particles would be the "
+            "same: seed each differently (diffplug.seeds.generators)"
+        )
 
 
 def _block(given: Sequence[torch.Generator], particles: int) -> list[torch.Generator]:

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from diffplug.intercept import intercept_step
 from diffplug.report import NetworkCount, count_network, denoisers
+from diffplug.seeds import SeededSteps
 from diffplug.steering.copies import CopyWatch
 from diffplug.steering.particle_filter import checked_rewards
 from diffplug.steering.particles import Filter, ParticleSteps
-from diffplug.steering.pictures import best_first, raw_pictures, take, to_tensor
+from diffplug.steering.pictures import best_first, of_all, raw_pictures, take, to_tensor
 from diffplug.steering.populations import Populations
+from diffplug.steering.ranks import ALONE, Ranks, Slots
 from diffplug.steering.report import SteeringReport
 from diffplug.steering.request import Request
 from diffplug.steering.resampling import resample
@@ -38,13 +41,19 @@ class Outcome:
 
 
 class SteeredRun:
-    """State of one steered call: the engine at the scheduler, the clocks, and the outcome."""
+    """State of one steered call: the engine at the scheduler, the clocks, and the outcome.
 
-    def __init__(self, steerer: Steerer, pipe: Any, request: Request) -> None:
+    ranks: the processes that share the particles; each then needs the generators of its rows in the request.
+    """
+
+    def __init__(self, steerer: Steerer, pipe: Any, request: Request, ranks: Ranks | None = None) -> None:
         self.steerer = steerer
         self.pipe = pipe
         self.request = request
-        self.scorer = Scorer(steerer, pipe, request)
+        self.seeded = ranks is not None and "generator" in request.kwargs
+        self.slots = Slots(steerer.particles, ranks or ALONE)
+        self.scorer = Scorer(steerer, pipe, request, self.slots)
+        self.slots.ranks.agree(self._terms(), "calls")
         self.network = NetworkCount()
         self.engine = ParticleSteps(
             steerer.build_filter,
@@ -53,40 +62,63 @@ class SteeredRun:
             calls=steerer.plan(),
             watch=CopyWatch(strict=steerer.needs_noise),
             proposal=steerer.build_proposal(self.scorer.gradient),
+            ranks=self.slots.ranks,
         )
+
+    def _terms(self) -> tuple[Any, ...]:
+        """Return what all processes of a call must have in common."""
+        request, steerer = self.request, self.steerer
+        steps = request.kwargs.get("num_inference_steps")
+        return type(steerer).__name__, steerer.weight, self.scorer.prompts, request.wanted, steps
 
     @torch.no_grad()
     def __call__(self, call: Callable[..., Any]) -> Any:
         """Return the pipeline's output with the chosen pictures only."""
         with self.scorer.seconds.add("total"):
             with _counted(self.pipe) as self.network:
-                output = call(**self.request.kwargs)
+                output = self._seeded(call) if self.seeded else call(**self.request.kwargs)
+            self.network.rows = sum(self.slots.ranks.everyone(lambda: self.network.rows))
             self.outcome = self._finish(raw_pictures(output))
             rows = self._choose()
-            return take(output, rows, self.request.groups * self.steerer.particles)
+            here = self.request.groups * len(self.slots.own)
+            total = self.request.groups * self.steerer.particles
+            return take(of_all(output, here, self.slots), rows, total)
+
+    def _seeded(self, call: Callable[..., Any]) -> Any:
+        """Return the pipeline's output; steps that would draw from the global generator get those of the
+        call.
+        """
+        steps = SeededSteps()
+        undo = intercept_step(self.pipe.scheduler, steps)
+        try:
+            return steps.run(call, self.request.kwargs)
+        finally:
+            undo()
 
     def _score(self, x0: Tensor, index: int) -> Tensor:
-        return self.scorer.value(x0, index, self.engine.steps, self.engine.now)
+        """Return the values `[P * k]` of all states of a call."""
+        return self.slots.made(lambda: self.scorer.value(x0, index, self.engine.steps, self.engine.now))
 
     def _finish(self, pictures: Any) -> Outcome:
         """Return rewards and weights of the finished pictures."""
         shape = (self.request.groups, self.steerer.particles)
-        if len(pictures) != shape[0] * shape[1]:
+        here = len(self.slots.own)
+        if len(pictures) != shape[0] * here:
             raise ValueError(
                 f"{type(self.pipe).__name__} returned {len(pictures)} pictures for {shape[0]} prompts "
-                f"with {shape[1]} particles each: "
-                "this pipeline cannot be steered"
+                f"with {here} particles each: this pipeline cannot be steered"
             )
         if not self.steerer.scores:
             return Outcome(
                 torch.full(shape, torch.nan, dtype=torch.float64), torch.zeros(shape), torch.zeros(shape[0])
             )
-        images = (
-            self.scorer.decoded(pictures) if self.request.output_type == "latent" else to_tensor(pictures)
-        )
-        rated = self.scorer.rate(images, "the end")
+        rated = self.slots.made(lambda: self._rated(pictures))
         logw, log_z, final = self._filter().finish(rated)
         return Outcome(final, logw, log_z, checked_rewards(rated)[1])
+
+    def _rated(self, pictures: Any) -> Tensor:
+        latent = self.request.output_type == "latent"
+        return self.scorer.rate(self.scorer.decoded(pictures) if latent else to_tensor(pictures), "the end")
 
     def _filter(self) -> Filter:
         found = self.engine.filter

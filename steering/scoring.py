@@ -17,6 +17,7 @@ from diffplug.intercept import StepCall
 from diffplug.steering import clean
 from diffplug.steering.clean import level_of
 from diffplug.steering.pictures import score_pictures
+from diffplug.steering.ranks import Slots
 from diffplug.steering.request import Request
 from diffplug.steering.twist import reward_gradient
 from diffplug.steering.values import State, Value
@@ -44,16 +45,16 @@ class Seconds:
 
 
 class Scorer:
-    """Rates the P * k rows of one steered call; `texts` holds the prompt of each row."""
+    """Rates the rows of one steered call that are in this process; `texts` holds the prompt of each."""
 
-    def __init__(self, steerer: Steerer, pipe: Any, request: Request) -> None:
-        self.steerer, self.pipe, self.request = steerer, pipe, request
+    def __init__(self, steerer: Steerer, pipe: Any, request: Request, slots: Slots) -> None:
+        self.steerer, self.pipe, self.request, self.slots = steerer, pipe, request, slots
         self.prompts = _reward_prompts(steerer, request)
-        self.texts = [prompt for prompt in self.prompts for _ in range(steerer.particles)]
+        self.texts = [prompt for prompt in self.prompts for _ in slots.own]
         self.seconds = Seconds()
 
     def value(self, x0: Tensor, index: int, steps: int, call: StepCall | None) -> Tensor:
-        """Return the values `[P * k]` of the states of a call, by default rewards of clean predictions."""
+        """Return the values `[n]` of the states of a call, by default rewards of clean predictions."""
         where = f"step {index + 1} of {steps}"
 
         def rated(x: Tensor) -> Tensor:
@@ -138,9 +139,9 @@ class Scorer:
             try:
                 self._scored(images[row : row + 1], [text])
             except Exception:
-                prompt, slot = divmod(row, self.steerer.particles)
-                return f"particle {slot} of prompt {prompt}"
-        return f"particles 0 to {self.steerer.particles - 1} scored together"
+                prompt, place = divmod(row, len(self.slots.own))
+                return f"particle {self.slots.own[place]} of prompt {prompt}"
+        return f"particles {self.slots.own[0]} to {self.slots.own[-1]} scored together"
 
 
 def _reward_prompts(steerer: Steerer, request: Request) -> list[str]:

@@ -15,8 +15,9 @@ from diffplug.rewards import Reward
 from diffplug.steering.particles import Filter
 from diffplug.steering.plans import Plan
 from diffplug.steering.proposal import Proposal
+from diffplug.steering.ranks import Ranks
 from diffplug.steering.report import SteeringReport
-from diffplug.steering.request import read_request
+from diffplug.steering.request import Request, read_request
 from diffplug.steering.run import SteeredRun
 from diffplug.steering.values import Value
 
@@ -35,7 +36,9 @@ class Steerer:
     `diffplug.latents.decode`. preview: a small decoder of the same latents for those calls, such as an
     `AutoencoderTiny`; the finished pictures are the pipeline's own. decode_batch_size: rows decoded at once,
     fewer when memory runs out. value: what an unfinished state is worth (see `diffplug.steering.values`), by
-    default the reward of its clean prediction. Raises ValueError for anything out of range.
+    default the reward of its clean prediction. ranks: True shares the particles of every prompt among all
+    processes of the job (`accelerate launch`), a `Ranks` among those of a group; every process makes the same
+    call and gets the same pictures. Raises ValueError for anything out of range.
     """
 
     reward: Reward | str
@@ -47,10 +50,12 @@ class Steerer:
     decode_batch_size: int = 4
     preview: Any = None
     value: Value | None = None
+    ranks: bool | Ranks = False
     _reports: list[SteeringReport] = field(default_factory=list, init=False, repr=False, compare=False)
 
     slot: ClassVar[str] = "steering"
-    needs_noise: ClassVar[bool] = False
+    needs_noise: ClassVar[bool] = False  # refuse solvers that add none
+    copies: ClassVar[bool] = True  # copy particles on the way, so that noise has to part them
 
     def __post_init__(self) -> None:
         if isinstance(self.reward, str):
@@ -101,6 +106,10 @@ class Steerer:
         """
         return None
 
+    def build_run(self, pipe: Any, request: Request, ranks: Ranks | None) -> SteeredRun:
+        """Return the run of one call."""
+        return SteeredRun(self, pipe, request, ranks)
+
     def attach(self, pipe: Any) -> Callable[[], None]:
         """Return a function that detaches this steerer from the pipeline; until then every call of `pipe` is
         steered.
@@ -117,7 +126,9 @@ class Steerer:
     def _around(self, pipe: Any, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Return the output of a steered call; the scheduler is intercepted while it lasts."""
         refuse_caches(pipe)
-        run = SteeredRun(self, pipe, read_request(pipe, kwargs, self.particles))
+        ranks = Ranks.of() if self.ranks is True else self.ranks or None
+        request = read_request(pipe, kwargs, self.particles, ranks)
+        run = self.build_run(pipe, request, ranks)
         undo = intercept_step(pipe.scheduler, run.engine) if self.scores else None
         try:
             output = run(call)

@@ -59,7 +59,7 @@ class Tilted(Steerer):
         """Return the churn that was asked for."""
         if not self.churn:
             return None
-        return Churn(self.churn, lambda groups: prompt_seeds(self.seed, groups), self.particles)
+        return Churn(self.churn, lambda groups: prompt_seeds(self.seed, groups))
 
     def _potential(self, name: str = "difference") -> Potential:
         return potential(name, strength=self.strength, tilt=self.tilt, target_ess=self.target_ess)

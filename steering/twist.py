@@ -50,7 +50,7 @@ class Twist(Proposal):
         self._pending: tuple[Transition, Tensor] | None = None
         self._ratio: Tensor | None = None
 
-    def begin(self, scheduler: Any, groups: int) -> None:
+    def begin(self, scheduler: Any, groups: int, slots: range) -> None:
         """Forget the last run."""
         self._pending = self._ratio = None
 

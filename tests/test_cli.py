@@ -101,10 +101,14 @@ def test_generate_json_is_all_there_is_on_stdout(tmp_path: Path, tiny_folder: Pa
 
 def test_generate_steered(tmp_path: Path, tiny_folder: Path, red_reward: str) -> None:
     steer = ("--steer", "fk", "--particles", "3", "--reward", red_reward, "--sampler", "ddim", "--eta", "1")
-    result = _call("generate", "a", "--model", tiny_folder, "--steps", "3", *steer, "-o", tmp_path, "--json")
+    words = ("generate", "a", "--model", tiny_folder, "--steps", "3", "-o", tmp_path)
+    result = _call(*words, *steer, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["evaluations"] == 9
     assert read_settings(tmp_path / "seed-000000.png")["particles"] == 3
+    result = _call(*words, "--steer", "svdd", "--particles", "2", "--reward", red_reward, "--seed", "1")
+    assert "svdd copies particles, which part in the noise of DDIM's steps: eta 1" in result.output
+    assert read_settings(tmp_path / "seed-000001.png")["eta"] == 1.0
 
 
 def test_compare_ends_with_the_sheet(tmp_path: Path, tiny_folder: Path, red_reward: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from diffplug import stock
 from diffplug.recipe import Recipe
+from diffplug.registry import STEERERS
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,20 @@ def test_steering_by_name(pipe: Any, red_reward: str, steer: str) -> None:
     assert len(made.images) == 2
     assert made.evaluations == 2 * 4 * 4
     assert len(made.reports) == 1 and made.reports[0] is not None
+
+
+@pytest.mark.pipe
+@pytest.mark.parametrize("steer", STEERERS.names())
+def test_steered_ddim_has_noise_where_particles_are_copied(pipe: Any, red_reward: str, steer: str) -> None:
+    """Without noise the rules of SVDD would be refused; what needs none keeps the deterministic solver."""
+    recipe = Recipe(sampler="ddim", steps=3, steer=steer, particles=2, reward=red_reward)
+    free = steer in ("best-of-n", "importance", "noise-search")
+    assert recipe.settled(pipe).settings().get("eta") == (None if free else 1.0)
+    assert len(recipe.run(pipe, ["a"], [0]).images) == 1
+    assert replace(recipe, sampler=None).settled(pipe).eta == recipe.settled(pipe).eta  # its own is DDIM
+    assert replace(recipe, sampler="euler-a").settled(pipe).eta is None
+    assert replace(recipe, eta=0.0).settled(pipe).eta == 0.0
+    assert replace(recipe, options={"churn": 1.0}).settled(pipe).eta is None
 
 
 @pytest.mark.pipe

@@ -30,18 +30,26 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 def clip_config(
-    words: CLIPTokenizer, *, width: int = 128, vision_layers: int = 4, text_layers: int = 3, patch: int = 8
+    words: CLIPTokenizer,
+    *,
+    width: int = 128,
+    vision_width: int = 16,
+    vision_layers: tuple[int, int, int, int] = (1, 1, 1, 1),
+    text_layers: int = 2,
 ) -> dict[str, Any]:
-    """open_clip's configuration of the model; the defaults make 1.5 million parameters."""
+    """open_clip's configuration of the model; the defaults make 1.9 million parameters.
+
+    The image tower is CLIP's residual network: on pictures this small it learns in a fraction of the time
+    that a transformer takes. width: of texts and of the common space.
+    """
     return {
         "model_cfg": {
             "embed_dim": width,
             "vision_cfg": {
                 "image_size": IMAGE_SIZE,
-                "layers": vision_layers,
-                "width": width,
-                "head_width": width // 4,
-                "patch_size": patch,
+                "layers": list(vision_layers),
+                "width": vision_width,
+                "head_width": vision_width * 4,
             },
             "text_cfg": {
                 "context_length": TOKENS,
@@ -72,7 +80,8 @@ def save_clip(model: nn.Module, words: CLIPTokenizer, config: dict[str, Any], fo
     """Write model (half precision), tokenizer and configuration; the last one marks a whole folder."""
     output_folder(folder)
     state = {
-        key: value.detach().to("cpu", torch.float16).contiguous() for key, value in model.state_dict().items()
+        key: value.detach().to("cpu", torch.float16 if value.is_floating_point() else None).contiguous()
+        for key, value in model.state_dict().items()
     }
     words.save_pretrained(folder)
     with atomic_path(folder / WEIGHTS) as temporary:

@@ -14,6 +14,7 @@ from tiny_clip import as_pil
 from typer.testing import CliRunner
 
 from diffplug import rewards
+from diffplug.rewards.clip_network import clip_network
 from diffplug.rewards.shapes_clip import ShapesClipReward, shapes_clip_folder
 from diffplug.shapes.captions import VOCABULARY, captioned_scenes, phrase
 from diffplug.shapes.clip_model import clip_config, clip_model, clip_tokenizer, save_clip
@@ -25,7 +26,7 @@ from diffplug.shapes.train_clip import ClipRecipe, also_true, app, changed, pref
 
 open_clip = pytest.importorskip("open_clip")
 WORDS = clip_tokenizer()
-TINY = clip_config(WORDS, width=32, vision_layers=1, text_layers=1, patch=16)
+TINY = clip_config(WORDS, width=32, vision_width=2, text_layers=1)
 RECIPE = ClipRecipe(steps=3, batch=6)
 
 
@@ -113,14 +114,26 @@ def test_missing_weights_name_the_recipe(tmp_path: Path) -> None:
     images = torch.rand(1, 3, 64, 64)
     with pytest.raises(ValueError, match=r"weights are missing.*`python -m diffplug.shapes.train_clip`"):
         ShapesClipReward(tmp_path)(images, ["a red circle"])
-    if not shapes_clip_folder().exists():
-        with pytest.raises(ValueError, match=r"shapes-clip: the weights are missing.*train_clip"):
-            rewards.get("shapes-clip")(images, ["a red circle"])
+
+
+def test_the_shipped_weights_know_everything_but_the_side() -> None:
+    folder = shapes_clip_folder()
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 4 * 2**20
+    network: Any = clip_network(str(folder), None)
+    shares = preferred(network.model.eval(), WORDS, n=150, split="test")
+    assert shares["all"] > 0.88
+    assert all(shares[kind] > 0.93 for kind in ("colour", "shape", "size", "background"))
+    scenes, told = zip(*captioned_scenes(np.random.default_rng(3), 8, "test"), strict=True)
+    images = render(scenes).requires_grad_(True)
+    scores = rewards.get("shapes-clip")(images, [phrase(text, np.random.default_rng(0)) for text in told])
+    scores.sum().backward()
+    assert images.grad is not None and bool((images.grad.flatten(1).norm(dim=1) > 0).all())
 
 
 def test_preference_is_a_share(trained: Any) -> None:
-    share = preferred(trained, WORDS, n=20)
-    assert 0 <= share <= 1 and share == preferred(trained, WORDS, n=20)
+    shares = preferred(trained, WORDS, n=20)
+    assert all(0 <= share <= 1 for share in shares.values()) and shares == preferred(trained, WORDS, n=20)
+    assert {"all", "colour", "shape", "size", "background", "converse", "relation", "exchange"} == set(shares)
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -277,3 +277,24 @@ def test_seeds_must_fit_the_prompts(pipe: Any) -> None:
 def test_something_without_a_scheduler_is_refused() -> None:
     with pytest.raises(ValueError, match="object has no scheduler"):
         FeynmanKac(red).attach(object())
+
+
+def test_an_adapter_is_steered_and_strength_zero_leaves_it_alone() -> None:
+    from peft import LoraConfig
+
+    built = tiny("sd15")
+    torch.manual_seed(1)
+    adapter = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    built.unet.add_adapter(adapter, adapter_name="style")
+    bare = run(tiny("sd15"), FeynmanKac(red, particles=2, strength=0.0, returns="all"), eta=1.0).images
+    free = run(built, FeynmanKac(red, particles=2, strength=0.0, returns="all"), eta=1.0).images
+    given = torch.Generator().manual_seed(0)
+    plain = built(
+        PROMPTS, num_inference_steps=5, num_images_per_prompt=2, eta=1.0, generator=given, output_type="pt"
+    ).images
+    assert torch.equal(torch.as_tensor(free), torch.as_tensor(plain))
+    assert not torch.equal(torch.as_tensor(free), torch.as_tensor(bare)), "the adapter changes nothing"
+    steerer = FeynmanKac(red, particles=4, strength=3000.0, ess_threshold=None)
+    assert len(run(built, steerer, eta=1.0).images) == 2
+    assert steerer.report is not None and bool(steerer.report.resampled.any())
+    assert built.unet.active_adapters() == ["style"]

@@ -9,15 +9,17 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from fk_chain import BETAS
 
+from benchmarks.steering.chain import BETAS
 from diffplug.intercept import StepCall, StepInterceptor, intercept_step
 from diffplug.steering.history import reindex, reindex_arguments, reindex_scheduler
 from diffplug.steering.particles import move_particles
+from diffplug.steering.ranks import Rows
 
 pytestmark = pytest.mark.law
 
 PERMUTATION = torch.tensor([2, 0, 3, 1])
+ROWS = Rows(PERMUTATION)
 
 
 def vp(name: str, **options: Any) -> Callable[[], Any]:
@@ -85,7 +87,7 @@ class Permute(StepInterceptor):
     def on_step(self, call: StepCall) -> Any:
         """Return the step's result, of permuted particles at the chosen call."""
         if self.made == self.at and self.history:
-            move_particles(call, PERMUTATION)
+            move_particles(call, ROWS)
         elif self.made == self.at:
             call.sample, call.model_output = call.sample[PERMUTATION], call.model_output[PERMUTATION]
         self.made += 1
@@ -136,7 +138,7 @@ class Remembering:
 
 def test_a_scheduler_may_name_its_own_state() -> None:
     scheduler = Remembering()
-    reindex_scheduler(scheduler, PERMUTATION, {torch.Size([4, 9])})
+    reindex_scheduler(scheduler, ROWS, {torch.Size([4, 9])})
     assert scheduler.features.tolist() == [2, 0, 3, 1]
     assert scheduler.outputs[0] is None
     assert scheduler.outputs[1][:, 0].tolist() == [2, 0, 3, 1]
@@ -146,7 +148,7 @@ def test_a_scheduler_may_name_its_own_state() -> None:
 def test_step_arguments_move_but_fresh_noise_stays() -> None:
     old, noise = torch.arange(8.0).reshape(4, 2), torch.arange(8.0).reshape(4, 2)
     given = {"old_pred_original_sample": old, "variance_noise": noise, "eta": 1.0, "generator": None}
-    moved = reindex_arguments(given, PERMUTATION, {old.shape})
+    moved = reindex_arguments(given, ROWS, {old.shape})
     assert torch.equal(moved["old_pred_original_sample"], old[PERMUTATION])
     assert moved["variance_noise"] is noise
     assert moved["eta"] == 1.0
@@ -154,4 +156,4 @@ def test_step_arguments_move_but_fresh_noise_stays() -> None:
 
 def test_what_has_no_rows_is_handed_back_as_it_is() -> None:
     values: list[Any] = [None, 3, torch.arange(4.0)]
-    assert reindex(values, PERMUTATION, {torch.Size([4, 2])}) is values
+    assert reindex(values, ROWS, {torch.Size([4, 2])}) is values

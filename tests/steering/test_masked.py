@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel, VQModel
-from masked_model import LENGTH, MASK, STEPS, STRENGTH, TARGET_MEAN, MaskedModel, Z
 
+from benchmarks.steering.masked_model import LENGTH, MASK, STEPS, STRENGTH, TARGET_MEAN, MaskedModel, Z
 from diffplug.intercept import intercept_step
 from diffplug.plug import plug
 from diffplug.steering import (

@@ -142,3 +142,23 @@ def test_strength_must_be_a_number_that_can_be_weighed(strength: float) -> None:
 
 def test_the_dead_stay_dead_at_strength_zero() -> None:
     assert Difference(strength=0.0).final(torch.tensor([1.0, -math.inf])).tolist() == [0.0, -math.inf]
+
+
+@pytest.mark.law
+def test_weights_are_the_published_ones_given_the_same_ancestors() -> None:
+    """exp(strength (r_i - r_(i-1) of the parent)), every call resampled by independent draws."""
+    generator = torch.Generator().manual_seed(4)
+    filt = ParticleFilter(
+        groups=3,
+        particles=4,
+        potential=Difference(strength=1.5, tilt="constant"),
+        generators=[generator],
+        resampler="multinomial",
+    )
+    parents = torch.zeros(3, 4, dtype=torch.float64)
+    for call in range(5):
+        rewards = torch.randn(3, 4, dtype=torch.float64, generator=generator)
+        chosen = filt.select(rewards, call=call, progress=1.0)
+        published = (1.5 * (rewards - parents)).exp()
+        assert torch.allclose(chosen.log_weights.exp(), published, rtol=2e-7)
+        parents = rewards.gather(-1, chosen.ancestors)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
-from fk_chain import BETAS, GAUSSIAN, TWO_HUMPS, ddim, denoise, steer
 
+from benchmarks.steering.chain import BETAS, GAUSSIAN, TWO_HUMPS, ddim, denoise, steer
 from diffplug.intercept import StepInterceptor, intercept_step
 from diffplug.steering import particles as engine_module
 from diffplug.steering.particles import ParticleSteps, remaining_steps

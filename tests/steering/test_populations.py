@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from fk_chain import GAUSSIAN, TWO_HUMPS, steer
 
+from benchmarks.steering.chain import GAUSSIAN, TWO_HUMPS, steer
 from diffplug.steering.particle_filter import ParticleFilter
 from diffplug.steering.plans import every_call
 from diffplug.steering.populations import Populations

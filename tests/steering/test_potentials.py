@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from fk_chain import GAUSSIAN, steer
 
+from benchmarks.steering.chain import GAUSSIAN, steer
 from diffplug.steering.particle_filter import ParticleFilter
 from diffplug.steering.potentials import POTENTIALS, TILTS, Difference, potential
 

@@ -137,3 +137,11 @@ def test_each_start_image_stays_with_its_prompt() -> None:
     shared = torch.zeros(1, 3, 8, 8)
     request = read_request(ImageToImage(), {"prompt": ["a", "b"], "image": shared}, 2)
     assert request.kwargs["image"] is shared
+
+
+def test_generators_of_a_prompt_must_differ() -> None:
+    same = [torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)]
+    with pytest.raises(ValueError, match="two generators of prompt 0 have the same state"):
+        spread_generators(same, 1, 4)
+    assert len(spread_generators(same, 2, 2)) == 4  # one for each of two prompts
+    assert spread_generators([same[0], same[0]], 1, 2) == [same[0], same[0]]  # it moves on between draws

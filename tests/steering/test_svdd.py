@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
-from fk_chain import BETAS, GAUSSIAN, TWO_HUMPS, Steered, ddim, steer
 
+from benchmarks.steering.chain import BETAS, GAUSSIAN, TWO_HUMPS, Steered, ddim, steer
 from diffplug.intercept import StepInterceptor, intercept_step
 from diffplug.plug import plug
 from diffplug.steering import SVDD, CoDe, TwoLevel

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from masked_model import BASE_MEAN, MASK, STEPS, STRENGTH, TARGET_MEAN, MaskedModel, Z
 
+from benchmarks.steering.masked_model import BASE_MEAN, MASK, STEPS, STRENGTH, TARGET_MEAN, MaskedModel, Z
 from diffplug.steering.particle_filter import ParticleFilter
 from diffplug.steering.potentials import Difference
 from diffplug.steering.selection import one_survivor, the_best

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
-from fk_chain import GAUSSIAN, Steered, steer
 
+from benchmarks.steering.chain import GAUSSIAN, Steered, steer
 from diffplug.plug import plug
 from diffplug.steering import FeynmanKac
 from diffplug.steering.plans import every_call

@@ -16,7 +16,7 @@ from diffplug.steering.copies import CopyWatch
 from diffplug.steering.particle_filter import ParticleFilter
 from diffplug.steering.particles import ParticleSteps
 from diffplug.steering.plans import Plan
-from diffplug.steering.potentials import Difference
+from diffplug.steering.potentials import Difference, Potential
 from diffplug.steering.proposal import Proposal
 
 BETAS = {
@@ -52,12 +52,16 @@ def ddim(**kwargs: Any) -> Any:
 
 
 def denoise(scheduler: Any, data: Mixture, x: Tensor, steps: int = 20, **step_kwargs: Any) -> Tensor:
-    """Return the chain's end from start noise x `[n, 1]`; the network is exact and predicts epsilon."""
+    """Return the chain's end from start noise x `[n, 1]`; the network is exact, and predicts epsilon or,
+    for flow schedulers, the velocity.
+    """
     scheduler.set_timesteps(steps)
+    flow = scheduler.config.get("prediction_type") == "flow_prediction"
     for t in scheduler.timesteps:
         here = level(scheduler, t)
         x0 = data.x0hat(x, here.alpha, here.sigma)
-        x = scheduler.step((x - here.alpha * x0) / here.sigma, t, x, **step_kwargs).prev_sample
+        output = (x - (1.0 if flow else here.alpha) * x0) / here.sigma
+        x = scheduler.step(output, t, x, **step_kwargs).prev_sample
     return x
 
 
@@ -99,24 +103,32 @@ def steer(
     make_filter: Callable[[int], Any] | None = None,
     watch: CopyWatch | None = None,
     proposal: Proposal | None = None,
+    potential: Potential | None = None,
+    score: Callable[[Tensor, int], Tensor] | None = None,
+    one_start: bool = False,
+    stand: type[ParticleSteps] = ParticleSteps,
     **step_kwargs: Any,
 ) -> Steered:
-    """Return a steered run of the chain by the engine alone, without a pipeline."""
+    """Return a steered run of the chain by the engine alone, without a pipeline.
+
+    score: from clean predictions `[n, 1]` and the call to what a state is worth, by default its reward.
+    one_start: the particles of a group begin at the same point.
+    """
     scheduler = scheduler or ddim()
 
     def build(count: int) -> ParticleFilter:
         return ParticleFilter(
             groups=count,
             particles=particles,
-            potential=Difference(strength=strength, tilt=tilt),
+            potential=potential or Difference(strength=strength, tilt=tilt),
             generators=[torch.Generator().manual_seed(seed + 1)],
             resampler=resampler,
             ess_threshold=ess_threshold,
         )
 
-    engine = ParticleSteps(
+    engine = stand(
         make_filter or build,
-        lambda x0, call: reward(x0[:, 0]),
+        score or (lambda x0, call: reward(x0[:, 0])),
         particles=particles,
         calls=plan,
         watch=watch,
@@ -125,6 +137,7 @@ def steer(
     patch(engine)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(groups * particles, 1, dtype=torch.float64, generator=generator)
+    x = x[::particles].repeat_interleave(particles, 0) if one_start else x
     if isinstance(scheduler, DDIMScheduler):
         step_kwargs = {"eta": 1.0, **step_kwargs}
     undo = intercept_step(scheduler, engine)

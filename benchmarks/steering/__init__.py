@@ -1,0 +1,1 @@
+"""What steering claims, measured: exact laws, pictures of the Shapes world, and what the engine costs."""
