@@ -210,7 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         given.json, {"setting": told, "verdicts": verdicts(results), "results": results}
                     )
                     bars.advance(task)
-            bars.console.print(table(model, given.steps, budget, summary(result)) + "\n", markup=False, soft_wrap=True)
+            bars.console.print(
+                table(model, given.steps, budget, summary(result)) + "\n", markup=False, soft_wrap=True
+            )
     for bar, met in verdicts(results).items():
         print(f"{'met' if met else 'NOT MET'}: {bar}")
 

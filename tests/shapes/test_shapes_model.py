@@ -85,7 +85,6 @@ def test_pictures_show_what_the_prompt_says(pipe: Any) -> None:
     assert right.score.mean() > wrong.score.mean() + 0.2
 
 
-@pytest.mark.xfail(strict=True, reason="interim weights")
 def test_one_object_is_nearly_always_right(pipe: Any) -> None:
     prompts = sample_prompts(32, seed=1, kind="one", split="search")
     assert grade(draw(pipe, prompts), prompts).strict.mean() >= 0.9
