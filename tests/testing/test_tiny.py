@@ -42,6 +42,13 @@ def test_an_unknown_family_is_named_with_the_nearest() -> None:
         tiny.inputs("what")
 
 
+def aligned(pipe: Any) -> None:
+    """Weights in memory of their own: a file's lie at odd addresses, where some CPUs round otherwise."""
+    for part in pipe.components.values():
+        for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():
+            weight.data = weight.data.clone()
+
+
 @pytest.mark.parametrize("name", tiny.names())
 def test_saved_and_loaded_it_makes_the_same_picture(name: str, tmp_path: Any, monkeypatch: Any) -> None:
     def no_network(*args: Any, **kwargs: Any) -> None:
@@ -55,6 +62,7 @@ def test_saved_and_loaded_it_makes_the_same_picture(name: str, tmp_path: Any, mo
     pipe.save_pretrained(tmp_path)
     loaded = type(pipe).from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
+    aligned(loaded)
     assert torch.equal(before, run(loaded, name))
     assert all(not part.training for part in pipe.components.values() if isinstance(part, torch.nn.Module))
 
