@@ -79,8 +79,9 @@ def _loaded(cls: Any, folder: Path, options: dict[str, Any]) -> DiffusionPipelin
     """`cls` from a local folder, in float32 unless the caller chose a dtype."""
     import torch
 
-    pipe = cls.from_pretrained(folder, **{"use_safetensors": True, **options})
-    return pipe if {"dtype", "torch_dtype"} & options.keys() else pipe.to(torch.float32)
+    if not {"dtype", "torch_dtype"} & options.keys():
+        options = {**options, "dtype": torch.float32}
+    return cls.from_pretrained(folder, **{"use_safetensors": True, **options})
 
 
 def _check_folder(folder: Path) -> None:
