@@ -60,6 +60,11 @@ def dc(
     """
     from diffplug.cli import _pipe
 
+    climbed = [name.strip() for name in rungs.split(",") if name.strip()]
+    if not climbed:
+        raise ValueError("--rungs names none: give any of ratios, grid, coefficients, full")
+    if out.is_dir():
+        raise ValueError(f"--out {str(out)!r} is a folder: give the name of a .json file in it")
     output_folder(out.parent)
     words = _prompts(prompts, model, pairs, seed)
     pipe = _pipe(model, device, dtype, words if model == "shapes" else [])
@@ -77,7 +82,7 @@ def dc(
             words,
             steps,
             guidance,
-            rungs=[name.strip() for name in rungs.split(",") if name.strip()],
+            rungs=climbed,
             grid=grid,
             seed=seed,
             resume=resume,

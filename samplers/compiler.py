@@ -25,6 +25,7 @@ from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.table import DATA, SEEN, STATES, AnalyticStep, Row, SolverTable, TableStep, Term
 
 LEAST_ALPHA = 1e-5  # below it the weights of a noise prediction explode
+LARGEST_WEIGHT = 1e30  # what float32 still multiplies
 Weights = dict[tuple[int, int], float]  # (history, node) -> weight
 
 
@@ -69,8 +70,10 @@ class _Compiler:
     def step(self, i: int) -> TableStep:
         """The rows that are applied at node i."""
         try:
-            return TableStep(self.predict(i), self.correct(i), self.compensate(i))
-        except ValueError as error:
+            step = TableStep(self.predict(i), self.correct(i), self.compensate(i))
+            _check_weights(step)
+            return step
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"step {i}: {error}") from None
 
     def predict(self, i: int) -> Row:
@@ -211,3 +214,12 @@ class _Compiler:
         on_data = math.fsum(term.weight for term in step.predict if term.history == DATA)
         on_state = math.fsum(term.weight for term in step.predict if term.history != DATA)
         return AnalyticStep(on_state + on_data * gain, on_data, gain, mean or (0.0,))
+
+
+def _check_weights(step: TableStep) -> None:
+    for row in step.rows:
+        for term in row:
+            if not abs(term.weight) < LARGEST_WEIGHT:
+                raise ValueError(
+                    f"a weight is {term.weight:g}, too large to add up: use smaller ratios, deltas or steps"
+                )

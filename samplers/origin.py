@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from diffplug.report import denoisers
+from diffplug.samplers.decisions import finite
 
-__all__ = ["architecture", "check_origin", "fingerprint"]
+__all__ = ["architecture", "check_origin", "fingerprint", "made_for_guidance"]
 
 SAMPLED = 4096  # elements of each weight that enter the fingerprint
 
@@ -40,6 +41,15 @@ def architecture(pipe: Any) -> str:
         if "lora_" not in name
     ]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
+
+
+def made_for_guidance(meta: Mapping[str, Any]) -> float | None:
+    """The guidance scale that a file was searched at, None where it does not say.
+
+    Raises ValueError for one that is no finite number.
+    """
+    scale = meta.get("guidance_scale")
+    return None if scale is None else finite("guidance_scale in the meta", scale)
 
 
 def check_origin(what: str, metas: Iterable[Mapping[str, Any]], pipe: Any) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffplug.files import output_folder, read_json, write_json
+from diffplug.samplers.fitted import asked_guidance
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.origin import architecture, fingerprint
 from diffplug.samplers.search.climb import RUNGS, Climb, RungResult, climb
@@ -79,12 +80,13 @@ def search_compensation(
         for part, chosen in ((fit_to, seeds[: len(fit_to)]), (judge_by, seeds[len(fit_to) :]))
     ]
     train, judge = (PipelineProblem(each, nodes, truth_steps, folder) for each in trials)
+    call = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     told = {
         "model": fingerprint(pipe),
         "architecture": architecture(pipe),
         "pipeline": type(pipe).__name__,
         "steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
+        "guidance_scale": asked_guidance(pipe, call),
         "grid": grid,
         "truth_steps": truth_steps,
         "pairs": {"fitted": len(fit_to), "held out": len(judge_by), "first seed": seed},

@@ -141,7 +141,7 @@ def test_bad_files_are_refused_by_name(tmp_path: Path) -> None:
         "short.npy": "35 coefficients",
         "cut.npy": "holds no compensation polynomial",
         "pickled.npy": "holds no compensation polynomial",
-        "other.json": "no file of format",
+        "other.json": "'format' has to be",
         "newer.json": "update diffplug",
         "lacking.json": "'coefficients'",
     }.items():
