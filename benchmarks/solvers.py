@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from benchmarks.command import command
 from benchmarks.solver_models import NODES, Bench, MixtureBench, PipelineBench
 from benchmarks.solver_peers import PEERS
 from diffplug.files import output_folder, write_json
@@ -141,11 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.solvers", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = command(__name__, model="mixture", models="mixture, shapes, or the folder of such a pipeline")
     add = parser.add_argument
-    add("--model", default="mixture", help="mixture, shapes, or the folder of such a pipeline")
     add("--guidance", type=float, nargs="+", help="default: 7.5 1 0 for the mixture, 5 for a pipeline")
     add("--steps", type=int, nargs="+", default=[5, 6, 8, 10])
     add("--pairs", type=int, default=64, help="to fit to")
@@ -153,7 +151,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--fresh", type=int, default=400, help="to judge by at the end")
     add("--truth", type=int, default=1000, help="evaluations of the converged result")
     add("--rungs", nargs="+", default=list(RUNGS), choices=RUNGS)
-    add("--device", default="cpu")
     add("--results", type=Path, default=RESULTS, help="folder for solvers_MODEL_GUIDANCE.json")
     add("--truths", type=Path, help="folder for the converged latents of pipelines; default: the cache")
     add("--schedules", type=Path, help="folder for the schedules found")
