@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from itertools import count, cycle, islice
 from pathlib import Path
@@ -77,7 +78,8 @@ def dc(
         def show(done: int) -> None:
             bars.update(task, description=f"{stages[-1]}: {done} network calls")
 
-        found = search(
+        found = _until_stopped(
+            search,
             pipe,
             words,
             steps,
@@ -91,6 +93,15 @@ def dc(
         )
     found.schedule.save(out)
     _tell(found, out, json=json)
+
+
+def _until_stopped(search: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a search gives; at Ctrl-C a line on how to go on, and exit status 130."""
+    try:
+        return search(*args, **kwargs)
+    except KeyboardInterrupt:
+        typer.echo("stopped: the same command goes on from the last finished rung", err=True)
+        raise typer.Exit(130) from None
 
 
 def _prompts(path: Path | None, model: str, pairs: int, seed: int) -> list[str]:

@@ -10,7 +10,15 @@ from typing import Any, ClassVar
 
 from diffplug.intercept import PipelineCall, Undo
 from diffplug.samplers.dc_solver import CONSTRUCTOR, DCSolverScheduler
-from diffplug.samplers.fitted import asked_guidance, asked_steps, attached, check_names, fitted, given_grid
+from diffplug.samplers.fitted import (
+    asked_guidance,
+    asked_steps,
+    attached,
+    check_names,
+    fitted,
+    given_grid,
+    remade,
+)
 from diffplug.samplers.origin import check_origin
 from diffplug.samplers.ratio_book import RatioBook
 from diffplug.scheduler_plug import current_scheduler, world
@@ -68,6 +76,9 @@ class DCSolver:
         object.__setattr__(self, "book", RatioBook.of(ratios, order))
         object.__setattr__(self, "elsewhere", elsewhere)
         object.__setattr__(self, "config", MappingProxyType(dict(config)))
+
+    def __reduce__(self) -> Any:
+        return remade, (type(self), {"book": self.book, "elsewhere": self.elsewhere}, dict(self.config))
 
     @property
     def ratios(self) -> tuple[float, ...] | None:

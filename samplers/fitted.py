@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from numbers import Real
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -72,6 +73,14 @@ def asked_guidance(pipe: Any, kwargs: Mapping[str, Any]) -> float | None:
         if isinstance(value, Real) and not isinstance(value, bool):
             return float(value)
     return None
+
+
+def remade(cls: Any, fields: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """A plug as it was pickled or copied; its values were checked when it was made."""
+    plug = object.__new__(cls)
+    for name, value in {**fields, "config": MappingProxyType(dict(config))}.items():
+        object.__setattr__(plug, name, value)
+    return plug
 
 
 def given_grid(kwargs: Mapping[str, Any]) -> Any:

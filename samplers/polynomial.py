@@ -54,7 +54,14 @@ class CompensationPolynomial:
             low, high = getattr(self, name)
             if not low <= high:
                 raise ValueError(f"{name} from {low!r} to {high!r} is no range: the smaller one comes first")
+            object.__setattr__(self, name, (low, high))
         object.__setattr__(self, "coefficients", array.reshape(SHAPE))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CompensationPolynomial) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash((self.coefficients.tobytes(), self.steps, self.guidance))
 
     def ratios(self, num_inference_steps: int, guidance_scale: float) -> list[float]:
         """One ratio per step, in [0.3, 1.6]; evaluated in float64, the terms cancel to 1 part in 10^4.

@@ -92,7 +92,7 @@ class RatioBook:
             if key in entries:
                 raise ValueError(f"two schedules are for {key[0]} steps at guidance {key[1]}: leave one out")
             entries[key] = schedule.ratios
-            metas.append(schedule.meta)
+            metas.append(dict(schedule.meta))
         return cls(tuple(entries.items()), metas=tuple(metas))
 
     @property

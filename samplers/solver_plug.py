@@ -10,7 +10,15 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from diffplug.intercept import PipelineCall, Undo
-from diffplug.samplers.fitted import asked_guidance, asked_steps, attached, check_names, fitted, given_grid
+from diffplug.samplers.fitted import (
+    asked_guidance,
+    asked_steps,
+    attached,
+    check_names,
+    fitted,
+    given_grid,
+    remade,
+)
 from diffplug.samplers.origin import check_origin, made_for_guidance
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.schedule_book import book_to_config
@@ -48,6 +56,9 @@ class Solver:
         object.__setattr__(self, "schedules", found)
         object.__setattr__(self, "config", MappingProxyType(dict(config)))
         _check_distinct(found)
+
+    def __reduce__(self) -> Any:
+        return remade, (type(self), {"schedules": self.schedules}, dict(self.config))
 
     def book(self, guidance: float | None = None) -> dict[str, Any] | None:
         """For each number of steps the schedule of the nearest guidance, as JSON; None without schedules."""

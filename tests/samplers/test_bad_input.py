@@ -213,3 +213,17 @@ def test_a_search_is_refused_before_it_begins(
     done = CliRunner().invoke(app, ["search", "dc", "--steps", "4", "--pairs", "4", *options])
     assert done.exit_code == 2 and said in done.stderr
     assert json.loads(Path("schedule.json").read_text()) == "kept" and not Path("cache").exists()
+
+
+@pytest.mark.pipe
+def test_a_stopped_search_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffplug.samplers.search import compensation
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compensation, "search_compensation", stopped)
+    words = ["search", "dc", "--steps", "4", "--pairs", "4", "-o", str(tmp_path / "four.json")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 130 and "the same command goes on" in done.stderr
+    assert not (tmp_path / "four.json").exists()
