@@ -24,7 +24,7 @@ from rich.progress import Progress
 from benchmarks.command import command
 from benchmarks.solver_models import NODES, Bench, MixtureBench, PipelineBench
 from benchmarks.solver_peers import PEERS
-from diffplug.files import output_folder, write_json
+from diffplug.files import output_folder, read_json, write_json
 from diffplug.samplers.search.climb import RUNGS, Climb, climb
 
 RESULTS = Path(__file__).parent / "results"
@@ -96,11 +96,20 @@ def verdict(model: str, guidance: float, steps: int, rows: Sequence[Row]) -> lis
     ]
 
 
-def measure(bench: Bench, told: argparse.Namespace, guidance: float, bars: Progress) -> dict[str, Any]:
-    """Every number of evaluations, printed as it comes."""
-    results: dict[str, Any] = {}
+def measure(bench: Bench, told: argparse.Namespace, guidance: float, bars: Progress, path: Path) -> None:
+    """Every number of evaluations, printed as it comes and written at once.
+
+    With --resume, those are kept that the file has for the same setting.
+    """
+    document = {"setting": setting(bench, told, guidance), "floor": None, "results": {}}
+    if told.resume and path.exists() and (kept := read_json(path))["setting"] == document["setting"]:
+        document = kept
+    results: dict[str, Any] = document["results"]
     task = bars.add_task("", total=len(told.steps))
     for steps in told.steps:
+        if str(steps) in results:
+            bars.advance(task)
+            continue
 
         def say(stage: str, steps: int = steps) -> None:
             bars.update(task, description=f"guidance {guidance:g}, {steps} evaluations: {stage}")
@@ -108,37 +117,45 @@ def measure(bench: Bench, told: argparse.Namespace, guidance: float, bars: Progr
         rows, found = compare(bench, steps, told.rungs, say)
         reached = ratios_to_stock(rows)
         results[str(steps)] = {"rows": rows, "of the best stock": reached}
+        document["floor"] = document["floor"] or bench.floor()
+        write_json(path, document)
         if told.schedules:
             found.schedule.save(output_folder(told.schedules) / f"{steps}-{guidance:g}.json")
         lines = [table(steps, rows), "", *verdict(told.model, guidance, steps, rows), ""]
         bars.console.print("\n".join(lines), markup=False, soft_wrap=True)
         bars.advance(task)
     bars.remove_task(task)
-    return results
+
+
+def setting(bench: Bench, told: argparse.Namespace, guidance: float) -> dict[str, Any]:
+    """What the figures belong to."""
+    return {
+        "model": Path(told.model).name, "weights": bench.weights, "guidance": guidance, "pairs": told.pairs,
+        "held out": held_out(told), "fresh": told.fresh, "truth": told.truth, "rungs": told.rungs,
+    }  # fmt: skip
+
+
+def held_out(told: argparse.Namespace) -> int:
+    return int(told.held_out or (400 if told.model == "mixture" else told.pairs))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, searches and measures, prints tables, writes JSON and the schedules found."""
     told = _parser().parse_args(arguments)
-    name = Path(told.model).name
     guidances = told.guidance or ([7.5, 1.0, 0.0] if told.model == "mixture" else [5.0])
-    held_out = told.held_out or (400 if told.model == "mixture" else told.pairs)
     folder = output_folder(told.results)
     torch.set_grad_enabled(False)
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     with Progress(transient=True) as bars:
         for guidance in guidances:
-            sizes = (guidance, told.pairs, held_out, told.fresh, told.truth)
+            sizes = (guidance, told.pairs, held_out(told), told.fresh, told.truth)
             if told.model == "mixture":
                 bench: Bench = MixtureBench(*sizes)
             else:
                 bench = PipelineBench(told.model, *sizes, device=told.device, folder=told.truths)
-            results = measure(bench, told, guidance, bars)
-            setting = {
-                "model": name, "guidance": guidance, "pairs": told.pairs, "held out": held_out,
-                "fresh": told.fresh, "truth": told.truth, "rungs": told.rungs,
-            }  # fmt: skip
-            write_json(folder / f"solvers_{name}_{guidance:g}.json", {"setting": setting, "results": results})
+            measure(
+                bench, told, guidance, bars, folder / f"solvers_{Path(told.model).name}_{guidance:g}.json"
+            )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -153,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rungs", nargs="+", default=list(RUNGS), choices=RUNGS)
     add("--results", type=Path, default=RESULTS, help="folder for solvers_MODEL_GUIDANCE.json")
     add("--truths", type=Path, help="folder for the converged latents of pipelines; default: the cache")
+    add("--resume", action="store_true", help="measure only what the file does not have yet")
     add("--schedules", type=Path, help="folder for the schedules found")
     return parser
 

@@ -120,28 +120,50 @@ def test_a_searched_schedule_of_the_same_weights_is_not_overwritten(home: Path) 
 # ----------------------------------------------------------------- solvers, solver_plot, solver_pictures
 
 
-@pytest.fixture
-def measured(tmp_path: Path) -> dict[str, Any]:
-    words = ["--guidance", "7.5", "--steps", "3", "4", "--pairs", "6", "--held-out", "6", "--fresh", "8"]
-    words += ["--truth", "24", "--rungs", "ratios", "--results", str(tmp_path)]
-    solvers.main([*words, "--schedules", str(tmp_path / "found")])
-    document: dict[str, Any] = read_json(tmp_path / "solvers_mixture_7.5.json")
+def measure(home: Path, *more: str) -> dict[str, Any]:
+    """The figures of the mixture at guidance 7.5, on a few pairs."""
+    words = ["--guidance", "7.5", "--pairs", "6", "--held-out", "6", "--fresh", "8", "--truth", "60"]
+    words += ["--rungs", "ratios", "--results", str(home), "--schedules", str(home / "found")]
+    solvers.main([*words, *more])
+    document: dict[str, Any] = read_json(home / "solvers_mixture_7.5.json")
     return document
 
 
 @pytest.mark.law
-def test_solvers_are_measured_and_drawn(
-    measured: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_solvers_are_measured_and_drawn(tmp_path: Path) -> None:
+    measured = measure(tmp_path, "--steps", "3", "4")
+    assert set(measured["results"]) == {"3", "4"} and measured["setting"]["weights"] == ""
     for steps, found in measured["results"].items():
         rows = found["rows"]
         stock = [row["mean"] for row in rows if row["family"] != "ours"]
-        assert len(stock) == len(solvers.PEERS) and min(stock) > 0
+        assert len(stock) == len(solvers.PEERS) and min(stock) > measured["floor"]["mean"] > 0
+        assert all(row["median"] <= row["p95"] and 0.1 <= row["worst tenth"] <= 1 for row in rows)
         (given,) = (row for row in rows if row["solver"] == "given")
         assert found["of the best stock"]["best rung"] <= given["mean"] / min(stock) + 1e-12
         assert SolverSchedule.load(tmp_path / "found" / f"{steps}-7.5.json").nfe == int(steps)
     solver_plot.main([str(tmp_path / "solvers_mixture_7.5.json"), "-o", str(tmp_path / "plot.png")])
     assert np.asarray(Image.open(tmp_path / "plot.png").convert("L")).std() > 5  # lines, not an empty page
+
+
+@pytest.mark.law
+def test_an_interrupted_measurement_keeps_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, asked = solvers.compare, []
+
+    def compare(bench: Any, steps: int, *more: Any) -> Any:
+        asked.append(steps)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return own(bench, steps, *more)
+
+    monkeypatch.setattr(solvers, "compare", compare)
+    with pytest.raises(KeyboardInterrupt):
+        measure(tmp_path, "--steps", "2", "3")
+    assert set(measure(tmp_path, "--steps", "2", "3", "--resume")["results"]) == {"2", "3"}
+    assert asked == [2, 3, 3]
+    measure(tmp_path, "--steps", "2", "--resume", "--truth", "20")  # another setting: all over again
+    assert asked == [2, 3, 3, 2]
 
 
 @pytest.mark.law

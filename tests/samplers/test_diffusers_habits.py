@@ -1,4 +1,4 @@
-"""What people do with Diffusers' schedulers: pickle, compile, differentiate, inpaint, hand on to a refiner."""
+"""What people do with Diffusers' schedulers: pickle, compile, differentiate, inpaint, pass to a refiner."""
 
 from __future__ import annotations
 
