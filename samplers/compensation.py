@@ -40,7 +40,7 @@ def checked_ratios(ratios: Any, order: int) -> list[float] | None:
             raise ValueError(
                 f"DC ratio {ratio!r} of step {step} is not a finite number: 1.0 means no compensation"
             )
-        if abs(ratio) > LARGEST_RATIO:
+        if abs(float(ratio)) > LARGEST_RATIO:
             raise ValueError(
                 f"DC ratio {float(ratio):g} of step {step} extrapolates too far: allowed are up to "
                 f"{LARGEST_RATIO:g}, searches stay in 0.3 to 2"

@@ -151,8 +151,8 @@ class CompensationPolynomial:
         if document.get("version") != VERSION:
             raise ValueError(f"it has version {document.get('version')!r}, not {VERSION}: update diffplug")
         try:
-            numbers, ranges = document["coefficients"], [tuple(document[n]) for n in ("steps", "guidance")]
-            return cls(numbers, *ranges, dict(document.get("meta", {})))
+            numbers, steps, guidance = (document[name] for name in ("coefficients", "steps", "guidance"))
+            return cls(numbers, tuple(steps), tuple(guidance), dict(document.get("meta", {})))
         except (KeyError, TypeError) as error:
             raise ValueError(f"it lacks or garbles {error}: write it again") from error
 

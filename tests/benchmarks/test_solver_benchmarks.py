@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from benchmarks import shapes_schedules, solver_pictures, solver_plot, solvers
 from diffplug.files import read_json
-from diffplug.samplers import CompensationPolynomial, SolverSchedule
+from diffplug.samplers import CompensationPolynomial, SolverSchedule, presets
 
 
 @pytest.fixture(autouse=True)
@@ -164,6 +165,27 @@ def test_an_interrupted_measurement_keeps_what_is_done(
     assert asked == [2, 3, 3]
     measure(tmp_path, "--steps", "2", "--resume", "--truth", "20")  # another setting: all over again
     assert asked == [2, 3, 3, 2]
+
+
+@pytest.mark.law
+def test_what_is_shipped_can_be_judged_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffplug.samplers.shipped.FOLDER", tmp_path)
+    (tmp_path / "shapes").mkdir()
+    meta = {"guidance_scale": 5.0, "evaluations": 9, "seconds": 2.5}
+    for name, schedule in (
+        ("ratios-4-5", presets.unipc(4, final="sigma_min", disable_corrector=(0,))),
+        ("ratios-6-5", presets.unipc(6, final="sigma_min", disable_corrector=(0,))),
+        ("solver-4", presets.ipndm(4, final="sigma_min")),
+    ):
+        replace(schedule, meta=meta).save(tmp_path / "shapes" / f"{name}.json")
+    found = solvers.shipped("shapes", 4, 5.0)
+    cost = {"evaluations": 9, "seconds": 2.5}
+    assert [(name, each.nfe, paid) for name, each, paid in found] == [
+        ("DC-Solver", 4, cost),
+        ("given", 4, cost),
+    ]
+    with pytest.raises(ValueError, match="nothing is shipped for 4 steps at guidance 7.5"):
+        solvers.shipped("shapes", 4, 7.5)
 
 
 @pytest.mark.law
