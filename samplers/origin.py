@@ -12,7 +12,13 @@ import torch
 from diffplug.report import denoisers
 from diffplug.samplers.decisions import finite
 
-__all__ = ["architecture", "check_origin", "fingerprint", "made_for_guidance"]
+__all__ = [
+    "architecture",
+    "check_origin",
+    "conditioning_fingerprint",
+    "fingerprint",
+    "made_for_guidance",
+]
 
 SAMPLED = 4096  # elements of each weight that enter the fingerprint
 
@@ -22,8 +28,19 @@ def fingerprint(pipe: Any) -> str:
 
     Fine-tunes, merged adapters and another dtype change it; the machine and the device do not.
     """
+    return _hash(denoisers(pipe))
+
+
+def conditioning_fingerprint(pipe: Any) -> str:
+    """Such a hash of the other networks, which decide what a run is told: encoders, control networks."""
+    networks = {id(module) for module in denoisers(pipe)}
+    parts = sorted((name, part) for name, part in pipe.components.items() if name != "safety_checker")
+    return _hash(part for _, part in parts if isinstance(part, torch.nn.Module) and id(part) not in networks)
+
+
+def _hash(modules: Iterable[Any]) -> str:
     digest = hashlib.sha256()
-    for module in denoisers(pipe):
+    for module in modules:
         for name, weight in sorted(module.state_dict().items()):
             flat = weight.detach().reshape(-1)
             some = flat[:: max(1, len(flat) // SAMPLED)].contiguous().cpu()

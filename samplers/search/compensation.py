@@ -14,7 +14,7 @@ from typing import Any
 from diffplug.files import output_folder, read_json, write_json
 from diffplug.samplers.fitted import asked_guidance
 from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.origin import architecture, fingerprint
+from diffplug.samplers.origin import architecture, conditioning_fingerprint, fingerprint
 from diffplug.samplers.search.climb import RUNGS, Climb, RungResult, climb
 from diffplug.samplers.search.memo import Memo, digest
 from diffplug.samplers.search.problem import PipelineProblem
@@ -85,7 +85,7 @@ def search_compensation(
         "pairs": {"fitted": len(fit_to), "held out": len(judge_by), "first seed": seed},
         "prompts": hashlib.sha256(json.dumps([fit_to, judge_by]).encode()).hexdigest()[:16],
     }
-    work = _Work(folder, told, resume)
+    work = _Work(folder, {**told, "conditioning": conditioning_fingerprint(pipe)}, resume)
 
     def keep(result: RungResult) -> None:
         work.add(result)
