@@ -6,22 +6,28 @@ For every number of steps: the best solver that all rungs find at guidance 5 (`s
 of DC-Solver on the method's own recipe at several guidance scales (`ratios-*.json`); `polynomial.json` is
 fitted to the latter. Prompts are those of the search split only; half of the pairs judge. What is not better
 than the stock solver is not shipped. Prints held-out errors and writes them as JSON.
+
+Takes hours. What is finished is kept in a folder of --work that is named by model and settings, and a second
+run goes on from there; shipped files are replaced at the very end.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
 from rich.progress import Progress
 
-from diffplug import load
-from diffplug.files import output_folder, write_json
+from benchmarks.command import command, opened
+from diffplug.files import output_folder, read_json, write_json
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.origin import architecture, fingerprint
 from diffplug.samplers.polynomial import CompensationPolynomial
@@ -37,21 +43,28 @@ from diffplug.shapes import sample_prompts
 
 RESULTS = Path(__file__).parent / "results"
 NODES = Nodes(kind="name", name="linspace", final="sigma_min")
+SHIPPED = ("ratios-*.json", "solver-*.json", "polynomial.json")
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one search came to: a file to ship, or None, and rows of the table."""
+
+    file: dict[str, Any] | None
+    rows: list[dict[str, Any]]
 
 
 @dataclass
 class Workshop:
-    """The pipeline, its pairs and the folder for what is found; `told` holds the figures."""
+    """The pipeline and its pairs: half to fit to, half to judge by."""
 
     pipe: Any
     pairs: int
     truth: int
-    folder: Path
     cache: Path | None
 
     def __post_init__(self) -> None:
-        self.told: list[dict[str, Any]] = []
         self.origin = {"model": fingerprint(self.pipe), "architecture": architecture(self.pipe)}
         self.prompts = sample_prompts(self.pairs, seed=0, split="search")
 
@@ -64,9 +77,8 @@ class Workshop:
         train, judge = (PipelineProblem(each, NODES, self.truth, self.cache) for each in trials)
         return train, judge
 
-    def ratios(self, steps: int, guidance: float, say: Say) -> SolverSchedule:
-        """DC-Solver's ratios on the method's recipe, saved with its errors; neutral where that is better."""
-        say(f"ratios, {steps} steps, guidance {guidance:g}")
+    def ratios(self, steps: int, guidance: float) -> Found:
+        """DC-Solver's ratios on the method's recipe; neutral where that is better."""
         train, judge = self.problems(guidance)
         plain, began = unipc(steps, NODES, disable_corrector=(0,)), perf_counter()
         with train.trials.remembering() as run:
@@ -76,42 +88,96 @@ class Workshop:
             best = min(seen, key=lambda each: errors(judge, each).mean)
             figures = {"baseline": errors(judge, plain).told(), "held out": errors(judge, best).told()}
             cost = {"evaluations": run.memo.evaluated, "seconds": round(perf_counter() - began, 1)}
-        meta = {
-            **self.origin,
-            "steps": steps,
-            "guidance_scale": guidance,
-            "rung": "ratios",
-            **figures,
-            **cost,
-        }
-        found = replace(best, meta={**meta, "truth_steps": self.truth, "pairs": self.pairs})
-        found.save(self.folder / f"ratios-{steps}-{guidance:g}.json")
-        self.told.append({"kind": "ratios", **{k: v for k, v in meta.items() if k not in self.origin}})
-        return found
+        row = {"steps": steps, "guidance_scale": guidance, "rung": "ratios", **figures, **cost}
+        meta = {**self.origin, **row, "truth_steps": self.truth, "pairs": self.pairs}
+        return Found(replace(best, meta=meta).to_json(), [{"kind": "ratios", **row}])
 
-    def polynomial(self, searched: dict[tuple[int, float], Sequence[float]], say: Say) -> None:
-        """The polynomial through the ratios, saved; tells its own held-out errors too."""
-        say("polynomial")
-        fitted = CompensationPolynomial.fit(searched)
-        replace(fitted, meta=self.origin).save(self.folder / "polynomial.json")
+    def polynomial(self, searched: Mapping[tuple[int, float], Sequence[float]]) -> Found:
+        """The polynomial through the ratios, with its own held-out errors."""
+        fitted, rows = CompensationPolynomial.fit(searched), []
         for guidance in sorted({scale for _, scale in searched}):
             judge = self.problems(guidance)[1]
             for steps in sorted({count for count, _ in searched}):
                 plain = unipc(steps, NODES, disable_corrector=(0,))
                 curve = with_ratios(plain, dict(enumerate(fitted.ratios(steps, guidance))))
                 told = {"steps": steps, "guidance_scale": guidance, "held out": errors(judge, curve).told()}
-                self.told.append({"kind": "polynomial", **told, "baseline": errors(judge, plain).told()})
+                rows.append({"kind": "polynomial", **told, "baseline": errors(judge, plain).told()})
+        return Found(replace(fitted, meta=self.origin).to_json(), rows)
 
-    def solver(self, steps: int, guidance: float, rungs: Sequence[str], say: Say) -> None:
-        """The best solver of all rungs, saved where it beats the stock solvers."""
+    def solver(self, steps: int, guidance: float, rungs: Sequence[str], say: Say) -> Found:
+        """The best solver of all rungs; no file where it does not beat the stock solvers."""
         found = search_compensation(
             self.pipe, self.prompts, steps, guidance, rungs=rungs, truth_steps=self.truth,
-            cache=self.cache, on_stage=lambda stage: say(f"{steps} steps: {stage}"),
+            cache=self.cache, on_stage=lambda stage: say(f"solver-{steps}: {stage}"),
         )  # fmt: skip
-        if found.improved:
-            found.schedule.save(self.folder / f"solver-{steps}.json")
         names = ("steps", "guidance_scale", "rung", "baseline", "held out", "evaluations", "seconds")
-        self.told.append({"kind": "solver", **{name: found.schedule.meta[name] for name in names}})
+        row = {"kind": "solver", **{name: found.schedule.meta[name] for name in names}}
+        return Found(found.schedule.to_json() if found.improved else None, [row])
+
+
+class Unfinished:
+    """Finished searches of an unfinished run, a file each; the folder is named by what they depend on."""
+
+    def __init__(self, root: Path, **depends: Any) -> None:
+        name = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = output_folder(root / f"shapes-schedules-{name}")
+
+    def kept(self, name: str, search: Callable[[], Found]) -> Found:
+        """What `search` gives, from the file of that name where it was finished before."""
+        path = self.folder / f"{name}.json"
+        if path.exists():
+            return Found(**read_json(path))
+        found = search()
+        write_json(path, vars(found))
+        return found
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder)
+
+
+def searches(
+    work: Workshop, told: argparse.Namespace, unfinished: Unfinished, say: Say
+) -> Iterator[tuple[str, Found]]:
+    """Every file to ship by its name, as it is found: ratios, their polynomial, solvers."""
+    searched: dict[tuple[int, float], Sequence[float]] = {}
+    for guidance in told.guidances:
+        for steps in told.steps:
+            name = f"ratios-{steps}-{guidance:g}"
+            say(name)
+            found = unfinished.kept(name, partial(work.ratios, steps, guidance))
+            searched[steps, guidance] = SolverSchedule.from_json(found.file).ratios
+            yield name, found
+    say("polynomial")
+    of = hashlib.sha256(repr(sorted(searched.items())).encode()).hexdigest()[:8]
+    yield "polynomial", unfinished.kept(f"polynomial-{of}", partial(work.polynomial, searched))
+    for steps in told.steps:
+        search = partial(work.solver, steps, told.guidance, told.rungs, say)
+        yield f"solver-{steps}", unfinished.kept(f"solver-{steps}", search)
+
+
+def publish(files: Mapping[str, dict[str, Any]], folder: Path, model: str) -> None:
+    """Put the new files in place one by one, and only then take away those of other weights.
+
+    A schedule that `benchmarks.shapes_s3` has put in the place of a solver for the same weights stays.
+    """
+    for name, document in files.items():
+        path = folder / f"{name}.json"
+        old = _meta(path)
+        if not (old.get("method") == "s3" and old.get("model") == model):
+            write_json(path, document)
+    for pattern in SHIPPED:
+        for path in folder.glob(pattern):
+            if path.stem not in files and _meta(path).get("model") != model:
+                path.unlink()
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    """What a shipped file says about where it comes from; nothing where it cannot be read."""
+    try:
+        document = read_json(path) if path.exists() else {}
+    except ValueError:
+        return {}
+    return dict(document.get("meta", {})) if isinstance(document, dict) else {}
 
 
 def table(told: Sequence[dict[str, Any]]) -> str:
@@ -122,59 +188,37 @@ def table(told: Sequence[dict[str, Any]]) -> str:
     ]
     for row in told:
         before, after = row["baseline"]["mean"], row["held out"]["mean"]
-        cells = [
-            row["kind"],
-            str(row["steps"]),
-            f"{row['guidance_scale']:g}",
-            f"{before:.2e}",
-            f"{after:.2e}",
-        ]
-        cells += [f"{after / before:.2f}", str(row.get("evaluations", "")), f"{row.get('seconds', 0):.0f}"]
+        cells = [row["kind"], str(row["steps"]), f"{row['guidance_scale']:g}", f"{before:.2e}"]
+        cells += [f"{after:.2e}", f"{after / before:.2f}"]
+        cells += [str(row.get("evaluations", "")), f"{row.get('seconds', 0):.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line, searches, writes the files and prints the table."""
+    """Reads the command line, searches what is not found yet, ships the files and prints the table."""
     told = _parser().parse_args(arguments)
-    torch.set_grad_enabled(False)
-    pipe = load(told.model).to(told.device)
-    pipe.set_progress_bar_config(disable=True)
-    folder = output_folder(told.out)
-    for old in [
-        *folder.glob("ratios-*.json"),
-        *folder.glob("solver-*.json"),
-        *folder.glob("polynomial.json"),
-    ]:
-        old.unlink()  # of other weights
-    work = Workshop(pipe, told.pairs, told.truth, folder, told.cache)
+    folder, figures = output_folder(told.out), output_folder(told.json.parent) / told.json.name
+    work = Workshop(opened(told), told.pairs, told.truth, told.cache)
+    setting = {name: getattr(told, name) for name in ("pairs", "truth", "guidance", "rungs")}
+    unfinished = Unfinished(told.work, **work.origin, **setting)
+    files, rows = {}, []
     with Progress(transient=True) as bars:
         task = bars.add_task("", total=len(told.steps) * (1 + len(told.guidances)) + 1)
-
-        def say(stage: str) -> None:
-            bars.update(task, description=stage)
-
-        searched: dict[tuple[int, float], Sequence[float]] = {}
-        for guidance in told.guidances:
-            for steps in told.steps:
-                searched[steps, guidance] = work.ratios(steps, guidance, say).ratios
-                bars.advance(task)
-        work.polynomial(searched, say)
-        bars.advance(task)
-        for steps in told.steps:
-            work.solver(steps, told.guidance, told.rungs, say)
+        for name, found in searches(work, told, unfinished, lambda s: bars.update(task, description=s)):
+            rows += found.rows
+            if found.file is not None:
+                files[name] = found.file
             bars.advance(task)
-    print(table(work.told))
-    output_folder(told.json.parent)
-    write_json(told.json, {"setting": {"pairs": told.pairs, "truth": told.truth}, "results": work.told})
+    print(table(rows))
+    write_json(figures, {"setting": setting, "results": rows})
+    publish(files, folder, work.origin["model"])
+    unfinished.remove()
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.shapes_schedules", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = command(__name__, model="shapes")
     add = parser.add_argument
-    add("--model", default="shapes", help="shapes, or the folder of such a pipeline")
     add("--steps", type=int, nargs="+", default=[5, 6, 8, 10])
     add("--guidance", type=float, default=5.0, help="of the solvers")
     add(
@@ -183,8 +227,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--pairs", type=int, default=128, help="of prompt and noise: half to fit to, half to judge by")
     add("--truth", type=int, default=200, help="evaluations of the converged result")
     add("--rungs", nargs="+", default=list(RUNGS), choices=RUNGS)
-    add("--device", default="cpu")
-    add("--out", type=Path, default=shipped_folder("shapes"))
+    add("--out", type=Path, default=shipped_folder("shapes"), help="folder to ship to, at the end")
+    add("--work", type=Path, default=Path("runs"), help="where finished searches wait for the end")
     add("--cache", type=Path, help="folder for converged latents and unfinished searches")
     add("--json", type=Path, default=RESULTS / "shapes_schedules.json")
     return parser

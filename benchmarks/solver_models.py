@@ -16,8 +16,10 @@ from benchmarks.solver_peers import PEERS, SD, steps_for
 from diffplug import latents, load
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
+from diffplug.samplers.origin import fingerprint
+from diffplug.samplers.presets import dpmpp
 from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.search.problem import Errors, Floats, ModelProblem, PipelineProblem, Problem
+from diffplug.samplers.search.problem import Errors, Floats, ModelProblem, PipelineProblem, Problem, refined
 from diffplug.samplers.search.trials import Trials
 from diffplug.shapes import grade, sample_prompts
 from diffplug.testing.guided_mixture import GuidedMixture
@@ -37,6 +39,13 @@ class Bench:
     held_out: Problem
     fresh: Problem
     clean: Problem
+    weights: str = ""
+
+    def floor(self) -> dict[str, float]:
+        """How far the converged samples move with half of their evaluations: no error below means much."""
+        fine = int(self.fresh.fine) // 2  # type: ignore[attr-defined]
+        base = dpmpp(1, NODES, order=1, lower_order_final=False)
+        return self.judged(self.fresh.final(refined(base, self.fresh.levels, fine)), self.fresh)
 
     def peers(self) -> list[str]:
         """The schedulers of Diffusers that can run here."""
@@ -52,9 +61,14 @@ class Bench:
         return self.judged(self.fresh.final(schedule), self.fresh)
 
     def judged(self, final: Floats, problem: Problem) -> dict[str, float]:
-        """Mean and 95th percentile of the squared error; what is not finite counts as infinitely far."""
+        """Mean, median and 95th percentile of the squared error, and what share of it the worst tenth has.
+
+        What is not finite counts as infinitely far. A large share says that a few pairs end somewhere else.
+        """
         off = np.square(final - problem.truth).mean(axis=1)
-        return Errors(np.where(np.isfinite(off), off, np.inf)).told()
+        off = np.sort(np.where(np.isfinite(off), off, np.inf))
+        worst = float(off[-max(1, len(off) // 10) :].sum() / off.sum()) if 0 < off.sum() < np.inf else 1.0
+        return {**Errors(off).told(), "median": float(np.median(off)), "worst tenth": worst}
 
     def sample(self, name: str, evaluations: int) -> Floats:
         """The final samples [n, d] of a scheduler of Diffusers, run by its own code."""
@@ -124,7 +138,8 @@ class PipelineBench(Bench):
         ]
         nodes = (NODES, NODES, NODES, CLEAN)
         super().__init__(
-            *(PipelineProblem(*each, fine, folder) for each in zip(self.runs, nodes, strict=True))
+            *(PipelineProblem(*each, fine, folder) for each in zip(self.runs, nodes, strict=True)),
+            weights=fingerprint(self.pipe),
         )
 
     def peers(self) -> list[str]:

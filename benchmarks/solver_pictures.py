@@ -9,18 +9,20 @@ solvers are those that ship with the package. Marks say whether a picture holds 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
-from diffplug import load
+from benchmarks.command import command, opened
 from diffplug.demos.contact_sheet import Cell, contact_sheet
 from diffplug.files import atomic_path, output_folder
 from diffplug.recipe import Recipe
 from diffplug.shapes import grade, sample_prompts
 
+Advance = Callable[[], None]
 COLUMNS = {
     "ddim": "DDIM",
     "dpm++": "DPM-Solver++ 2M",
@@ -37,41 +39,45 @@ def cell(pipe: Any, prompts: Sequence[str], sampler: str, steps: int, guidance: 
     return Cell(images, [bool(good) for good in grade(images, prompts).strict])
 
 
+def rows(pipe: Any, prompts: Sequence[str], told: argparse.Namespace, advance: Advance) -> list[list[Cell]]:
+    """The converged pictures, then a row for each number of evaluations."""
+    best = cell(pipe, prompts, "ddim", told.converged, told.guidance)
+    advance()
+    found = [[best] * len(COLUMNS)]
+    for steps in told.steps:
+        found.append([])
+        for sampler in COLUMNS:
+            found[-1].append(cell(pipe, prompts, sampler, steps, told.guidance))
+            advance()
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, samples and writes the sheet."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.solver_pictures", description=(__doc__ or "").splitlines()[0]
-    )
+    told = _parser().parse_args(arguments)
+    output_folder(told.out.parent)
+    pipe, prompts = opened(told), sample_prompts(told.prompts, seed=told.seed, split="test")
+    with Progress(transient=True) as bars:
+        task = bars.add_task("pictures", total=1 + len(told.steps) * len(COLUMNS))
+        cells = rows(pipe, prompts, told, partial(bars.advance, task))
+    labels = [f"converged ({told.converged} steps)", *(f"{steps} evaluations" for steps in told.steps)]
+    names, footer = list(COLUMNS.values()), " / ".join(prompts)
+    sheet = contact_sheet(cells, row_labels=labels, column_labels=names, footer=footer, size=64)
+    with atomic_path(told.out) as temporary:
+        sheet.save(temporary)
+    print(told.out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command(__name__, model="shapes")
     add = parser.add_argument
-    add("--model", default="shapes", help="shapes, or the folder of such a pipeline")
     add("--steps", type=int, nargs="+", default=[5, 6, 8, 10])
     add("--converged", type=int, default=200, help="steps of the first row")
     add("--guidance", type=float, default=5.0)
     add("--prompts", type=int, default=3, help="pictures in a cell")
     add("--seed", type=int, default=0, help="of the prompts, out of the test split")
-    add("--device", default="cpu")
     add("-o", "--out", type=Path, default=Path("docs/solver_pictures.png"))
-    told = parser.parse_args(arguments)
-    output_folder(told.out.parent)
-    pipe = load(told.model).to(told.device)
-    prompts = sample_prompts(told.prompts, seed=told.seed, split="test")
-    rows, labels = [], [f"converged ({told.converged} steps)"]
-    with Progress(transient=True) as bars:
-        task = bars.add_task("pictures", total=1 + len(told.steps) * len(COLUMNS))
-        best = cell(pipe, prompts, "ddim", told.converged, told.guidance)
-        rows.append([best] * len(COLUMNS))
-        for steps in told.steps:
-            labels.append(f"{steps} evaluations")
-            rows.append([])
-            for sampler in COLUMNS:
-                rows[-1].append(cell(pipe, prompts, sampler, steps, told.guidance))
-                bars.advance(task)
-    names = list(COLUMNS.values())
-    footer = " / ".join(prompts)
-    sheet = contact_sheet(rows, row_labels=labels, column_labels=names, footer=footer, size=64)
-    with atomic_path(told.out) as temporary:
-        sheet.save(temporary)
-    print(told.out)
+    return parser
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ A line of a family is its best member at each number of evaluations.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks.command import command
 from diffplug.files import atomic_path, read_json
 
 STOCK = {"DDIM": "o", "LMS": "P", "DEIS": "s", "DPM-Solver++": "^", "UniPC": "D"}
@@ -68,9 +68,7 @@ def _dress(panel: Any, document: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and draws."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.solver_plot", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = command(__name__)
     parser.add_argument(
         "results", nargs="+", type=Path, help="JSON files of benchmarks.solvers, a panel each"
     )

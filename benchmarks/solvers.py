@@ -1,13 +1,14 @@
 """Few-step solvers against the converged result: ours, searched, beside every multistep solver of Diffusers.
 
     python -m benchmarks.solvers                                  the 16-d mixture at guidance 7.5, 1 and 0
-    python -m benchmarks.solvers --model shapes --guidance 5 --fresh 200 --truth 200
+    python -m benchmarks.solvers --model shapes --fresh 200 --truth 200 --shipped
 
 Searches on one set of pairs of noise and prompt, chooses on a second, and prints mean and 95th percentile of
 the squared error of final samples on a third that neither has seen. The Diffusers schedulers run their own
 code. The mixture at guidance 1 is the component of the prompt alone, at 0 the whole mixture without a prompt.
-On Shapes the share of pictures that are right in every fact is counted too. Results are JSON; the plot is
-drawn from them (`python -m benchmarks.solver_plot`).
+On Shapes the share of pictures that are right in every fact is counted too, and --shipped judges the solvers
+that `benchmarks.shapes_schedules` has searched. Results are JSON, written after every number of evaluations;
+the plot is drawn from them (`python -m benchmarks.solver_plot`).
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
 
+from benchmarks.command import command
 from benchmarks.solver_models import NODES, Bench, MixtureBench, PipelineBench
 from benchmarks.solver_peers import PEERS
-from diffplug.files import output_folder, write_json
-from diffplug.samplers.search.climb import RUNGS, Climb, climb
+from diffplug.files import output_folder, read_json, write_json
+from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.search.climb import RUNGS, climb
+from diffplug.samplers.shipped import shipped_ratios, shipped_schedules
 
 RESULTS = Path(__file__).parent / "results"
 BARS: dict[tuple[str, float], dict[str, float]] = {
@@ -36,26 +41,52 @@ BARS: dict[tuple[str, float], dict[str, float]] = {
 """Of the error of the best Diffusers scheduler, at every number of evaluations (Shapes: at 5 and 6)."""
 
 Row = dict[str, Any]
+Say = Callable[[str], None]
 
 
-def compare(
-    bench: Bench, steps: int, rungs: Sequence[str], say: Callable[[str], None]
-) -> tuple[list[Row], Climb]:
-    """A row for each solver: errors on the fresh pairs, and what the searched ones cost."""
+Ours = Sequence[tuple[str, SolverSchedule, dict[str, Any]]]
+"""Name, schedule and cost of solvers of ours; the one named "given" is what a person gets."""
+
+
+def compare(bench: Bench, steps: int, find: Callable[[], Ours], say: Say) -> tuple[list[Row], Ours]:
+    """A row for each solver: errors on the fresh pairs, and what those that `find` gives have cost."""
     rows: list[Row] = []
     for name in bench.peers():
         say(name)
         rows.append({"solver": name, "family": PEERS[name].family, **bench.peer(name, steps)})
+    found = find()
+    say("judging")
+    for name, schedule, cost in found:
+        rows.append({"solver": name, "family": "ours", **bench.ours(schedule), **cost})
+    return rows, found
+
+
+def searched(bench: Bench, steps: int, rungs: Sequence[str], say: Say) -> Ours:
+    """What every rung of a search finds, and what the search gives."""
     with bench.searching():
         found = climb(bench.train, bench.held_out, steps, NODES, climbed=rungs, on_stage=say)
-    say("judging")
+    ours = []
     for result in found.rungs:
         cost = {"evaluations": result.evaluations, "seconds": result.seconds, "accepted": result.accepted}
-        name = "DC-Solver" if result.name == "ratios" else result.name
-        rows.append({"solver": name, "family": "ours", **bench.ours(result.schedule), **cost})
+        ours.append(("DC-Solver" if result.name == "ratios" else result.name, result.schedule, cost))
     cost = {name: sum(getattr(each, name) for each in found.rungs) for name in ("evaluations", "seconds")}
-    rows.append({"solver": "given", "family": "ours", **bench.ours(found.schedule), **cost})
-    return rows, found
+    return [*ours, ("given", found.schedule, cost)]
+
+
+def shipped(model: str, steps: int, guidance: float) -> Ours:
+    """What comes with the package: the ratios for these steps and this guidance, and the solver."""
+    kinds = {"DC-Solver": shipped_ratios(model), "given": shipped_schedules(model)}
+    ours = []
+    for name, schedules in kinds.items():
+        for each in schedules:
+            if each.nfe == steps and each.meta["guidance_scale"] == guidance:
+                cost = {key: each.meta[key] for key in ("evaluations", "seconds") if key in each.meta}
+                ours.append((name, each, cost))
+    if not ours:
+        raise ValueError(
+            f"nothing is shipped for {steps} steps at guidance {guidance:g}: leave --shipped out"
+        )
+    return ours
 
 
 def ratios_to_stock(rows: Sequence[Row]) -> dict[str, float]:
@@ -95,57 +126,75 @@ def verdict(model: str, guidance: float, steps: int, rows: Sequence[Row]) -> lis
     ]
 
 
-def measure(bench: Bench, told: argparse.Namespace, guidance: float, bars: Progress) -> dict[str, Any]:
-    """Every number of evaluations, printed as it comes."""
-    results: dict[str, Any] = {}
+def measure(bench: Bench, told: argparse.Namespace, guidance: float, bars: Progress, path: Path) -> None:
+    """Every number of evaluations, printed as it comes and written at once.
+
+    With --resume, those are kept that the file has for the same setting.
+    """
+    document = {"setting": setting(bench, told, guidance), "floor": None, "results": {}}
+    if told.resume and path.exists() and (kept := read_json(path))["setting"] == document["setting"]:
+        document = kept
+    results: dict[str, Any] = document["results"]
     task = bars.add_task("", total=len(told.steps))
     for steps in told.steps:
+        if str(steps) in results:
+            bars.advance(task)
+            continue
 
         def say(stage: str, steps: int = steps) -> None:
             bars.update(task, description=f"guidance {guidance:g}, {steps} evaluations: {stage}")
 
-        rows, found = compare(bench, steps, told.rungs, say)
+        find = partial(searched, bench, steps, told.rungs, say)
+        if told.shipped:
+            find = partial(shipped, told.model, steps, guidance)
+        rows, found = compare(bench, steps, find, say)
         reached = ratios_to_stock(rows)
         results[str(steps)] = {"rows": rows, "of the best stock": reached}
+        document["floor"] = document["floor"] or bench.floor()
+        write_json(path, document)
         if told.schedules:
-            found.schedule.save(output_folder(told.schedules) / f"{steps}-{guidance:g}.json")
+            found[-1][1].save(output_folder(told.schedules) / f"{steps}-{guidance:g}.json")
         lines = [table(steps, rows), "", *verdict(told.model, guidance, steps, rows), ""]
         bars.console.print("\n".join(lines), markup=False, soft_wrap=True)
         bars.advance(task)
     bars.remove_task(task)
-    return results
+
+
+def setting(bench: Bench, told: argparse.Namespace, guidance: float) -> dict[str, Any]:
+    """What the figures belong to."""
+    return {
+        "model": Path(told.model).name, "weights": bench.weights, "guidance": guidance, "pairs": told.pairs,
+        "held out": held_out(told), "fresh": told.fresh, "truth": told.truth,
+        "rungs": "shipped" if told.shipped else told.rungs,
+    }  # fmt: skip
+
+
+def held_out(told: argparse.Namespace) -> int:
+    return int(told.held_out or (400 if told.model == "mixture" else told.pairs))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, searches and measures, prints tables, writes JSON and the schedules found."""
     told = _parser().parse_args(arguments)
-    name = Path(told.model).name
     guidances = told.guidance or ([7.5, 1.0, 0.0] if told.model == "mixture" else [5.0])
-    held_out = told.held_out or (400 if told.model == "mixture" else told.pairs)
     folder = output_folder(told.results)
     torch.set_grad_enabled(False)
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     with Progress(transient=True) as bars:
         for guidance in guidances:
-            sizes = (guidance, told.pairs, held_out, told.fresh, told.truth)
+            sizes = (guidance, told.pairs, held_out(told), told.fresh, told.truth)
             if told.model == "mixture":
                 bench: Bench = MixtureBench(*sizes)
             else:
                 bench = PipelineBench(told.model, *sizes, device=told.device, folder=told.truths)
-            results = measure(bench, told, guidance, bars)
-            setting = {
-                "model": name, "guidance": guidance, "pairs": told.pairs, "held out": held_out,
-                "fresh": told.fresh, "truth": told.truth, "rungs": told.rungs,
-            }  # fmt: skip
-            write_json(folder / f"solvers_{name}_{guidance:g}.json", {"setting": setting, "results": results})
+            measure(
+                bench, told, guidance, bars, folder / f"solvers_{Path(told.model).name}_{guidance:g}.json"
+            )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.solvers", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = command(__name__, model="mixture", models="mixture, shapes, or the folder of such a pipeline")
     add = parser.add_argument
-    add("--model", default="mixture", help="mixture, shapes, or the folder of such a pipeline")
     add("--guidance", type=float, nargs="+", help="default: 7.5 1 0 for the mixture, 5 for a pipeline")
     add("--steps", type=int, nargs="+", default=[5, 6, 8, 10])
     add("--pairs", type=int, default=64, help="to fit to")
@@ -153,9 +202,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--fresh", type=int, default=400, help="to judge by at the end")
     add("--truth", type=int, default=1000, help="evaluations of the converged result")
     add("--rungs", nargs="+", default=list(RUNGS), choices=RUNGS)
-    add("--device", default="cpu")
     add("--results", type=Path, default=RESULTS, help="folder for solvers_MODEL_GUIDANCE.json")
     add("--truths", type=Path, help="folder for the converged latents of pipelines; default: the cache")
+    add("--shipped", action="store_true", help="judge what comes with the package, instead of searching")
+    add("--resume", action="store_true", help="measure only what the file does not have yet")
     add("--schedules", type=Path, help="folder for the schedules found")
     return parser
 

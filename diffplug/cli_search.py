@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from itertools import count, cycle, islice
 from pathlib import Path
@@ -60,6 +61,11 @@ def dc(
     """
     from diffplug.cli import _pipe
 
+    climbed = [name.strip() for name in rungs.split(",") if name.strip()]
+    if not climbed:
+        raise ValueError("--rungs names none: give any of ratios, grid, coefficients, full")
+    if out.is_dir():
+        raise ValueError(f"--out {str(out)!r} is a folder: give the name of a .json file in it")
     output_folder(out.parent)
     words = _prompts(prompts, model, pairs, seed)
     pipe = _pipe(model, device, dtype, words if model == "shapes" else [])
@@ -72,12 +78,13 @@ def dc(
         def show(done: int) -> None:
             bars.update(task, description=f"{stages[-1]}: {done} network calls")
 
-        found = search(
+        found = _until_stopped(
+            search,
             pipe,
             words,
             steps,
             guidance,
-            rungs=[name.strip() for name in rungs.split(",") if name.strip()],
+            rungs=climbed,
             grid=grid,
             seed=seed,
             resume=resume,
@@ -86,6 +93,15 @@ def dc(
         )
     found.schedule.save(out)
     _tell(found, out, json=json)
+
+
+def _until_stopped(search: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a search gives; at Ctrl-C a line on how to go on, and exit status 130."""
+    try:
+        return search(*args, **kwargs)
+    except KeyboardInterrupt:
+        typer.echo("stopped: the same command goes on from the last finished rung", err=True)
+        raise typer.Exit(130) from None
 
 
 def _prompts(path: Path | None, model: str, pairs: int, seed: int) -> list[str]:

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
+from diffplug.samplers.decisions import LARGEST_RATIO
+
 MAX_DC_ORDER = 3
 
 
 def checked_ratios(ratios: Any, order: int) -> list[float] | None:
     """Ratios as a list of floats, one per step; None stays None.
 
-    ratios: any sequence or array of finite numbers. order: K; a compensation needs K + 1 outputs, so the
+    ratios: any sequence or array of numbers up to 10. order: K; a compensation needs K + 1 outputs, so the
     first K ratios can do nothing and have to be 1. Raises ValueError otherwise.
     """
     if ratios is None:
@@ -37,6 +39,11 @@ def checked_ratios(ratios: Any, order: int) -> list[float] | None:
         if isinstance(ratio, bool) or not isinstance(ratio, Real) or not math.isfinite(ratio):
             raise ValueError(
                 f"DC ratio {ratio!r} of step {step} is not a finite number: 1.0 means no compensation"
+            )
+        if abs(float(ratio)) > LARGEST_RATIO:
+            raise ValueError(
+                f"DC ratio {float(ratio):g} of step {step} extrapolates too far: allowed are up to "
+                f"{LARGEST_RATIO:g}, searches stay in 0.3 to 2"
             )
         if step < order and ratio != 1:
             raise ValueError(

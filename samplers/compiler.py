@@ -25,6 +25,7 @@ from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.table import DATA, SEEN, STATES, AnalyticStep, Row, SolverTable, TableStep, Term
 
 LEAST_ALPHA = 1e-5  # below it the weights of a noise prediction explode
+LARGEST_WEIGHT = 1e30  # what float32 still multiplies
 Weights = dict[tuple[int, int], float]  # (history, node) -> weight
 
 
@@ -53,7 +54,7 @@ def compile_schedule(
     if times is None:
         times = levels.time_of_sigma(sigmas[:-1]).tolist()
     nodes = tuple(levels.level(float(sigma)) for sigma in sigmas)
-    compiler = _Compiler(schedule, nodes, list(times), begin)
+    compiler = _Compiler(schedule, nodes, [node.lam for node in nodes], list(times), begin)
     steps = tuple(compiler.step(i) for i in range(count))
     first = None if schedule.first == "model" or begin else compiler.analytic(steps[0])
     return SolverTable(tuple(map(float, sigmas)), nodes, steps, begin, first)
@@ -63,14 +64,17 @@ def compile_schedule(
 class _Compiler:
     schedule: SolverSchedule
     nodes: tuple[Level, ...]
+    lams: list[float]
     times: list[float]
     begin: int
 
     def step(self, i: int) -> TableStep:
         """The rows that are applied at node i."""
         try:
-            return TableStep(self.predict(i), self.correct(i), self.compensate(i))
-        except ValueError as error:
+            step = TableStep(self.predict(i), self.correct(i), self.compensate(i))
+            _check_weights(step)
+            return step
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"step {i}: {error}") from None
 
     def predict(self, i: int) -> Row:
@@ -99,7 +103,7 @@ class _Compiler:
         order, variable = self.schedule.compensation
         if self.schedule.steps[i].ratio == 1 or i - self.begin < order:
             return None
-        nodes = self.times if variable == "timestep" else [node.lam for node in self.nodes[:-1]]
+        nodes = self.times if variable == "timestep" else self.lams[:-1]
         mix = compensation_weights(nodes, self.schedule.ratios[: i + 1], order)[i]
         if self.schedule.steps[i].param != "noise":
             return self.row({(DATA, i - k): weight for k, weight in enumerate(mix)}, i)
@@ -118,9 +122,9 @@ class _Compiler:
             start = i
         points = [[p for p in group if p >= self.begin and p != start] for group in points]
         order = next((k for k, group in enumerate(points, 1) if len(group) < k), update.order)
-        h = self.nodes[target].lam - self.nodes[start].lam
+        h = self.lams[target] - self.lams[start]
         if h < 0 or (h == 0 and order > 1):
-            raise ValueError(f"lambda goes from {self.nodes[start].lam:g} on by {h:g}: it has to increase")
+            raise ValueError(f"lambda goes from {self.lams[start]:g} on by {h:g}: it has to increase")
         if order == 1 and param == "noise" and not self.corrected(start):
             param = "data"  # the same where X = x, without a division by the start's signal
         elif param != "data" and self.nodes[start].alpha < LEAST_ALPHA:
@@ -145,7 +149,7 @@ class _Compiler:
     ) -> None:
         """Add weight times the k-th derivative's estimate; what: (k, weight, variable)."""
         k, weight, variable = what
-        place = [node.lam for node in self.nodes] if variable == "lambda" else list(range(len(self.nodes)))
+        place: Sequence[float] = self.lams if variable == "lambda" else range(len(self.nodes))
         if len({place[p] for p in (start, *points)}) <= len(points):
             raise ValueError("two of the evaluations it uses are at the same noise level")
         shares = difference_weights([place[p] - place[start] for p in points], k)
@@ -158,7 +162,7 @@ class _Compiler:
     ) -> tuple[float, list[float], float]:
         """(weight of the start, weights of value and derivatives, z) of an update between two nodes."""
         one, two = self.nodes[start], self.nodes[target]
-        h = two.lam - one.lam
+        h = self.lams[target] - self.lams[start]
         if param == "data":
             z, grow = -h, two.sigma / one.sigma
             moments = [two.alpha * moment(k, h, z) for k in range(order)]
@@ -186,7 +190,7 @@ class _Compiler:
         if param == "data":
             return {(DATA, node): 1.0}
         if isinstance(param, Linear):
-            shrink = math.exp(-param.s * (self.nodes[node].lam - self.nodes[start].lam))
+            shrink = math.exp(-param.s * (self.lams[node] - self.lams[start]))
             return {(DATA, node): -shrink, (SEEN, node): shrink * (1.0 - param.l) / alpha}
         return {(DATA, node): -alpha / sigma, (SEEN, node): 1.0 / sigma}
 
@@ -211,3 +215,12 @@ class _Compiler:
         on_data = math.fsum(term.weight for term in step.predict if term.history == DATA)
         on_state = math.fsum(term.weight for term in step.predict if term.history != DATA)
         return AnalyticStep(on_state + on_data * gain, on_data, gain, mean or (0.0,))
+
+
+def _check_weights(step: TableStep) -> None:
+    for row in step.rows:
+        for term in row:
+            if not abs(term.weight) < LARGEST_WEIGHT:
+                raise ValueError(
+                    f"a weight is {term.weight:g}, too large to add up: use smaller ratios, deltas or steps"
+                )

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from diffplug.intercept import PipelineCall, intercept_call
+from diffplug.intercept import PipelineCall, Undo
 from diffplug.samplers.dc_solver import CONSTRUCTOR, DCSolverScheduler
-from diffplug.samplers.fitted import asked, check_names, fitted
+from diffplug.samplers.fitted import (
+    asked_guidance,
+    asked_steps,
+    attached,
+    check_names,
+    fitted,
+    given_grid,
+    remade,
+)
 from diffplug.samplers.origin import check_origin
 from diffplug.samplers.ratio_book import RatioBook
-from diffplug.scheduler_plug import current_scheduler, swap, world
+from diffplug.scheduler_plug import current_scheduler, world
 
 RECIPE: Mapping[str, Any] = MappingProxyType(
     {
@@ -69,6 +77,9 @@ class DCSolver:
         object.__setattr__(self, "elsewhere", elsewhere)
         object.__setattr__(self, "config", MappingProxyType(dict(config)))
 
+    def __reduce__(self) -> Any:
+        return remade, (type(self), {"book": self.book, "elsewhere": self.elsewhere}, dict(self.config))
+
     @property
     def ratios(self) -> tuple[float, ...] | None:
         """The ratios, where there is one list of them."""
@@ -82,34 +93,28 @@ class DCSolver:
         scheduler: DCSolverScheduler = fitted(DCSolverScheduler, pipe, **options)
         return scheduler
 
-    def attach(self, pipe: Any) -> Callable[[], None]:
+    def attach(self, pipe: Any) -> Undo:
         """Replace `pipe.scheduler`; returns the function that puts the very same object back."""
         scheduler = self.scheduler_for(pipe)
         check_origin("DC ratios", self.book.metas, pipe)
-        undo_swap = swap(pipe, scheduler)
         if scheduler.config.dc_ratios is not None or not (self.book.entries or self.book.polynomial):
-            return undo_swap
+            return attached(pipe, scheduler)
 
         def around(call: PipelineCall, kwargs: dict[str, Any]) -> Any:
-            steps, guidance = (
-                asked(pipe, kwargs, name) for name in ("num_inference_steps", "guidance_scale")
-            )
-            self._choose(scheduler, steps, guidance)
+            self._choose(scheduler, asked_steps(pipe, kwargs), asked_guidance(pipe, kwargs))
+            if self.book.metas and given_grid(kwargs) is not None:
+                warnings.warn(
+                    "the DC ratios were searched on the method's own grid, this call brings another",
+                    stacklevel=3,
+                )
             return call(**kwargs)
 
-        undo_call = intercept_call(pipe, around)
+        return attached(pipe, scheduler, around)
 
-        def undo() -> None:
-            undo_call()
-            undo_swap()
-
-        return undo
-
-    def _choose(self, scheduler: DCSolverScheduler, steps: Any, guidance: Any) -> None:
+    def _choose(self, scheduler: DCSolverScheduler, steps: Any, guidance: float | None) -> None:
         """Give the scheduler the ratios of a call, and warn where they were made for another one."""
-        number = float(guidance) if isinstance(guidance, (int, float)) else None
         try:
-            ratios, note = self.book.choose(steps, number)
+            ratios, note = self.book.choose(steps, guidance)
         except ValueError as error:
             if self.elsewhere == "refuse":
                 raise

@@ -12,6 +12,7 @@ SCALES_WITH_NUMBER = ("const", "linear", "exp")
 VARIABLES = ("lambda", "index")
 NAMED_PARAMS = ("data", "noise", "ems")
 MAX_ORDER = 6
+LARGEST_RATIO = 10.0  # of a compensation, either sign; searches stay in 0.3 to 2
 
 
 def finite(name: str, value: Any) -> float:
@@ -128,6 +129,10 @@ class SolverStep:
                 f"param {self.param!r} is unknown: allowed are {', '.join(NAMED_PARAMS)} and an l with an s"
             )
         object.__setattr__(self, "ratio", finite("ratio", self.ratio))
+        if abs(self.ratio) > LARGEST_RATIO:
+            raise ValueError(
+                f"ratio {self.ratio:g} extrapolates too far: allowed are up to {LARGEST_RATIO:g}"
+            )
         if self.correct is not None and 1 - self.correct.start not in self.correct.points:
             raise ValueError(
                 "the corrector does not use the new evaluation: add it to its points, or drop it"

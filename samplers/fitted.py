@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
+from numbers import Real
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from diffplug.scheduler_plug import build, check, current_scheduler
+from diffplug.intercept import Around, Undo, intercept_call, original_class
+from diffplug.scheduler_plug import build, check, current_scheduler, swap
 
 
 def fitted(cls: Any, pipe: Any, **options: Any) -> Any:
@@ -37,11 +40,66 @@ def check_names(who: str, config: Mapping[str, Any], signature: inspect.Signatur
             raise ValueError(f"{who} has no option {name!r}: {hint}")
 
 
+def attached(pipe: Any, scheduler: Any, around: Around | None = None) -> Undo:
+    """A function that puts the pipeline's own scheduler back; until then `scheduler` is in its place.
+
+    around: what stands around every call of the pipeline meanwhile (see `intercept_call`), if anything.
+    """
+    undo_swap = swap(pipe, scheduler)
+    if around is None:
+        return undo_swap
+    try:
+        undo_call = intercept_call(pipe, around)
+    except BaseException:
+        undo_swap()
+        raise
+
+    def undo() -> None:
+        try:
+            undo_call()
+        finally:
+            undo_swap()
+
+    return undo
+
+
+def asked_guidance(pipe: Any, kwargs: Mapping[str, Any]) -> float | None:
+    """The guidance of a call, or the pipeline's default for it; None where there is no such number.
+
+    Pipelines whose guidance_scale is for distilled models alone (Qwen-Image) call it true_cfg_scale.
+    """
+    for name in ("guidance_scale", "true_cfg_scale"):
+        value = asked(pipe, kwargs, name)
+        if isinstance(value, Real) and not isinstance(value, bool):
+            return float(value)
+    return None
+
+
+def remade(cls: Any, fields: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """A plug as it was pickled or copied; its values were checked when it was made."""
+    plug = object.__new__(cls)
+    for name, value in {**fields, "config": MappingProxyType(dict(config))}.items():
+        object.__setattr__(plug, name, value)
+    return plug
+
+
+def given_grid(kwargs: Mapping[str, Any]) -> Any:
+    """The timesteps or sigmas that a call brings, None where the scheduler is to choose them."""
+    grids = (kwargs.get(name) for name in ("timesteps", "sigmas"))
+    return next((grid for grid in grids if grid is not None), None)
+
+
+def asked_steps(pipe: Any, kwargs: Mapping[str, Any]) -> Any:
+    """The number of steps of a call: of the grid that it brings, or the one asked for, or the default."""
+    grid = given_grid(kwargs)
+    return len(grid) if hasattr(grid, "__len__") else asked(pipe, kwargs, "num_inference_steps")
+
+
 def asked(pipe: Any, kwargs: Mapping[str, Any], name: str) -> Any:
     """An argument of a call, or the pipeline's default for it."""
     if name in kwargs:
         return kwargs[name]
-    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
+    parameter = inspect.signature(original_class(pipe).__call__).parameters.get(name)
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 

@@ -24,7 +24,11 @@ def check_request(num_inference_steps: Any, timesteps: Any, sigmas: Any) -> None
     if num_inference_steps is None:
         if timesteps is None and sigmas is None:
             raise ValueError("set_timesteps got nothing: give num_inference_steps, timesteps or sigmas")
-    elif not isinstance(num_inference_steps, Integral) or num_inference_steps < 1:
+    elif (
+        isinstance(num_inference_steps, bool)
+        or not isinstance(num_inference_steps, Integral)
+        or num_inference_steps < 1
+    ):
         raise ValueError(f"num_inference_steps={num_inference_steps!r}: give a whole number of at least 1")
 
 

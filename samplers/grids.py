@@ -26,6 +26,12 @@ def with_end(nodes: Any, levels: NoiseLevels, final: str) -> Floats:
     return np.append(nodes, 0.0 if final == "zero" else levels.sigma_min)
 
 
+def whole_where_apart(times: Any) -> Floats:
+    """The times rounded to whole ones, as training knew them; as they are where two would become one."""
+    whole = np.asarray(times, dtype=np.float64).round()
+    return whole if (np.diff(whole) < 0).all() else np.asarray(times, dtype=np.float64)
+
+
 def _times(times: Any, levels: NoiseLevels, final: str) -> Floats:
     return with_end(levels.sigma_of_time(times), levels, final)
 
@@ -38,11 +44,11 @@ def _between(curve: Callable[[Floats], Floats], steps: int, levels: NoiseLevels,
 
 
 def linspace(steps: int, levels: NoiseLevels, final: str) -> Floats:
-    """Even timesteps from the noisiest one, rounded to whole ones as training knew them (flow: not)."""
+    """Even timesteps from the noisiest one, rounded to whole ones where they stay apart (flow: not)."""
     if levels.flow:
         times = np.linspace(levels.train_steps, 1, steps + 1)[:-1]
     else:
-        times = np.linspace(0, levels.train_steps - 1, steps + 1).round()[::-1][:-1]
+        times = whole_where_apart(np.linspace(0, levels.train_steps - 1, steps + 1)[:0:-1])
     return _times(times, levels, final)
 
 
@@ -54,7 +60,7 @@ def leading(steps: int, levels: NoiseLevels, final: str) -> Floats:
 def trailing(steps: int, levels: NoiseLevels, final: str) -> Floats:
     """Even timesteps counted from the noisy end: round(T - i T / N) - 1 (flow: T - i T / N)."""
     times = levels.train_steps * (1 - np.arange(steps) / steps)
-    return _times(times if levels.flow else times.round() - 1, levels, final)
+    return _times(times if levels.flow else whole_where_apart(times) - 1, levels, final)
 
 
 def karras(steps: int, levels: NoiseLevels, final: str) -> Floats:
@@ -91,11 +97,11 @@ def beta(steps: int, levels: NoiseLevels, final: str) -> Floats:
 
 
 def beta57(steps: int, levels: NoiseLevels, final: str) -> Floats:
-    """Quantiles of Beta(0.5, 0.7) over time, rounded to whole timesteps (flow: not)."""
+    """Quantiles of Beta(0.5, 0.7) over time, rounded to whole timesteps where they stay apart (flow: not)."""
     quantiles = _beta_quantiles(np.arange(steps) / steps, 0.5, 0.7)
     if levels.flow:
         return _times(levels.train_steps * quantiles, levels, final)
-    return _times(((levels.train_steps - 1) * quantiles).round(), levels, final)
+    return _times(whole_where_apart((levels.train_steps - 1) * quantiles), levels, final)
 
 
 def _ays(table: list[int]) -> Grid:

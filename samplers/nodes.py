@@ -49,7 +49,10 @@ class Nodes:
             raise ValueError(f"grid {self.name!r} takes no values, and final 'zero' or 'sigma_min'")
 
     def _check_values(self) -> None:
-        values = list(self.values)
+        try:
+            values = list(self.values)
+        except TypeError:
+            raise ValueError(f"a grid of {self.kind} is {self.values!r}: give a list of numbers") from None
         open_end = self.kind == "lambda" and self.final == "node" and values[-1:] == [math.inf]
         checked = [
             finite(f"node {i} of the grid", v) for i, v in enumerate(values[:-1] if open_end else values)
@@ -97,13 +100,20 @@ class Nodes:
         if self.kind == "name":
             return checked(GRIDS[self.name](steps, levels, self.final), self.final)
         values = np.asarray(self.values)
+        if self.kind == "timesteps":
+            _check_start("timesteps", values, levels.train_steps - (not levels.flow))
         if self.kind == "lambda":
             nodes = levels.sigma_of_lambda(values)
         else:
             nodes = levels.sigma_of_time(values) if self.kind == "timesteps" else values
-        if levels.flow and nodes[0] > 1:
-            raise ValueError(f"sigmas of a flow model end at 1, the grid starts at {nodes[0]:g}")
+        if levels.flow:
+            _check_start("sigmas", nodes, 1)
         return checked(nodes if self.final == "node" else with_end(nodes, levels, self.final), self.final)
+
+
+def _check_start(what: str, values: Floats, highest: float) -> None:
+    if values[0] > highest:
+        raise ValueError(f"{what} of this model end at {highest:g}, the grid starts at {values[0]:g}")
 
 
 def checked(sigmas: Floats, final: str) -> Floats:

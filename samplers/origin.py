@@ -10,8 +10,15 @@ from typing import Any
 import torch
 
 from diffplug.report import denoisers
+from diffplug.samplers.decisions import finite
 
-__all__ = ["architecture", "check_origin", "fingerprint"]
+__all__ = [
+    "architecture",
+    "check_origin",
+    "conditioning_fingerprint",
+    "fingerprint",
+    "made_for_guidance",
+]
 
 SAMPLED = 4096  # elements of each weight that enter the fingerprint
 
@@ -21,8 +28,19 @@ def fingerprint(pipe: Any) -> str:
 
     Fine-tunes, merged adapters and another dtype change it; the machine and the device do not.
     """
+    return _hash(denoisers(pipe))
+
+
+def conditioning_fingerprint(pipe: Any) -> str:
+    """Such a hash of the other networks, which decide what a run is told: encoders, control networks."""
+    networks = {id(module) for module in denoisers(pipe)}
+    parts = sorted((name, part) for name, part in pipe.components.items() if name != "safety_checker")
+    return _hash(part for _, part in parts if isinstance(part, torch.nn.Module) and id(part) not in networks)
+
+
+def _hash(modules: Iterable[Any]) -> str:
     digest = hashlib.sha256()
-    for module in denoisers(pipe):
+    for module in modules:
         for name, weight in sorted(module.state_dict().items()):
             flat = weight.detach().reshape(-1)
             some = flat[:: max(1, len(flat) // SAMPLED)].contiguous().cpu()
@@ -40,6 +58,15 @@ def architecture(pipe: Any) -> str:
         if "lora_" not in name
     ]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
+
+
+def made_for_guidance(meta: Mapping[str, Any]) -> float | None:
+    """The guidance scale that a file was searched at, None where it does not say.
+
+    Raises ValueError for one that is no finite number.
+    """
+    scale = meta.get("guidance_scale")
+    return None if scale is None else finite("guidance_scale in the meta", scale)
 
 
 def check_origin(what: str, metas: Iterable[Mapping[str, Any]], pipe: Any) -> None:

@@ -13,6 +13,7 @@ from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
 from diffplug.files import read_json, write_json
+from diffplug.samplers.decisions import finite, whole
 
 __all__ = ["CompensationPolynomial"]
 
@@ -39,18 +40,35 @@ class CompensationPolynomial:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        array = np.asarray(self.coefficients, dtype=np.float64)
+        try:
+            array = np.asarray(self.coefficients, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"coefficients are not numbers ({error}): give {np.prod(SHAPE)} of them"
+            ) from None
         if array.size != np.prod(SHAPE):
             raise ValueError(f"{array.size} coefficients: a compensation polynomial has {np.prod(SHAPE)}")
         if not np.isfinite(array).all():
             raise ValueError("a coefficient is not finite: the file is damaged, get it again")
+        for name in ("steps", "guidance"):
+            low, high = getattr(self, name)
+            if not low <= high:
+                raise ValueError(f"{name} from {low!r} to {high!r} is no range: the smaller one comes first")
+            object.__setattr__(self, name, (low, high))
         object.__setattr__(self, "coefficients", array.reshape(SHAPE))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CompensationPolynomial) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash((self.coefficients.tobytes(), self.steps, self.guidance))
 
     def ratios(self, num_inference_steps: int, guidance_scale: float) -> list[float]:
         """One ratio per step, in [0.3, 1.6]; evaluated in float64, the terms cancel to 1 part in 10^4.
 
         Raises ValueError outside the ranges of the fit.
         """
+        whole("num_inference_steps", num_inference_steps, 1, 10_000)
         self._check(num_inference_steps, guidance_scale)
         x = np.arange(3, num_inference_steps + 1) / num_inference_steps
         n = (num_inference_steps / 50) ** np.arange(2, -1, -1)
@@ -85,6 +103,9 @@ class CompensationPolynomial:
         which decides only what the data leave open. Raises ValueError for no data or ratios of another
         length than their number of steps.
         """
+        for key in searched:
+            if not isinstance(key, tuple) or len(key) != 2:
+                raise ValueError(f"key {key!r} of the searched ratios: give (steps, guidance scale)")
         rows = [
             (step / steps, guidance / 12, steps / 50, ratio)
             for (steps, guidance), ratios in searched.items()
@@ -116,31 +137,39 @@ class CompensationPolynomial:
                 return cls(np.load(path, allow_pickle=False))
             except (ValueError, EOFError) as error:
                 raise ValueError(f"{name!r} holds no compensation polynomial: {error}") from error
-        told = read_json(path)
-        if not isinstance(told, dict) or told.get("format") != FORMAT:
-            raise ValueError(f"{name!r} is no file of format {FORMAT!r}")
-        if told.get("version") != VERSION:
-            version = told.get("version")
-            raise ValueError(f"{name!r} has version {version!r}, not {VERSION}: update diffplug to read it")
+        document = read_json(path)
         try:
-            numbers, steps, guidance = told["coefficients"], tuple(told["steps"]), tuple(told["guidance"])
-            return cls(numbers, steps, guidance, dict(told.get("meta", {})))
+            return cls.from_json(document)
+        except ValueError as error:
+            raise ValueError(f"{name!r} holds no compensation polynomial: {error}") from error
+
+    @classmethod
+    def from_json(cls, document: Any) -> CompensationPolynomial:
+        """The polynomial of our JSON; ValueError for anything else, and for files of a newer version."""
+        if not isinstance(document, Mapping) or document.get("format") != FORMAT:
+            raise ValueError(f"its 'format' has to be {FORMAT!r}")
+        if document.get("version") != VERSION:
+            raise ValueError(f"it has version {document.get('version')!r}, not {VERSION}: update diffplug")
+        try:
+            numbers, steps, guidance = (document[name] for name in ("coefficients", "steps", "guidance"))
+            return cls(numbers, tuple(steps), tuple(guidance), dict(document.get("meta", {})))
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{name!r} lacks or garbles {error}: write it again") from error
+            raise ValueError(f"it lacks or garbles {error}: write it again") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The polynomial as plain JSON values; `from_json` gives it back."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "steps": list(self.steps),
+            "guidance": list(self.guidance),
+            "coefficients": self.coefficients.ravel().tolist(),
+            "meta": dict(self.meta),
+        }
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write our JSON, whole or not at all."""
-        write_json(
-            path,
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "steps": list(self.steps),
-                "guidance": list(self.guidance),
-                "coefficients": self.coefficients.ravel().tolist(),
-                "meta": dict(self.meta),
-            },
-        )
+        write_json(path, self.to_json())
 
 
 @dataclass(frozen=True)
@@ -176,4 +205,4 @@ class _Basis:
 def _as_many(ratios: Sequence[float], steps: int) -> Sequence[float]:
     if len(ratios) != steps:
         raise ValueError(f"{len(ratios)} ratios for {steps} steps: give one for each step")
-    return ratios
+    return [finite(f"ratio {i} of {steps} steps", ratio) for i, ratio in enumerate(ratios)]

@@ -13,7 +13,8 @@ there, and what lies before is not meant to be run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from diffplug.registry import unknown
@@ -244,3 +245,17 @@ def preset(name: str) -> Preset:
     if name not in PRESETS:
         raise unknown("solver", name, sorted(PRESETS))
     return PRESETS[name]
+
+
+def check_options(name: str, options: Any) -> None:
+    """Raise ValueError for an unknown preset, and for keywords that it does not have or refuses."""
+    make = preset(name)
+    if not options:
+        return
+    known = [each for each in inspect.signature(make).parameters if each not in ("steps", "grid", "begin")]
+    if not isinstance(options, Mapping):
+        raise ValueError(f"options of {name} are {options!r}: give a dictionary of {', '.join(known)}")
+    for key in options:
+        if key not in known:
+            raise unknown(f"option of {name}", str(key), known)
+    make(4, **options)  # raises where they do not fit

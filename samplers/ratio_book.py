@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 from diffplug.files import read_json
 from diffplug.samplers.compensation import checked_ratios
 from diffplug.samplers.nodes import Nodes
+from diffplug.samplers.origin import made_for_guidance
 from diffplug.samplers.polynomial import FORMAT as POLYNOMIAL
 from diffplug.samplers.polynomial import CompensationPolynomial
 from diffplug.samplers.presets import unipc
@@ -50,6 +52,10 @@ class RatioBook:
         if isinstance(source, Mapping):
             if "format" in source:
                 return cls._of_schedules([SolverSchedule.from_json(source)])
+            if not source:
+                raise ValueError(
+                    "DC ratios are an empty dictionary: give {(steps, guidance): ratios}, or None"
+                )
             return cls(tuple(_entry(key, ratios, order) for key, ratios in source.items()))
         if isinstance(source, Sequence) and source and isinstance(source[0], SolverSchedule):
             return cls._of_schedules(source)
@@ -78,7 +84,7 @@ class RatioBook:
         entries: dict[Key, tuple[float, ...]] = {}
         metas = []
         for schedule in schedules:
-            key = (len(schedule.steps), schedule.meta.get("guidance_scale"))
+            key = (len(schedule.steps), made_for_guidance(schedule.meta))
             if not _only_ratios(schedule):
                 raise ValueError(
                     f"the schedule for {key[0]} steps decides more than DC-Solver's ratios: use Solver(...)"
@@ -86,7 +92,7 @@ class RatioBook:
             if key in entries:
                 raise ValueError(f"two schedules are for {key[0]} steps at guidance {key[1]}: leave one out")
             entries[key] = schedule.ratios
-            metas.append(schedule.meta)
+            metas.append(dict(schedule.meta))
         return cls(tuple(entries.items()), metas=tuple(metas))
 
     @property
@@ -136,7 +142,8 @@ class RatioBook:
 def _entry(key: Any, ratios: Any, order: int) -> tuple[Key, tuple[float, ...]]:
     """A checked entry of a dictionary {(steps, guidance): ratios} or {steps: ratios}."""
     steps, scale = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
-    if isinstance(steps, bool) or not isinstance(steps, int) or not isinstance(scale, (Real, type(None))):
+    finite_scale = scale is None or (isinstance(scale, Real) and math.isfinite(scale))
+    if isinstance(steps, bool) or not isinstance(steps, int) or not finite_scale:
         raise ValueError(f"key {key!r} of the DC ratios: give (steps, guidance scale), as in (6, 7.5)")
     checked = checked_ratios(ratios, order) or []
     if len(checked) != steps:

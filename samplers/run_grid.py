@@ -61,6 +61,16 @@ def rounded(sigmas: Any, times: Any, levels: NoiseLevels) -> RunGrid:
     )
 
 
+def check_apart(sigmas: torch.Tensor, spacing: str) -> None:
+    """Raise ValueError where rounding has put two evaluations of Diffusers' grid at one noise level."""
+    count = len(sigmas)
+    if not bool((sigmas.diff() < 0).all()):
+        raise ValueError(
+            f"timestep_spacing={spacing!r} puts two of {count} steps at the same timestep: ask for fewer "
+            f"steps, or for a grid by name, which does not round then (grid='linspace')"
+        )
+
+
 def _terminal(scheduler: Any, levels: NoiseLevels, nodes: Any) -> float:
     """The last node's sigma after a given grid. Raises ValueError when the grid already lies below it."""
     if scheduler.config.final_sigmas_type == "zero":

@@ -152,7 +152,7 @@ class SolverSchedule:
         """
         from diffplug.samplers.schedule_json import schedule_from_json
 
-        return schedule_from_json(json.loads(document) if isinstance(document, str) else document)
+        return schedule_from_json(_parsed(document) if isinstance(document, str) else document)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the schedule as a JSON file, whole or not at all; raises diffplug.files.WriteError."""
@@ -166,6 +166,13 @@ class SolverSchedule:
             return cls.from_json(document)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)!r} is no solver schedule: {error}") from error
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the text of a solver schedule is not valid JSON: {error}") from None
 
 
 def _check_length(name: str, values: Any, steps: int) -> None:

@@ -19,14 +19,14 @@ from diffplug.samplers.given_grid import check_length, check_request, is_pipelin
 from diffplug.samplers.grids import named_grid
 from diffplug.samplers.node_scheduler import NodeScheduler
 from diffplug.samplers.noise_levels import Floats, NoiseLevels
-from diffplug.samplers.presets import preset
-from diffplug.samplers.run_grid import RunGrid, given_grid, rounded, schedule_grid
+from diffplug.samplers.presets import check_options, preset
+from diffplug.samplers.run_grid import RunGrid, check_apart, given_grid, rounded, schedule_grid
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.schedule_book import book_to_config, entry
 from diffplug.samplers.table import AnalyticStep, SolverTable, advance, spread
 from diffplug.samplers.unipc_options import (
     bound_options,
-    check_prediction,
+    check_unipc,
     constructor_signature,
     with_signature,
 )
@@ -66,7 +66,7 @@ class SolverScheduler(NodeScheduler):
         self.register_to_config(schedules=book_to_config(options["schedules"]))
 
     def _set_up(self, options: dict[str, Any], own: dict[str, Any]) -> None:
-        check_prediction(options)
+        check_unipc(options)
         if options["solver_p"] is not None:
             raise ValueError(
                 "solver_p is another scheduler with a history of its own: choose solver= instead"
@@ -113,9 +113,13 @@ class SolverScheduler(NodeScheduler):
 
     def _schedule(self, steps: int, *, given: bool, begin: int = 0) -> SolverSchedule:
         """The decisions of a run: the entry for so many evaluations, or the preset."""
-        book = {} if given else self.config.get("schedules") or {}
-        name = self.config.get("solver")
-        if book and (str(steps) in book or not name):
+        book, name = self.config.get("schedules") or {}, self.config.get("solver")
+        if book and given and not name:
+            raise ValueError(
+                "the schedules bring grids of their own: leave out timesteps= and sigmas=, or name a preset "
+                "for given grids (solver='unipc')"
+            )
+        if book and not given and (str(steps) in book or not name):
             return entry(book, steps)
         options = {"final": self.config.final_sigmas_type, "begin": begin}
         if (name or "unipc") == "unipc":
@@ -147,6 +151,7 @@ class SolverScheduler(NodeScheduler):
             super().set_timesteps(steps, mu=mu)
         else:
             super().set_timesteps(sigmas=shifted, mu=mu)
+        check_apart(self.sigmas[:-1], self.config.timestep_spacing)
         return rounded(self.sigmas, self.timesteps, levels)
 
     def _start(
@@ -286,6 +291,4 @@ def _check_solver(options: dict[str, Any]) -> None:
         raise ValueError("predict_x0=False starts a flow model from noise without any signal: leave it out")
     if options["grid"] is not None:
         named_grid(options["grid"])
-    make = preset(options["solver"] or "unipc")
-    if options["solver_options"]:
-        make(4, **options["solver_options"])  # raises where they do not fit
+    check_options(options["solver"] or "unipc", options["solver_options"])

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from diffplug.intercept import PipelineCall, intercept_call
-from diffplug.samplers.fitted import asked, check_names, fitted
-from diffplug.samplers.origin import check_origin
+from diffplug.intercept import PipelineCall, Undo
+from diffplug.samplers.fitted import (
+    asked_guidance,
+    asked_steps,
+    attached,
+    check_names,
+    fitted,
+    given_grid,
+    remade,
+)
+from diffplug.samplers.origin import check_origin, made_for_guidance
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.schedule_book import book_to_config
 from diffplug.samplers.shipped import shipped_names, shipped_schedules
 from diffplug.samplers.skips import scaled_skips
 from diffplug.samplers.solver import CONSTRUCTOR, SolverScheduler
-from diffplug.scheduler_plug import swap
 
 
 @dataclass(frozen=True, init=False)
@@ -50,6 +57,9 @@ class Solver:
         object.__setattr__(self, "config", MappingProxyType(dict(config)))
         _check_distinct(found)
 
+    def __reduce__(self) -> Any:
+        return remade, (type(self), {"schedules": self.schedules}, dict(self.config))
+
     def book(self, guidance: float | None = None) -> dict[str, Any] | None:
         """For each number of steps the schedule of the nearest guidance, as JSON; None without schedules."""
         nearest: dict[int, SolverSchedule] = {}
@@ -64,36 +74,29 @@ class Solver:
         scheduler: SolverScheduler = fitted(SolverScheduler, pipe, **self.config, schedules=self.book())
         return scheduler
 
-    def attach(self, pipe: Any) -> Callable[[], None]:
+    def attach(self, pipe: Any) -> Undo:
         """Replace `pipe.scheduler`; returns the function that puts the very same object back."""
         scheduler = self.scheduler_for(pipe)
         check_origin("schedule", (schedule.meta for schedule in self.schedules), pipe)
-        undo_swap = swap(pipe, scheduler)
         if not self.schedules:
-            return undo_swap
+            return attached(pipe, scheduler)
 
         def around(call: PipelineCall, kwargs: dict[str, Any]) -> Any:
-            self._choose(scheduler, asked(pipe, kwargs, "guidance_scale"), kwargs.get("num_inference_steps"))
-            with scaled_skips(pipe, self._skips(scheduler, asked(pipe, kwargs, "num_inference_steps"))):
+            steps = None if given_grid(kwargs) is not None else asked_steps(pipe, kwargs)
+            self._choose(scheduler, steps, asked_guidance(pipe, kwargs))
+            with scaled_skips(pipe, self._skips(scheduler, steps)):
                 return call(**kwargs)
 
-        undo_call = intercept_call(pipe, around)
-
-        def undo() -> None:
-            undo_call()
-            undo_swap()
-
-        return undo
+        return attached(pipe, scheduler, around)
 
     def _skips(self, scheduler: SolverScheduler, steps: Any) -> Any:
         """The skip coefficients of a call's schedule, None for none."""
         entry = (scheduler.config.schedules or {}).get(str(steps))
         return None if entry is None else entry.get("skips")
 
-    def _choose(self, scheduler: SolverScheduler, guidance: Any, steps: Any) -> None:
+    def _choose(self, scheduler: SolverScheduler, steps: Any, guidance: float | None) -> None:
         """Give the scheduler the schedules for a call, and warn where they were made for another one."""
-        number = float(guidance) if isinstance(guidance, (int, float)) else None
-        book = self.book(number)
+        book = self.book(guidance)
         scheduler.register_to_config(schedules=book)
         entry = None if book is None or steps is None else book.get(str(steps))
         if entry is None:
@@ -104,11 +107,11 @@ class Solver:
                     stacklevel=4,
                 )
             return
-        made_for = entry["meta"].get("guidance_scale")
-        if made_for is not None and number is not None and made_for != number:
+        made_for = made_for_guidance(entry["meta"])
+        if made_for is not None and guidance is not None and made_for != guidance:
             warnings.warn(
                 f"the schedule for {steps} steps was made at guidance {made_for:g}, "
-                f"the pipeline runs at {number:g}",
+                f"the pipeline runs at {guidance:g}",
                 stacklevel=4,
             )
 
@@ -118,23 +121,33 @@ def _listed(schedules: Any) -> list[Any]:
         return []
     if isinstance(schedules, str) and schedules in shipped_names():
         return list(shipped_schedules(schedules))
-    single = isinstance(schedules, (SolverSchedule, Mapping, str, os.PathLike))
-    return [schedules] if single else list(schedules)
+    if isinstance(schedules, (list, tuple)):
+        if not schedules:
+            raise ValueError("schedules is empty: give at least one, or None")
+        return list(schedules)
+    return [schedules]
 
 
 def _loaded(each: Any) -> SolverSchedule:
     if isinstance(each, SolverSchedule):
         return each
-    return SolverSchedule.from_json(each) if isinstance(each, Mapping) else SolverSchedule.load(each)
+    if isinstance(each, Mapping) or (isinstance(each, str) and each.lstrip().startswith("{")):
+        return SolverSchedule.from_json(each)
+    if isinstance(each, (str, os.PathLike)):
+        return SolverSchedule.load(each)
+    raise ValueError(
+        f"{each!r} is no solver schedule: give a SolverSchedule, its JSON or the path of a file; ratios go "
+        "into DCSolver(...)"
+    )
 
 
 def _distance(schedule: SolverSchedule, guidance: float | None) -> float:
-    made_for = schedule.meta.get("guidance_scale")
+    made_for = made_for_guidance(schedule.meta)
     return 0.0 if guidance is None or made_for is None else abs(made_for - guidance)
 
 
 def _check_distinct(schedules: tuple[SolverSchedule, ...]) -> None:
-    keys = [(schedule.nfe, schedule.meta.get("guidance_scale")) for schedule in schedules]
+    keys = [(schedule.nfe, made_for_guidance(schedule.meta)) for schedule in schedules]
     for key in keys:
         if keys.count(key) > 1:
             raise ValueError(f"two schedules are for {key[0]} steps at guidance {key[1]}: leave one out")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 from diffusers import UniPCMultistepScheduler
@@ -35,14 +36,36 @@ def bound_options(
     names = set(given.arguments)
     given.apply_defaults()
     options = {name: value for name, value in given.arguments.items() if name != "self"}
-    options["disable_corrector"] = list(options["disable_corrector"] or [])
+    options["disable_corrector"] = _steps_without_corrector(options["disable_corrector"])
     if options["use_flow_sigmas"] and "final_sigmas_type" not in names:
         options["final_sigmas_type"] = "zero"  # a flow has no smallest sigma: UniPC would repeat the last one
     return options, names
 
 
-def check_prediction(options: Mapping[str, Any]) -> None:
-    """Raise ValueError for a prediction type that does not go with the rest."""
+def _steps_without_corrector(steps: Any) -> list[int]:
+    """The numbers of steps as a list of its own; ValueError for anything else."""
+    given = () if steps is None else steps
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
+        raise ValueError(f"disable_corrector={steps!r}: give a list of the numbers of steps, the first is 0")
+    for step in given:
+        if isinstance(step, bool) or not isinstance(step, Integral) or step < 0:
+            raise ValueError(f"disable_corrector holds {step!r}: give numbers of steps, the first is 0")
+    return [int(step) for step in given]
+
+
+ALLOWED: dict[str, tuple[Any, ...]] = {
+    "solver_order": (1, 2, 3, 4, 5),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "timestep_spacing": ("linspace", "leading", "trailing"),
+    "prediction_type": ("epsilon", "v_prediction", "sample", "flow_prediction"),
+}
+
+
+def check_unipc(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option of UniPC's that is unknown, or does not go with the rest."""
+    for name, allowed in ALLOWED.items():
+        if options[name] not in allowed:
+            raise ValueError(f"{name}={options[name]!r}: allowed are {', '.join(map(str, allowed))}")
     if options["prediction_type"] != "flow_prediction":
         return
     if not options["use_flow_sigmas"]:

@@ -6,15 +6,15 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from diffplug.files import output_folder, read_json, write_json
+from diffplug.samplers.fitted import asked_guidance
 from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.origin import architecture, fingerprint
+from diffplug.samplers.origin import architecture, conditioning_fingerprint, fingerprint
 from diffplug.samplers.search.climb import RUNGS, Climb, RungResult, climb
 from diffplug.samplers.search.memo import Memo, digest
 from diffplug.samplers.search.problem import PipelineProblem
@@ -69,46 +69,59 @@ def search_compensation(
     fit_to, judge_by = _split(prompts, held_out)
     if num_inference_steps < 2:
         raise ValueError(f"num_inference_steps={num_inference_steps}: a search needs at least 2")
-    flow = world(current_scheduler(pipe)) == "flow matching"
-    nodes = Nodes(kind="name", name=grid, final="zero" if flow else "sigma_min")
-    build(SolverScheduler, pipe)  # refuses what has no such levels before anything is spent
+    nodes, options = _nodes(pipe, grid), dict(options or {})
     folder = cache_folder() if cache is None else Path(cache)
-    seeds = range(seed, seed + len(fit_to) + len(judge_by))
+    seeds = list(range(seed, seed + len(fit_to) + len(judge_by)))
     trials = [
-        Trials(pipe, part, list(chosen), num_inference_steps, guidance_scale, dict(options or {}), max_rows)
+        Trials(pipe, part, chosen, num_inference_steps, guidance_scale, options, max_rows)
         for part, chosen in ((fit_to, seeds[: len(fit_to)]), (judge_by, seeds[len(fit_to) :]))
     ]
     train, judge = (PipelineProblem(each, nodes, truth_steps, folder) for each in trials)
+    nodes.sigmas(train.levels, num_inference_steps)  # refuses a grid that the model cannot have
     told = {
-        "model": fingerprint(pipe),
-        "architecture": architecture(pipe),
-        "pipeline": type(pipe).__name__,
-        "steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
+        **_origin(pipe, trials[0]),
         "grid": grid,
         "truth_steps": truth_steps,
         "pairs": {"fitted": len(fit_to), "held out": len(judge_by), "first seed": seed},
-        "options": {name: digest(value).hex()[:16] for name, value in (options or {}).items()},
         "prompts": hashlib.sha256(json.dumps([fit_to, judge_by]).encode()).hexdigest()[:16],
     }
-    work = _Work(folder, told, resume)
-    with ExitStack() as stack:
-        memo = stack.enter_context(trials[0].remembering()).memo
-        trials[1].memo = memo
+    work = _Work(folder, {**told, "conditioning": conditioning_fingerprint(pipe)}, resume)
+
+    def keep(result: RungResult) -> None:
+        work.add(result)
+        if on_rung is not None:
+            on_rung(result)
+
+    with trials[0].remembering() as run:
+        trials[1].memo = memo = run.memo
         memo.on_evaluation = on_evaluation
-
-        def keep(result: RungResult) -> None:
-            work.add(result)
-            if on_rung is not None:
-                on_rung(result)
-
         found = climb(
             train, judge, num_inference_steps, nodes,
             climbed=rungs, done=work.done, on_rung=keep, on_stage=on_stage,
         )  # fmt: skip
-    meta = {**told, "metric": "mean squared error of the final latents", **_figures(found, memo)}
     work.finish()
+    meta = {**told, "metric": "mean squared error of the final latents", **_figures(found, memo)}
     return replace(found, schedule=replace(found.schedule, meta=meta))
+
+
+def _nodes(pipe: Any, grid: str) -> Nodes:
+    """The nodes to start from; ValueError for a pipeline without such noise levels."""
+    flow = world(current_scheduler(pipe)) == "flow matching"
+    build(SolverScheduler, pipe)
+    return Nodes(kind="name", name=grid, final="zero" if flow else "sigma_min")
+
+
+def _origin(pipe: Any, trials: Trials) -> dict[str, Any]:
+    """What the result holds for: the model, and how it is called; guidance is a number where there is one."""
+    call = {} if trials.guidance is None else {"guidance_scale": trials.guidance}
+    return {
+        "model": fingerprint(pipe),
+        "architecture": architecture(pipe),
+        "pipeline": type(pipe).__name__,
+        "steps": trials.steps,
+        "guidance_scale": asked_guidance(pipe, {**trials.options, **call}),
+        "options": {name: digest(value).hex()[:16] for name, value in trials.options.items()},
+    }
 
 
 def _split(prompts: Sequence[str], held_out: Sequence[str] | None) -> tuple[list[str], list[str]]:

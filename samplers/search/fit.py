@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -30,37 +31,20 @@ def fit(
     iterations: steps tried. on_iterate: told every accepted point, `start` first. Residuals that are not
     finite count as very bad ones.
     """
-    weight = np.sqrt(np.broadcast_to(np.asarray(ridge, dtype=np.float64), start.shape))
-    steps = np.broadcast_to(np.asarray(step, dtype=np.float64), start.shape)
-    known: dict[bytes, Floats] = {}
-
-    def padded(theta: Floats) -> Floats:
-        key = theta.tobytes()
-        if key not in known:
-            known.clear()  # the solver only comes back to the newest point
-            values = residuals(theta)
-            known[key] = np.where(np.isfinite(values), values, 1e3)
-        return np.concatenate([known[key], weight * (theta - start)])
-
-    def jacobian(theta: Floats) -> Floats:
-        here = padded(theta)
-        if on_iterate is not None:
-            on_iterate(theta.copy())
-        columns = []
-        for k, size in enumerate(steps):
-            shifted = theta.copy()
-            inside = theta[k] + size <= np.broadcast_to(bounds[1], theta.shape)[k]
-            shifted[k] += size if inside else -size
-            columns.append(
-                (np.concatenate([_finite(residuals(shifted)), weight * (shifted - start)]) - here)
-                / (shifted[k] - theta[k])
-            )
-        return np.stack(columns, axis=1)
-
     if start.size == 0:
         return start.copy()
+    told = on_iterate or (lambda _: None)
+    penalty = np.sqrt(np.broadcast_to(np.asarray(ridge, dtype=np.float64), start.shape))
+    problem = _Penalised(residuals, start, penalty)
+
+    def jacobian(theta: Floats) -> Floats:
+        told(theta.copy())
+        return problem.jacobian(
+            theta, np.broadcast_to(step, start.shape), np.broadcast_to(bounds[1], start.shape)
+        )
+
     found = least_squares(
-        padded,
+        problem,
         start,
         jacobian,
         bounds=bounds,
@@ -70,9 +54,35 @@ def fit(
         xtol=1e-6,
         gtol=1e-12,
     )
-    if on_iterate is not None:
-        on_iterate(found.x.copy())
+    told(found.x.copy())
     return np.asarray(found.x, dtype=np.float64)
+
+
+@dataclass
+class _Penalised:
+    """Residuals, and those of the ridge below them; the newest ones are remembered."""
+
+    residuals: Callable[[Floats], Floats]
+    start: Floats
+    weight: Floats
+    known: tuple[bytes, Floats] = (b"", np.empty(0))
+
+    def __call__(self, theta: Floats) -> Floats:
+        if self.known[0] != theta.tobytes():  # the solver only comes back to the newest point
+            self.known = theta.tobytes(), self.at(theta)
+        return self.known[1]
+
+    def at(self, theta: Floats) -> Floats:
+        return np.concatenate([_finite(self.residuals(theta)), self.weight * (theta - self.start)])
+
+    def jacobian(self, theta: Floats, steps: Floats, highest: Floats) -> Floats:
+        """Forward differences; backward ones where forward would leave the bounds."""
+        here, columns = self(theta), []
+        for k, size in enumerate(steps):
+            shifted = theta.copy()
+            shifted[k] += size if theta[k] + size <= highest[k] else -size
+            columns.append((self.at(shifted) - here) / (shifted[k] - theta[k]))
+        return np.stack(columns, axis=1)
 
 
 def _finite(values: Floats) -> Floats:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -192,40 +191,64 @@ def coefficients(
     2510.17699); with `shifts` the network is told other timesteps than the nodes'. Starts from a ridge
     regression of the converged states, step after step; then least squares on the final samples.
     """
-    count = len(schedule.steps)
     known = schedule.deltas is not None or schedule.first != "model"  # without D_0 there is no regression
     start = schedule if known else _greedy_deltas(problem, schedule, ridge)
     if watch is not None:
         watch(start)
-    data = [(i, k) for i in range(count) for k in range(i + 1)]
-    olds = data if states else []
-    times, theta = _Times.of(problem, start)
-    where = np.cumsum([0, len(data), len(olds), count * shifts, (count - 1) * nodes])
-
-    def made(values: Floats) -> SolverSchedule:
-        parts = [values[a:b] for a, b in pairwise(where)]
-        rows: list[list[list[float]]] = [[[0.0] * (i + 1), [0.0] * (i + 1)] for i in range(count)]
-        for which, (places, part) in enumerate(((data, parts[0]), (olds, parts[1]))):
-            for (i, k), value in zip(places, part.tolist(), strict=True):
-                rows[i][which][k] = value
-        deltas = tuple(Delta(tuple(d), tuple(x) if states else ()) for d, x in rows)
-        shift = tuple((10 * parts[2]).tolist()) if shifts else start.time_shift
-        new = times.nodes(parts[3]) if nodes else start.nodes
-        return replace(start, deltas=deltas, time_shift=shift, nodes=new)
-
-    old = start.deltas or (Delta(),) * count
-    given = [_entry((old[i] or Delta()).data, k) for i, k in data]
-    given += [_entry((old[i] or Delta()).states, k) for i, k in olds]
-    given += [value / 10 for value in (start.time_shift or (0.0,) * count)] if shifts else []
-    given += theta.tolist() if nodes else []
+    times, shares = _Times.of(problem, start)
+    numbers = _Numbers(start, times, shares, states, shifts, nodes)
     found = fit(
-        _residuals(problem, made),
-        np.array(given),
-        ridge=np.repeat([ridge, ridge, ridge, 1e-5], np.diff(where)),
+        _residuals(problem, numbers.write),
+        numbers.read(),
+        ridge=np.repeat([ridge, ridge, ridge, 1e-5], numbers.counts),
         iterations=iterations,
-        on_iterate=_watched(watch, made),
+        on_iterate=_watched(watch, numbers.write),
     )
-    return best(problem, [start, made(found)])
+    return best(problem, [start, numbers.write(found)])
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What `coefficients` fits, as one list: weights of outputs, weights of states, time shifts, the grid."""
+
+    schedule: SolverSchedule
+    times: _Times
+    shares: Floats
+    states: bool
+    shifts: bool
+    nodes: bool
+
+    @property
+    def counts(self) -> list[int]:
+        """How many numbers of each kind there are."""
+        steps = len(self.schedule.steps)
+        weights = steps * (steps + 1) // 2
+        return [weights, weights * self.states, steps * self.shifts, (steps - 1) * self.nodes]
+
+    def read(self) -> Floats:
+        steps = len(self.schedule.steps)
+        deltas = [delta or Delta() for delta in self.schedule.deltas or (Delta(),) * steps]
+        data = [_entry(delta.data, k) for i, delta in enumerate(deltas) for k in range(i + 1)]
+        olds = [_entry(delta.states, k) for i, delta in enumerate(deltas) for k in range(i + 1)]
+        shifts = np.array(self.schedule.time_shift or (0.0,) * steps) / 10
+        parts = zip((data, olds, shifts, self.shares), self.counts, strict=True)
+        return np.concatenate([part for part, count in parts if count])
+
+    def write(self, values: Floats) -> SolverSchedule:
+        data, olds, shifts, shares = np.split(values, np.cumsum(self.counts)[:-1])
+        ends = np.cumsum(range(len(self.schedule.steps)))
+        rows = (_rows(part, ends) if len(part) else [()] * len(ends) for part in (data, olds))
+        return replace(
+            self.schedule,
+            deltas=tuple(Delta(*row) for row in zip(*rows, strict=True)),
+            time_shift=tuple((10 * shifts).tolist()) if self.shifts else self.schedule.time_shift,
+            nodes=self.times.nodes(shares) if self.nodes else self.schedule.nodes,
+        )
+
+
+def _rows(values: Floats, begins: npt.NDArray[np.int_]) -> list[tuple[float, ...]]:
+    """A triangle of numbers, row by row: one number, then two, and so on."""
+    return [tuple(row.tolist()) for row in np.split(values, begins[1:])]
 
 
 def _greedy_deltas(problem: Problem, schedule: SolverSchedule, ridge: float) -> SolverSchedule:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffplug.files import atomic_path, output_folder
-from diffplug.samplers.origin import fingerprint
+from diffplug.samplers.origin import conditioning_fingerprint, fingerprint
 from diffplug.samplers.search.memo import digest
 from diffplug.samplers.search.trials import Trials
 
@@ -28,13 +28,16 @@ def truth(trials: Trials, scheduler: Any, cache: Path | None = None) -> Tensor:
 
     scheduler: a solver with enough steps to have converged; `trials.steps` is its number of steps. cache: a
     folder, `cache_folder()` by default. A file is named by the content of everything that the latents depend
-    on: model, prompts, seeds, steps, guidance, options of the call and configuration of the scheduler.
+    on: model and encoders, prompts, seeds, steps, guidance, options of the call, the scheduler's
+    configuration.
 
-    Raises ValueError for a file that is damaged or holds something else; it is not overwritten.
+    Raises ValueError for a file that is damaged or holds something else, which is not overwritten, and for
+    latents that are not finite, which are not written.
     """
     told = {
         "version": VERSION,
         "model": fingerprint(trials.pipe),
+        "conditioning": conditioning_fingerprint(trials.pipe),
         "prompts": list(trials.prompts),
         "seeds": list(trials.seeds),
         "steps": trials.steps,
@@ -48,6 +51,11 @@ def truth(trials: Trials, scheduler: Any, cache: Path | None = None) -> Tensor:
     if path.exists():
         return _read(path, text, len(trials.prompts))
     latents = trials.final(scheduler)
+    if not torch.isfinite(latents).all():
+        raise ValueError(
+            f"the converged run of {trials.steps} evaluations gives latents that are not finite: use a wider "
+            "dtype (float32, bfloat16), a smaller guidance, or other steps"
+        )
     output_folder(path.parent)
     with atomic_path(path) as temporary:
         save_file({"latents": latents.contiguous()}, temporary, metadata={"told": text})

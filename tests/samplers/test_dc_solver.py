@@ -12,6 +12,7 @@ from diffusers import UniPCMultistepScheduler
 
 from diffplug.samplers import DCSolverScheduler
 from diffplug.samplers.compensation import compensate, compensation_weights, lagrange_weights
+from diffplug.testing.gaussian_model import GaussianModel
 
 
 @pytest.mark.law
@@ -146,6 +147,52 @@ def test_a_point_mass_is_sampled_exactly_with_any_ratios(config: dict[str, Any],
         eps = (x - alpha * target) / sigma
         x = scheduler.step(eps - target if "use_flow_sigmas" in config else eps, t, x).prev_sample
     torch.testing.assert_close(x, target, rtol=0, atol=2e-5)
+
+
+def path(scheduler: Any, model: GaussianModel, x: torch.Tensor) -> torch.Tensor:
+    """All samples of a run, each over its own alpha: [N + 1, ...]; x: the first one over alpha."""
+    sigmas = scheduler.sigmas.double()
+    alphas = 1 - sigmas if scheduler.config.use_flow_sigmas else 1 / (1 + sigmas**2) ** 0.5
+    x, seen = x * alphas[0], [x]
+    for t, alpha in zip(scheduler.timesteps, alphas[1:], strict=True):
+        x = scheduler.step(model(scheduler, x, t), t, x).prev_sample
+        seen.append(x / alpha)
+    return torch.stack(seen)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("options", [{}, {"solver_order": 3, "solver_type": "bh1"}, {"dc_order": 1}], ids=str)
+@pytest.mark.parametrize("variable", ["timestep", "lambda"])
+def test_one_model_seen_as_any_prediction_type_gives_one_path(variable: str, options: dict[str, Any]) -> None:
+    """With ratios, correctors and all: epsilon, v and clean; velocity and clean for flow models."""
+    model = GaussianModel(mean=0.3 * torch.ones(3, 4, 4, dtype=torch.float64), variance=0.2)
+    given = {"dc_ratios": RATIOS, "dc_variable": variable, "disable_corrector": [], **options}
+    for kinds, flow in (
+        (("epsilon", "v_prediction", "sample"), False),
+        (("flow_prediction", "sample"), True),
+    ):
+        paths = []
+        for kind in kinds:
+            scheduler = ours(
+                **given, prediction_type=kind, use_flow_sigmas=flow, final_sigmas_type="sigma_min"
+            )
+            scheduler.set_timesteps(timesteps=[900, 730, 610, 400, 250, 90])
+            paths.append(path(scheduler, model, start()))
+        for other in paths[1:]:
+            torch.testing.assert_close(other, paths[0], rtol=0, atol=2e-6)
+
+
+@pytest.mark.law
+def test_a_flow_and_a_noise_model_with_the_same_lambdas_walk_the_same_path() -> None:
+    """x / alpha is the same state; compensation over lambda, since their timesteps have nothing in common."""
+    model = GaussianModel(mean=0.3 * torch.ones(3, 4, 4, dtype=torch.float64), variance=0.2)
+    ratios = np.array([8.0, 4.0, 2.0, 1.0, 0.5, 0.2])
+    paths = []
+    for config, sigmas in (({}, ratios), ({"use_flow_sigmas": True}, ratios / (1 + ratios))):
+        scheduler = ours(**config, prediction_type="sample", dc_ratios=RATIOS, dc_variable="lambda")
+        scheduler.set_timesteps(sigmas=sigmas)
+        paths.append(path(scheduler, model, start())[:-1])  # their ends are not the same
+    torch.testing.assert_close(paths[1], paths[0], rtol=0, atol=2e-5)
 
 
 @pytest.mark.law

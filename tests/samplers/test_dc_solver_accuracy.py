@@ -59,6 +59,11 @@ def test_order_of_convergence(
 
 
 @pytest.mark.law
+def test_order_three_rises_towards_four() -> None:
+    assert 3.4 < slope(solver_order=3) < 4.2
+
+
+@pytest.mark.law
 def test_a_constant_ratio_costs_the_order() -> None:
     """Compensation is for few steps: away from 1 it makes UniPC-2 a first-order method."""
     assert slope(ratio=1.1, dc_variable="lambda") == pytest.approx(1.0, abs=0.25)

@@ -37,6 +37,14 @@ def test_every_grid_decreases_from_noise_to_its_end(name: str, flow: bool, steps
     assert nodes[-1] == (0.0 if final == "zero" else levels.sigma_min)
 
 
+@pytest.mark.law
+@pytest.mark.parametrize("name", ["linspace", "trailing", "beta57", "karras", "log-snr"])
+def test_runs_of_very_many_steps_keep_their_nodes_apart(name: str) -> None:
+    """Whole timesteps would coincide; a thousand steps and more are what a converged result takes."""
+    for steps in (200, 1000, 1500):
+        assert (np.diff(named_grid(name)(steps, VP_LEVELS, "zero").astype(np.float32)) < 0).all()
+
+
 @pytest.mark.contract
 @pytest.mark.parametrize(
     ("name", "config"),

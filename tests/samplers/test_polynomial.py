@@ -11,6 +11,13 @@ from hypothesis import strategies as st
 
 from diffplug.samplers.polynomial import CompensationPolynomial
 
+# The one published polynomial (Stable Diffusion 2.1, 768 pixels), its 36 numbers to four decimals.
+PUBLIC = [
+    1523.6766, -1111.4746, 198.3835, -1346.0890, 1007.1949, -186.2548, 168.3973, -128.0389, 24.8848,
+    -8140.6440, 5906.7483, -1035.9941, 6941.4139, -5193.9807, 950.3206, -848.2105, 650.6903, -121.2867,
+    13309.2704, -9616.6703, 1668.7686, -11037.1078, 8256.6667, -1503.7992, 1293.9740, -999.5629, 188.2217,
+    -6747.4218, 4853.1531, -835.5117, 5489.1152, -4096.8972, 743.0953, -619.5613, 480.1497, -90.8963,
+]  # fmt: skip
 CONFIGURATIONS = [(steps, scale) for steps in (5, 6, 8, 10, 15, 20) for scale in (3.0, 4.5, 7.5, 9.0)]
 
 
@@ -43,6 +50,40 @@ def test_ratios_are_the_nested_polynomial(seed: int, steps: int, scale: float) -
     ratios = polynomial.ratios(steps, scale)
     assert ratios[:2] == [1.0, 1.0] and len(ratios) == steps
     assert ratios[2:] == pytest.approx(by_definition(mild(seed), steps, scale), abs=1e-12)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(
+    ("steps", "scale", "wanted"),
+    [
+        (5, 7.5, [1, 1, 1.027, 0.739, 1.226]),
+        (5, 4.5, [1, 1, 1.050, 0.637, 1.375]),
+        (6, 6.0, [1, 1, 1.106, 0.925, 0.662, 1.301]),
+        (8, 7.5, [1, 1, 0.694, 1.044, 1.010, 0.851, 0.825, 1.193]),
+        (10, 7.5, [1, 1, 0.445, 0.898, 1.063, 1.043, 0.941, 0.861, 0.907, 1.182]),
+    ],
+)
+def test_the_published_polynomial_gives_the_published_ratios(
+    steps: int, scale: float, wanted: list[float], tmp_path: Path
+) -> None:
+    """The reference's own values, from its file; float32 is too coarse for the cancellation."""
+    np.save(tmp_path / "sd2.1.npy", np.array(PUBLIC))
+    ratios = CompensationPolynomial.load(tmp_path / "sd2.1.npy").ratios(steps, scale)
+    assert ratios == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.law
+def test_the_published_polynomial_is_trusted_where_it_is_tame() -> None:
+    """In 5 to 20 steps and guidance 3 to 9 nothing has to be clipped; beyond, it reaches hundreds."""
+    public = CompensationPolynomial(PUBLIC)
+    for steps in range(5, 21):
+        for scale in np.linspace(3, 9, 7).tolist():
+            inside = by_definition(public.coefficients, steps, scale)
+            assert all(0.3 < ratio < 1.6 for ratio in inside)
+            assert public.ratios(steps, scale)[2:] == pytest.approx(inside, abs=1e-9)
+    assert max(map(abs, by_definition(public.coefficients, 50, 15.0))) > 100
+    with pytest.raises(ValueError, match="search ratios"):
+        public.ratios(50, 15.0)
 
 
 @pytest.mark.law
@@ -100,7 +141,7 @@ def test_bad_files_are_refused_by_name(tmp_path: Path) -> None:
         "short.npy": "35 coefficients",
         "cut.npy": "holds no compensation polynomial",
         "pickled.npy": "holds no compensation polynomial",
-        "other.json": "no file of format",
+        "other.json": "'format' has to be",
         "newer.json": "update diffplug",
         "lacking.json": "'coefficients'",
     }.items():

@@ -170,6 +170,12 @@ OFF = {"disable_corrector": range(200), **FREE}
         (presets.unipc, {"order": 2, **OFF}, 1.8, 2.2),
         (presets.unipc, {"order": 2, "kind": "bh1", **FREE}, 2.8, 3.25),
         (presets.unipc, {"order": 2, **FREE}, 2.8, 3.25),
+        (
+            presets.unipc,
+            {"order": 2},
+            0.9,
+            2.2,
+        ),  # lower orders at the end help a few steps and cost the order
         (presets.unipc, {"order": 3, **FREE}, 3.4, 4.3),
         (presets.unipc, {"order": 2, "param": "noise", **FREE}, 2.7, 3.3),
         (presets.res_multistep, {}, 1.8, 2.2),

@@ -109,7 +109,7 @@ def test_every_rung_beats_the_stock_solvers_on_fresh_pairs() -> None:
     stock = min(errors(fresh, schedule).mean for schedule in stock_schedules(5, LINSPACE).values())
     ratios, coefficients = found.rungs
     assert errors(fresh, ratios.schedule).mean < 0.5 * stock
-    assert errors(fresh, coefficients.schedule).mean < 0.1 * stock
+    assert errors(fresh, coefficients.schedule).mean < min(0.1 * stock, errors(fresh, ratios.schedule).mean)
     assert errors(fresh, found.schedule).mean < 0.1 * stock
     assert found.improved and stages == ["stock solvers", "ratios", "coefficients"]
     assert SolverSchedule.from_json(found.schedule.to_json()) == found.schedule

@@ -111,7 +111,19 @@ def test_the_truth_is_computed_once_and_tied_to_everything_it_depends_on(tmp_pat
     with torch.no_grad():
         runs.pipe.unet.conv_in.weight[0, 0, 0, 0] += 1
     truth(runs, ddim, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
+    with torch.no_grad():
+        next(runs.pipe.text_encoder.parameters()).add_(1)
+    truth(runs, ddim, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_a_truth_that_is_not_finite_is_not_kept(tmp_path: Path) -> None:
+    runs = trials(steps=2)
+    with torch.no_grad():
+        runs.pipe.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="of 2 evaluations gives latents that are not finite"):
+        truth(runs, runs.pipe.scheduler, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_element_of_an_input_counts() -> None:
