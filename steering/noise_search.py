@@ -18,7 +18,7 @@ from diffplug.steering.plans import Plan
 from diffplug.steering.report import SteeringReport
 from diffplug.steering.request import read_request
 from diffplug.steering.run import SteeredRun
-from diffplug.steering.steerer import Steerer, refuse_caches
+from diffplug.steering.steerer import Steerer
 from diffplug.steering.tilted import prompt_seeds
 
 SEARCHES = ("zero-order", "random")
@@ -85,7 +85,6 @@ class NoiseSearch(Steerer):
         return BestOfN(self.reward, returns="all", **{name: getattr(self, name) for name in names})
 
     def _around(self, pipe: Any, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        refuse_caches(pipe)
         request = read_request(pipe, kwargs, self.particles)
         streams = [torch.Generator().manual_seed(s) for s in prompt_seeds(self.seed, request.groups)]
         total = request.groups * self.particles

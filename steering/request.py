@@ -16,7 +16,9 @@ from diffplug.steering.ranks import ALONE, Ranks, Slots
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size")
 _REPEATED = ("prompt", "negative_prompt", "class_labels")
 _TILING = "Amused"  # repeats all prompts one after the other: given k times each, groups stay together
-_START_IMAGES = ("image", "mask_image")
+_IMAGES = ("image", "mask_image")
+_CONTROLS = ("control_image",)
+_TILING_IMAGES = ("StableDiffusionInstructPix2Pix", "StableDiffusionXLInstructPix2Pix", "FluxKontext")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +58,9 @@ def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int, ranks: Ra
     here = len(slots.own)
     given = dict(kwargs)
     tiles = type(pipe).__name__.startswith(_TILING)
-    given.update(_multiplied(given, count, groups, here, tiles))
-    if (
-        "strength" in defaults
-    ):  # image-to-image pipelines tile several start images: repeated here, each stays with its prompt
-        start = {name: given[name] for name in _START_IMAGES if groups > 1 and name in given}
-        given.update({name: _repeat(value, groups, here) for name, value in start.items()})
+    by_count = bool(count) and not tiles and given.get("prompt_embeds") is None
+    given.update(_multiplied(given, count, groups, here, by_count))
+    given.update(_start_images(pipe, given, defaults, groups, here, by_count))
     if given.get("latents") is not None:
         _check_latents(given["latents"], groups, particles)
         if here < particles:
@@ -94,23 +93,48 @@ def _groups(kwargs: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[int
 
 
 def _multiplied(
-    given: Mapping[str, Any], count: str | None, groups: int, particles: int, tiles: bool
+    given: Mapping[str, Any], count: str | None, groups: int, particles: int, by_count: bool
 ) -> dict[str, Any]:
     """Return the arguments that change so that every prompt has `particles` consecutive rows."""
-    if given.get("prompt_embeds") is not None:
-        # Some pipelines repeat given embeddings for num_images_per_prompt, some do not: here all agree.
-        repeated = {
-            name: _repeat(value, groups, particles)
-            for name, value in given.items()
-            if "prompt" in name or "encoder_hidden_states" in name
-        }
-        return {**repeated, **({count: 1} if count else {})}
-    if count and not tiles:
+    if by_count and count:
         return {count: particles}
-    once = {count: 1} if count else {}
-    return once | {
-        name: _repeat(given[name], groups, particles) for name in _REPEATED if given.get(name) is not None
-    }
+    embeds = given.get("prompt_embeds") is not None
+    # Some pipelines repeat given embeddings for num_images_per_prompt, some do not: here all agree.
+    names = [
+        name
+        for name in given
+        if name in _REPEATED or (embeds and ("prompt" in name or "encoder_hidden_states" in name))
+    ]
+    repeated = {n: _repeat(given[n], groups, particles) for n in names if given[n] is not None}
+    return repeated | ({count: 1} if count else {})
+
+
+def _start_images(
+    pipe: Any,
+    given: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    groups: int,
+    particles: int,
+    by_count: bool,
+) -> dict[str, Any]:
+    """Return pictures given for several prompts, each k times in a row.
+
+    Done for pipelines that tile them (one after the other, k times over, so that they meet other prompts),
+    and for all where prompts are repeated here instead of by the pipeline.
+    """
+    if groups == 1:
+        return {}
+    tiled = "strength" in defaults or type(pipe).__name__.startswith(_TILING_IMAGES)
+    names = (_IMAGES if tiled else ()) if by_count else (*_IMAGES, *_CONTROLS)
+    several = hasattr(getattr(pipe, "controlnet", None), "nets")  # one entry, or list, for each of them
+    found: dict[str, Any] = {}
+    for name in names:
+        value = given.get(name)
+        if several and isinstance(value, list) and (name in _CONTROLS or "strength" not in defaults):
+            found[name] = [_repeat(one, groups, particles) for one in value]
+        elif value is not None:
+            found[name] = _repeat(value, groups, particles)
+    return found
 
 
 def _repeat(value: Any, groups: int, k: int) -> Any:

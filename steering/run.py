@@ -28,6 +28,8 @@ from diffplug.steering.scoring import Scorer
 if TYPE_CHECKING:
     from diffplug.steering.steerer import Steerer
 
+_GUIDERS = ("guider", "ocr_guider")
+
 
 @dataclass
 class Outcome:
@@ -63,6 +65,7 @@ class SteeredRun:
             watch=CopyWatch(strict=steerer.needs_noise),
             proposal=steerer.build_proposal(self.scorer.gradient),
             ranks=self.slots.ranks,
+            guiders=[part for part in (getattr(pipe, name, None) for name in _GUIDERS) if part is not None],
         )
 
     def _terms(self) -> tuple[Any, ...]:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from diffplug import rewards
 from diffplug.intercept import intercept_call, intercept_step
-from diffplug.report import denoisers
 from diffplug.rewards import Reward
 from diffplug.steering.particles import Filter
 from diffplug.steering.plans import Plan
 from diffplug.steering.proposal import Proposal
 from diffplug.steering.ranks import Ranks
+from diffplug.steering.refusals import refuse_caches, refuse_pipeline
 from diffplug.steering.report import SteeringReport
 from diffplug.steering.request import Request, read_request
 from diffplug.steering.run import SteeredRun
@@ -114,18 +114,15 @@ class Steerer:
         """Return a function that detaches this steerer from the pipeline; until then every call of `pipe` is
         steered.
 
-        Raises ValueError for a pipeline that has no scheduler to stand at.
+        Raises ValueError, with the reason, for a pipeline that cannot be steered at a scheduler.
         """
-        scheduler = getattr(pipe, "scheduler", None)
-        if scheduler is None:
-            raise ValueError(
-                f"{type(pipe).__name__} has no scheduler: only pipelines that denoise can be steered"
-            )
+        refuse_pipeline(pipe, copies=self.copies)
         return intercept_call(pipe, lambda call, kwargs: self._around(pipe, call, kwargs))
 
     def _around(self, pipe: Any, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Return the output of a steered call; the scheduler is intercepted while it lasts."""
-        refuse_caches(pipe)
+        if self.copies:
+            refuse_caches(pipe)
         ranks = Ranks.of() if self.ranks is True else self.ranks or None
         request = read_request(pipe, kwargs, self.particles, ranks)
         run = self.build_run(pipe, request, ranks)
@@ -137,17 +134,3 @@ class Steerer:
                 undo()
         self._reports[:] = [run.report()]
         return output
-
-
-def refuse_caches(pipe: Any) -> None:
-    """Raise ValueError if a denoiser caches features: those stay in their slots while particles move."""
-    try:
-        networks = denoisers(pipe)
-    except ValueError:
-        return
-    for network in networks:
-        if getattr(network, "is_cache_enabled", False):
-            raise ValueError(
-                f"{type(network).__name__} caches features per row, which selection would mix up: call "
-                "its disable_cache() first"
-            )

@@ -298,3 +298,65 @@ def test_an_adapter_is_steered_and_strength_zero_leaves_it_alone() -> None:
     assert len(run(built, steerer, eta=1.0).images) == 2
     assert steerer.report is not None and bool(steerer.report.resampled.any())
     assert built.unet.active_adapters() == ["style"]
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux", "wan"])
+@pytest.mark.filterwarnings("ignore:.*added no noise")
+def test_what_prefers_nothing_leaves_every_family_bit_for_bit(family: str) -> None:
+    built, count = tiny(family), "num_videos_per_prompt" if family == "wan" else "num_images_per_prompt"
+
+    def call(**options: Any) -> Any:
+        given = tiny.inputs(family, num_inference_steps=3, prompt=PROMPTS)
+        output = built(**{**given, "generator": torch.Generator().manual_seed(3), **options})
+        return torch.as_tensor(output.frames if hasattr(output, "frames") else output.images)
+
+    plain = call(**{count: 3})
+    for strength, reward in ((0.0, red), (7.0, lambda images, prompts: [0.3] * len(images))):
+        with plug(built, FeynmanKac(reward, particles=3, strength=strength, returns="all")):
+            assert torch.equal(call(), plain), f"strength {strength} changes {family}"
+
+
+def test_control_pictures_stay_with_their_prompt() -> None:
+    built = tiny("controlnet")
+    controls = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    embeds = built.encode_prompt(PROMPTS, "cpu", 1, False)[0]
+
+    def streams(*groups: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(10 * g + slot) for g in groups for slot in range(3)]
+
+    def steered(groups: list[int], by_embeds: bool = False) -> torch.Tensor:
+        steerer = FeynmanKac(
+            red, particles=3, strength=3000.0, ess_threshold=None, returns="all", seed=groups, prompts=[
+                PROMPTS[g] for g in groups
+            ]
+        )  # fmt: skip
+        text = {"prompt_embeds": embeds[groups]} if by_embeds else {"prompt": [PROMPTS[g] for g in groups]}
+        options: dict[str, Any] = {"eta": 1.0, "generator": streams(*groups), "guidance_scale": 1.0}
+        with plug(built, steerer):
+            images = built(
+                **text, image=controls[groups], num_inference_steps=4, output_type="pt", **options
+            ).images
+        assert steerer.report is not None and bool(steerer.report.resampled.any())
+        return images
+
+    together = steered([0, 1])
+    torch.testing.assert_close(together, torch.cat([steered([0]), steered([1])]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(together, steered([0, 1], by_embeds=True), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("LLaDA2Pipeline", "was not selected"),
+        ("MarigoldDepthPipeline", "it draws none"),
+        ("SkyReelsV2DiffusionForcingPipeline", "denoises in chunks"),
+        ("LEditsPPPipelineStableDiffusion", "leaves nothing to draw"),
+        ("OnnxStableDiffusionPipeline", "NumPy"),
+    ],
+)
+def test_pipelines_that_cannot_be_steered_are_refused_with_the_reason(name: str, reason: str) -> None:
+    parent = type(name, (), {"scheduler": EulerAncestralDiscreteScheduler(), "__call__": lambda self: None})
+    strange = type("Mine", (parent,), {})()
+    with pytest.raises(ValueError, match=f"particles of Mine cannot be copied: .*{reason}.*BestOfN"):
+        FeynmanKac(red).attach(strange)
+    BestOfN(red).attach(strange)()
