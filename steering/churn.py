@@ -21,6 +21,7 @@ from diffplug.intercept import StepCall
 from diffplug.noise import level, next_level
 from diffplug.noise_level import base_name
 from diffplug.seeds import particle_seed
+from diffplug.steering.options import check_number
 from diffplug.steering.proposal import Proposal, replaced, stepped
 from diffplug.transition import Transition, ancestral
 
@@ -111,5 +112,6 @@ _REMEMBERS_NOISE = frozenset({"IPNDMScheduler"})
 
 def check_eta(eta: float) -> None:
     """Raise ValueError unless eta is in (0, 1]."""
+    check_number("churn", eta)
     if not (math.isfinite(eta) and 0 < eta <= 1):
         raise ValueError(f"churn={eta}: give a number in (0, 1], or 0 for none")

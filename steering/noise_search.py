@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffplug.intercept import StepCall, StepInterceptor, intercept_step
 from diffplug.steering.best_of_n import BestOfN
+from diffplug.steering.options import check_number, check_seed, check_whole
 from diffplug.steering.particles import Filter
 from diffplug.steering.pictures import best_first, joined, take
 from diffplug.steering.plans import Plan
@@ -47,8 +48,9 @@ class NoiseSearch(Steerer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
-            raise ValueError(f"rounds={self.rounds!r}: it must be a whole number of at least 1")
+        check_whole("rounds", self.rounds)
+        check_number("radius", self.radius)
+        check_seed(self.seed)
         if self.search not in SEARCHES:
             raise ValueError(f"unknown search {self.search!r}: choose one of {', '.join(SEARCHES)}")
         if not 0 < self.radius <= 1:

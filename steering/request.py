@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffplug.seeds import attached_seeds, picture_seeds, row_seeds
+from diffplug.steering.options import check_whole
 from diffplug.steering.ranks import ALONE, Ranks, Slots
 
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size")
@@ -47,7 +48,9 @@ def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int, ranks: Ra
     """
     defaults = {name: p.default for name, p in inspect.signature(type(pipe).__call__).parameters.items()}
     count = next((name for name in _COUNTS if name in defaults), None)
-    wanted = int(kwargs.get(count, defaults[count]) or 1) if count else 1
+    wanted = kwargs.get(count, defaults[count]) if count else None
+    wanted = 1 if wanted is None else wanted
+    check_whole(str(count), wanted)
     if wanted > particles:
         raise ValueError(
             f"{count}={wanted} pictures asked for but only {particles} particles are run: raise "
@@ -80,6 +83,8 @@ def _groups(kwargs: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[int
     prompt = kwargs.get("prompt")
     if isinstance(prompt, str):
         return 1, (prompt,)
+    if prompt is not None and not len(prompt):
+        raise ValueError("the steered call has an empty list of prompts: give at least one")
     if prompt is not None:
         return len(prompt), tuple(prompt)
     embeds = kwargs.get("prompt_embeds")

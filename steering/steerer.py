@@ -11,6 +11,7 @@ from torch import Tensor
 from diffplug import rewards
 from diffplug.intercept import intercept_call, intercept_step
 from diffplug.rewards import Reward
+from diffplug.steering.options import check_texts, check_whole
 from diffplug.steering.particles import Filter
 from diffplug.steering.plans import Plan
 from diffplug.steering.proposal import Proposal
@@ -67,12 +68,21 @@ class Steerer:
             )
         if self.preview is not None and self.decode is not None:
             raise ValueError("preview and decode both say how to decode on the way: give one of them")
+        if self.decode is not None and not callable(self.decode):
+            raise ValueError(
+                f"decode={self.decode!r} cannot be called: give decode(pipe, latents, ...) -> images"
+            )
+        if self.preview is not None and not hasattr(self.preview, "decode"):
+            raise ValueError(
+                f"preview={self.preview!r} decodes nothing: give an autoencoder, as AutoencoderTiny"
+            )
         if self.value is not None and not callable(self.value):
             raise ValueError(f"value={self.value!r} cannot be called: see diffplug.steering.values")
+        if not isinstance(self.ranks, (bool, Ranks)):
+            raise ValueError(f"ranks={self.ranks!r}: give True, False or Ranks.of(group)")
         for name in ("particles", "decode_batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: it must be a whole number of at least 1")
+            check_whole(name, getattr(self, name))
+        check_texts(self.prompts)
         if self.returns not in RETURNS:
             raise ValueError(f"unknown returns {self.returns!r}: choose one of {', '.join(RETURNS)}")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from diffplug.plug import plug
@@ -261,12 +261,73 @@ def test_seeds_make_a_stochastic_flow_run_repeatable() -> None:
         ({"tilt": "falling"}, "unknown tilt 'falling'"),
         ({"decode_batch_size": 0}, "decode_batch_size=0"),
         ({"reward": 3}, "cannot be called"),
+        ({"strength": "10"}, "strength='10': it must be a number"),
+        ({"score_at": 0.5}, "score_at=0.5: give a list of fractions"),
+        ({"score_at": ("late",)}, "score_at='late': it must be a number"),
+        ({"ess_threshold": "half"}, "ess_threshold='half': it must be a number"),
+        ({"target_ess": None}, "target_ess=None: it must be a number"),
+        ({"churn": "much"}, "churn='much': it must be a number"),
+        ({"twist": "much"}, "twist='much': it must be a number"),
+        ({"seed": 1.5}, "seed=1.5: give a whole number"),
+        ({"seed": [1, "b"]}, "seed contains 'b'"),
+        ({"prompts": 3}, "prompts=3: give the texts"),
+        ({"decode": 3}, "decode=3 cannot be called"),
+        ({"preview": 3}, "preview=3 decodes nothing"),
+        ({"ranks": "all"}, "ranks='all': give True, False or Ranks"),
+        ({"reward": "no_module:score"}, "'no_module' is no known name and no module .* Known: aesthetic"),
         ({"reward": "no-such-reward"}, "no-such-reward"),
     ],
 )
 def test_bad_options_are_refused_at_once(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FeynmanKac(**{"reward": red, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "message"),
+    [
+        ({}, {"num_images_per_prompt": 0}, "num_images_per_prompt=0: it must be a whole number"),
+        ({}, {"num_images_per_prompt": 2.5}, "num_images_per_prompt=2.5: it must be a whole number"),
+        ({}, {"num_images_per_prompt": 3}, "num_images_per_prompt=3 pictures asked for but only 2 particles"),
+        ({}, {"latents": torch.zeros(3, 4, 8, 8)}, "latents have 3 rows, but 2 prompts with 2 particles"),
+        ({}, {"prompt": []}, "an empty list of prompts"),
+        ({"decode": lambda *a, **k: torch.zeros(1, 3, 8, 8)}, {}, r"tensor of 4 pictures .* \(1, 3, 8, 8\)"),
+        ({"decode": lambda *a, **k: None}, {}, "tensor of 4 pictures .* it returned NoneType"),
+        ({"value": lambda state: 1 / 0}, {}, "the value failed at step 2 of 5: ZeroDivisionError"),
+        ({"value": lambda state: None}, {}, "the value failed at step 2 of 5: RuntimeError"),
+    ],
+)
+def test_bad_calls_are_refused_and_the_pipeline_is_as_before(
+    pipe: Any, options: dict[str, Any], call: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(pipe, FeynmanKac(red, particles=2, **options), **{"prompt": PROMPTS, **call})
+    assert type(pipe.scheduler) is EulerAncestralDiscreteScheduler
+    assert type(pipe).__call__ is StableDiffusionPipeline.__call__
+
+
+def test_a_reward_that_fails_late_names_the_call_and_leaves_nothing(pipe: Any) -> None:
+    """Raising, a wrong shape, texts, at the second scored call of a run."""
+    seen: list[int] = []
+
+    def raising() -> Any:
+        raise MemoryError("the scorer is full\nsee its log")
+
+    for bad, told in (
+        (raising, "MemoryError: the scorer is full$"),
+        (lambda: torch.zeros(2, 2), "ValueError: .* must return 2 numbers .* shape"),
+        (lambda: ["fine", "good"], "ValueError: .* must return 2 numbers .* texts, as 'fine'"),
+    ):
+
+        def reward(images: torch.Tensor, prompts: list[str], bad: Any = bad) -> Any:
+            seen.append(len(images))
+            return bad() if len(seen) == 2 else red(images, prompts)
+
+        seen.clear()
+        with pytest.raises(ValueError, match=f"the reward failed at step 3 of 5, .*: {told}"):
+            run(pipe, FeynmanKac(reward, particles=2, strength=3.0), "a")
+        assert type(pipe.scheduler) is EulerAncestralDiscreteScheduler
+        assert type(pipe).__call__ is StableDiffusionPipeline.__call__
 
 
 def test_seeds_must_fit_the_prompts(pipe: Any) -> None:
