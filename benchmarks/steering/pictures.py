@@ -147,7 +147,7 @@ def kept(cell: Cell, folder: Path) -> tuple[Cell, dict[str, Any]] | None:
     """The cell and what the folder holds of it; more free draws than asked for will do as well."""
     names = [cell.file]
     if cell.rule in FREE:
-        names = [path.name for path in folder.glob(f"{cell.rule}-*-{cell.seed}-{cell.chunk:03d}.json")]
+        names = [path.name for path in folder.glob(f"{cell.rule}-[0-9]*-{cell.seed}-{cell.chunk:03d}.json")]
     found = {int(name.removeprefix(f"{cell.rule}-").split("-")[0]): folder / name for name in names}
     for budget, path in sorted(found.items()):
         if budget >= cell.budget and path.exists():

@@ -94,7 +94,7 @@ def test_cells_are_kept_and_only_missing_ones_are_made(
 
 
 def test_figures_bars_and_the_drawing(tmp_path: Path) -> None:
-    grid = Grid(rules=("best-of-n", "fk"), budgets=(2, 4, 16), seeds=2, prompts=3)
+    grid = Grid(rules=("best-of-n", "best-of-n-noise", "fk"), budgets=(2, 4, 16), seeds=2, prompts=3)
     for cell in grid.cells(2):
         write_json(tmp_path / cell.file, made_up(cell, grid.size(cell, 2)))
     results = picture_tables.summary(grid, 2, tmp_path)
@@ -111,7 +111,7 @@ def test_figures_bars_and_the_drawing(tmp_path: Path) -> None:
         False,
         False,
     ]
-    assert picture_tables.table(results).count("\n") == 2 + 7 - 1
+    assert picture_tables.table(results).count("\n") == 2 + 10 - 1
     draw(results, tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert parser().parse_args([]).budgets == [4, 8, 16, 32]
