@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from diffplug.steering.options import check_whole
 from diffplug.steering.ranks import ALONE, Ranks, Slots
 
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size")
+_SIZES = ("height", "width", "num_frames")
 _REPEATED = ("prompt", "negative_prompt", "class_labels")
 _TILING = "Amused"  # repeats all prompts one after the other: given k times each, groups stay together
 _IMAGES = ("image", "mask_image")
@@ -28,7 +29,7 @@ class Request:
 
     groups: P prompts. wanted: pictures per prompt to hand back. prompts: one text per group, None where the
     call has embeddings only. kwargs: arguments of the call with a row for every particle of this process,
-    prompt-major.
+    prompt-major. size: height, width and num_frames, as given or by the pipeline's own default.
     """
 
     groups: int
@@ -36,6 +37,7 @@ class Request:
     prompts: tuple[str, ...] | None
     output_type: str | None
     kwargs: dict[str, Any]
+    size: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int, ranks: Ranks | None = None) -> Request:
@@ -75,7 +77,15 @@ def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int, ranks: Ra
     elif isinstance(generator, (list, tuple)):
         given["generator"] = spread_generators(generator, groups, particles)
     output_type = given.get("output_type", defaults.get("output_type"))
-    return Request(groups=groups, wanted=wanted, prompts=prompts, output_type=output_type, kwargs=given)
+    size = {name: given.get(name) or _number(defaults.get(name)) for name in _SIZES}
+    return Request(
+        groups=groups, wanted=wanted, prompts=prompts, output_type=output_type, kwargs=given, size=size
+    )
+
+
+def _number(default: Any) -> int | None:
+    """Return the default of an argument where it is a number."""
+    return default if isinstance(default, int) else None
 
 
 def _groups(kwargs: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[int, tuple[str, ...] | None]:

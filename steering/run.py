@@ -18,6 +18,7 @@ from diffplug.steering.copies import CopyWatch
 from diffplug.steering.particle_filter import checked_rewards
 from diffplug.steering.particles import Filter, ParticleSteps
 from diffplug.steering.pictures import best_first, of_all, raw_pictures, take, to_tensor
+from diffplug.steering.plans import no_call
 from diffplug.steering.populations import Populations
 from diffplug.steering.ranks import ALONE, Ranks, Slots
 from diffplug.steering.report import SteeringReport
@@ -61,7 +62,7 @@ class SteeredRun:
             steerer.build_filter,
             self._score,
             particles=steerer.particles,
-            calls=steerer.plan(),
+            calls=steerer.plan() if steerer.scores else no_call,
             watch=CopyWatch(strict=steerer.needs_noise),
             proposal=steerer.build_proposal(self.scorer.gradient),
             ranks=self.slots.ranks,

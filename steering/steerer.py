@@ -136,11 +136,10 @@ class Steerer:
         ranks = Ranks.of() if self.ranks is True else self.ranks or None
         request = read_request(pipe, kwargs, self.particles, ranks)
         run = self.build_run(pipe, request, ranks)
-        undo = intercept_step(pipe.scheduler, run.engine) if self.scores else None
+        undo = intercept_step(pipe.scheduler, run.engine)
         try:
             output = run(call)
         finally:
-            if undo:
-                undo()
+            undo()
         self._reports[:] = [run.report()]
         return output

@@ -92,7 +92,9 @@ def test_one_generator_per_prompt_gives_each_prompt_its_plain_picture_first(pipe
         return [torch.Generator().manual_seed(seed) for seed in (11, 12)]
 
     plain = pipe(PROMPTS, num_inference_steps=5, output_type="pt", generator=streams()).images
-    every = run(pipe, FeynmanKac(red, particles=3, strength=0.0, returns="all"), generator=streams()).images
+    free = FeynmanKac(red, particles=3, strength=0.0, returns="all")
+    every = run(pipe, free, generator=streams()).images
+    assert free.report is not None and (free.report.steps, free.report.calls) == (5, ())
     torch.testing.assert_close(every[[0, 3]], plain, rtol=0, atol=1e-5)
     assert len({image.numpy().tobytes() for image in every}) == 6
 
