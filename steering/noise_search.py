@@ -83,7 +83,7 @@ class NoiseSearch(Steerer):
         return super().attach(pipe)
 
     def _round(self) -> BestOfN:
-        names = ("particles", "prompts", "decode_batch_size")
+        names = ("particles", "prompts", "decode_batch_size", "network_batch_size")
         return BestOfN(self.reward, returns="all", **{name: getattr(self, name) for name in names})
 
     def _around(self, pipe: Any, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:

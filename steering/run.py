@@ -25,6 +25,7 @@ from diffplug.steering.report import SteeringReport
 from diffplug.steering.request import Request
 from diffplug.steering.resampling import resample
 from diffplug.steering.scoring import Scorer
+from diffplug.steering.slices import sliced_network
 
 if TYPE_CHECKING:
     from diffplug.steering.steerer import Steerer
@@ -79,7 +80,8 @@ class SteeredRun:
     def __call__(self, call: Callable[..., Any]) -> Any:
         """Return the pipeline's output with the chosen pictures only."""
         with self.scorer.seconds.add("total"):
-            with _counted(self.pipe) as self.network:
+            slices = sliced_network(self.pipe, self.steerer.network_batch_size)
+            with slices, _counted(self.pipe) as self.network:
                 output = self._seeded(call) if self.seeded else call(**self.request.kwargs)
             self.network.rows = sum(self.slots.ranks.everyone(lambda: self.network.rows))
             self.outcome = self._finish(raw_pictures(output))

@@ -36,10 +36,12 @@ class Steerer:
     width=, num_frames=, batch_size=) -> images` for the scored calls before the end, by default
     `diffplug.latents.decode`. preview: a small decoder of the same latents for those calls, such as an
     `AutoencoderTiny`; the finished pictures are the pipeline's own. decode_batch_size: rows decoded at once,
-    fewer when memory runs out. value: what an unfinished state is worth (see `diffplug.steering.values`), by
-    default the reward of its clean prediction. ranks: True shares the particles of every prompt among all
-    processes of the job (`accelerate launch`), a `Ranks` among those of a group; every process makes the same
-    call and gets the same pictures. Raises ValueError for anything out of range.
+    fewer when memory runs out. network_batch_size: rows (guidance counts twice) that the denoiser takes at
+    once, for populations that do not fit into memory; by default all. value: what an unfinished state is
+    worth (see `diffplug.steering.values`), by default the reward of its clean prediction. ranks: True shares
+    the particles of every prompt among all processes of the job (`accelerate launch`), a `Ranks` among those
+    of a group; every process makes the same call and gets the same pictures. Raises ValueError for anything
+    out of range.
     """
 
     reward: Reward | str
@@ -49,6 +51,7 @@ class Steerer:
     prompts: str | Sequence[str] | None = None
     decode: Callable[..., Tensor] | None = None
     decode_batch_size: int = 4
+    network_batch_size: int | None = None
     preview: Any = None
     value: Value | None = None
     ranks: bool | Ranks = False
@@ -82,6 +85,8 @@ class Steerer:
             raise ValueError(f"ranks={self.ranks!r}: give True, False or Ranks.of(group)")
         for name in ("particles", "decode_batch_size"):
             check_whole(name, getattr(self, name))
+        if self.network_batch_size is not None:
+            check_whole("network_batch_size", self.network_batch_size)
         check_texts(self.prompts)
         if self.returns not in RETURNS:
             raise ValueError(f"unknown returns {self.returns!r}: choose one of {', '.join(RETURNS)}")
