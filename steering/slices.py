@@ -26,9 +26,7 @@ def sliced_network(pipe: Any, rows: int | None) -> Iterator[None]:
         yield
         return
     if getattr(pipe, "do_perturbed_attention_guidance", False) or hasattr(pipe, "pag_applied_layers"):
-        raise ValueError(
-            "perturbed attention mixes rows in the network: leave out network_batch_size"
-        )
+        raise ValueError("perturbed attention mixes rows in the network: leave out network_batch_size")
     with ExitStack() as undo:
         for module in denoisers(pipe):
             undo.callback(_slice_module(module, rows))
