@@ -88,6 +88,7 @@ def generate(
     """
     from diffplug.recipe import Recipe
 
+    _refuse_idle(steer, particles=particles, reward=reward, strength=strength)
     recipe = Recipe(
         sampler=sampler,
         steps=steps,
@@ -227,6 +228,15 @@ def names(json: Json = False) -> None:
         print_table(
             ["kind", "names"], [[kind, ", ".join(entries) or "none yet"] for kind, entries in found.items()]
         )
+
+
+def _refuse_idle(steer: str | None, **options: Any) -> None:
+    """ValueError for options of steering that were given without --steer, where they would do nothing."""
+    from diffplug.recipe import Recipe
+
+    for name, value in options.items():
+        if steer is None and value != getattr(Recipe, name):
+            raise ValueError(f"--{name} {value} acts only with --steer: add --steer fk, or leave it out")
 
 
 def _engine() -> Any:

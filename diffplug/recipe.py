@@ -49,8 +49,8 @@ class Recipe:
         _finite("strength", self.strength)
         if self.sampler is not None and self.sampler not in stock.names():
             stock.sampler(self.sampler, None)  # raises, with the nearest names
-        if self.steer is not None and self.steer not in STEERERS:
-            STEERERS.get(self.steer)
+        if self.steer is not None:
+            self._built(_unasked, [0])  # raises for options out of range
         if self.steer is not None and self.reward not in rewards.names():
             rewards.get(self.reward)
 
@@ -103,14 +103,18 @@ class Recipe:
         """
         if self.steer is None:
             raise ValueError(f"this recipe does not steer: give steer=..., one of {STEERERS.names()}")
-        steerer = STEERERS.get(self.steer)
+        return self._built(rewards.get(self.reward), seeds)
+
+    def _built(self, reward: Any, seeds: Sequence[int]) -> Any:
+        """The steerer with its options, by some reward."""
+        steerer = STEERERS.get(str(self.steer))
         options = dict(self.options)
         if self.strength is not None:
             options["strength"] = self.strength
         if "seed" in inspect.signature(steerer).parameters:
             options.setdefault("seed", list(seeds))
         _accepted(steerer, options, f"steerer {self.steer!r}")
-        return steerer(rewards.get(self.reward), particles=self.particles, **options)
+        return steerer(reward, particles=self.particles, **options)
 
     def run(
         self,
@@ -187,6 +191,11 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "reward": str,
     "strength": float,
 }
+
+
+def _unasked(images: Any, prompts: Any) -> Any:
+    """The reward of a steerer that is built to be looked at only."""
+    raise AssertionError("a steerer that only checks its options was run")
 
 
 def _read(key: str, value: str) -> Any:

@@ -202,6 +202,22 @@ class SolverScheduler(NodeScheduler):
         """Names of the attributes that hold one row per sample: what particle methods have to reorder."""
         return ("model_outputs", "solver_states", "seen_samples")
 
+    def forget_history(self) -> None:
+        """Start anew at the next node where the past is no longer that of the state: noise came in between.
+
+        A corrector is dropped in any case. Predictions keep their history if they are made from the newest
+        state and data predictions alone; others (noise predictions, blocks of steps) begin at first order, as
+        in a run that starts late.
+        """
+        self._linked = False
+        begin = (self._step_index or 0) + self._hidden
+        if not self._step_index or not self._table.reads_earlier_states(begin):
+            return
+        schedule = self._schedule(len(self.timesteps), given=self._given, begin=begin)
+        self._table = self._compiled(schedule, begin)
+        self._kept = self._table.kept
+        self.model_outputs, self.solver_states, self.seen_samples = [], [], []
+
     # ------------------------------------------------------------------------------------------- stepping
 
     def step(

@@ -83,6 +83,11 @@ class SolverTable:
                     reach[term.history] = max(reach[term.history], -term.back)
         return reach[0], reach[1], reach[2]
 
+    def reads_earlier_states(self, node: int) -> bool:
+        """Whether a prediction from this node on looks at states before the newest one."""
+        rows = [step.predict for step in self.steps[node:]]
+        return any(term.history != DATA and term.back < -1 for row in rows for term in row)
+
     def run(
         self,
         denoise: Callable[[Tensor, int], Tensor],

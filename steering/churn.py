@@ -21,6 +21,7 @@ from diffplug.intercept import StepCall
 from diffplug.noise import level, next_level
 from diffplug.noise_level import base_name
 from diffplug.seeds import particle_seed
+from diffplug.steering.options import check_number
 from diffplug.steering.proposal import Proposal, replaced, stepped
 from diffplug.transition import Transition, ancestral
 
@@ -83,21 +84,34 @@ def forget(scheduler: Any) -> None:
     """Make a solver forget what fresh noise has made untrue.
 
     A corrector re-derives the state from the sample of the last call, without the noise. Solvers that
-    extrapolate noise predictions (DEIS, DPM-Solver) take the fresh noise for a slope: on N(1, .25) DEIS of
-    order 2 ended with variance .209, of order 3 with .319, where first-order steps after noise give .173.
-    Those that extrapolate clean predictions keep their history, which serves them well.
+    extrapolate noise predictions take the fresh noise for a slope: on N(1, .25) DEIS of order 2 ended with
+    variance .209, of order 3 with .319, where first-order steps after noise give .173. Those that extrapolate
+    clean predictions keep their history, which serves them well. A scheduler with a method
+    `forget_history()` sees to it itself.
     """
+    own = getattr(scheduler, "forget_history", None)
+    if callable(own):
+        own()
+        return
     if getattr(scheduler, "last_sample", None) is not None:
         scheduler.last_sample = None
-    noise_prediction = scheduler.config.get("algorithm_type") in _EXTRAPOLATE_NOISE
-    if noise_prediction and hasattr(scheduler, "lower_order_nums"):
+    if base_name(scheduler, _REMEMBERS_NOISE):
+        scheduler.ets = []
+    elif _predicts_noise(scheduler.config) and hasattr(scheduler, "lower_order_nums"):
         scheduler.lower_order_nums = 0
 
 
-_EXTRAPOLATE_NOISE = ("deis", "dpmsolver", "sde-dpmsolver")
+def _predicts_noise(config: Any) -> bool:
+    """Return whether a solver extrapolates the network's noise, not its clean predictions."""
+    return config.get("algorithm_type") in _NOISE_TYPES or config.get("predict_x0") is False
+
+
+_NOISE_TYPES = ("deis", "dpmsolver", "sde-dpmsolver", "noise_prediction")
+_REMEMBERS_NOISE = frozenset({"IPNDMScheduler"})
 
 
 def check_eta(eta: float) -> None:
     """Raise ValueError unless eta is in (0, 1]."""
+    check_number("churn", eta)
     if not (math.isfinite(eta) and 0 < eta <= 1):
         raise ValueError(f"churn={eta}: give a number in (0, 1], or 0 for none")

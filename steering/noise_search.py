@@ -12,13 +12,14 @@ from torch import Tensor
 
 from diffplug.intercept import StepCall, StepInterceptor, intercept_step
 from diffplug.steering.best_of_n import BestOfN
+from diffplug.steering.options import check_number, check_seed, check_whole
 from diffplug.steering.particles import Filter
 from diffplug.steering.pictures import best_first, joined, take
 from diffplug.steering.plans import Plan
 from diffplug.steering.report import SteeringReport
 from diffplug.steering.request import read_request
 from diffplug.steering.run import SteeredRun
-from diffplug.steering.steerer import Steerer, refuse_caches
+from diffplug.steering.steerer import Steerer
 from diffplug.steering.tilted import prompt_seeds
 
 SEARCHES = ("zero-order", "random")
@@ -47,8 +48,9 @@ class NoiseSearch(Steerer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
-            raise ValueError(f"rounds={self.rounds!r}: it must be a whole number of at least 1")
+        check_whole("rounds", self.rounds)
+        check_number("radius", self.radius)
+        check_seed(self.seed)
         if self.search not in SEARCHES:
             raise ValueError(f"unknown search {self.search!r}: choose one of {', '.join(SEARCHES)}")
         if not 0 < self.radius <= 1:
@@ -81,11 +83,10 @@ class NoiseSearch(Steerer):
         return super().attach(pipe)
 
     def _round(self) -> BestOfN:
-        names = ("particles", "prompts", "decode_batch_size")
+        names = ("particles", "prompts", "decode_batch_size", "network_batch_size")
         return BestOfN(self.reward, returns="all", **{name: getattr(self, name) for name in names})
 
     def _around(self, pipe: Any, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        refuse_caches(pipe)
         request = read_request(pipe, kwargs, self.particles)
         streams = [torch.Generator().manual_seed(s) for s in prompt_seeds(self.seed, request.groups)]
         total = request.groups * self.particles

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffplug.steering.options import check_number
 from diffplug.steering.potentials import Potential
 from diffplug.steering.resampling import check_resampler, resample, settle
 from diffplug.steering.selection import Rule
@@ -56,6 +57,8 @@ def checked_rewards(rewards: Tensor) -> tuple[Tensor, int]:
 
 def check_threshold(ess_threshold: float | None) -> None:
     """Raise ValueError unless the threshold is None or in (0, 1]."""
+    if ess_threshold is not None:
+        check_number("ess_threshold", ess_threshold)
     if ess_threshold is not None and not 0 < ess_threshold <= 1:
         raise ValueError(
             f"ess_threshold={ess_threshold}: give a share of the particles in (0, 1], or None to "

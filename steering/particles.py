@@ -23,7 +23,12 @@ from torch import Tensor
 from diffplug.intercept import StepCall, StepInterceptor
 from diffplug.steering.clean import clean_prediction
 from diffplug.steering.copies import CopyWatch
-from diffplug.steering.history import reindex, reindex_arguments, reindex_scheduler
+from diffplug.steering.history import (
+    reindex,
+    reindex_arguments,
+    reindex_guiders,
+    reindex_scheduler,
+)
 from diffplug.steering.particle_filter import Selection
 from diffplug.steering.plans import Plan
 from diffplug.steering.proposal import Proposal
@@ -62,8 +67,8 @@ class ParticleSteps(StepInterceptor):
     blocks. calls: plan of scored call indices for n steps. watch: what happens when copies stay
     identical, by default a warning. proposal: changes the steps of scored calls, by default not at all.
     ranks: the processes that share the particles of every prompt: the batch then holds k / W rows for each,
-    and `score` returns the rewards of all. A new `set_timesteps` starts over. Raises ValueError if k (or
-    k / W) does not divide the batch.
+    and `score` returns the rewards of all. guiders: Diffusers' guider objects, whose momentum moves with its
+    particles. A new `set_timesteps` starts over. Raises ValueError if k (or k / W) does not divide the batch.
     """
 
     def __init__(
@@ -76,7 +81,9 @@ class ParticleSteps(StepInterceptor):
         watch: CopyWatch | None = None,
         proposal: Proposal | None = None,
         ranks: Ranks = ALONE,
+        guiders: Sequence[Any] = (),
     ) -> None:
+        self.guiders = guiders
         self.build_filter = build_filter
         self.score = score
         self.slots = Slots(particles, ranks)
@@ -127,6 +134,7 @@ class ParticleSteps(StepInterceptor):
         if rows is not None:
             self.moves[index] = rows
             move_particles(call, rows)
+            reindex_guiders(self.guiders, rows)
             x0 = reindex(x0, rows)
         self.proposal.before(call, x0, progress)
         return rows

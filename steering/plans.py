@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from diffplug.steering.options import check_number
+
 Plan = Callable[[int], Iterable[int]]
 
 
@@ -46,7 +48,10 @@ def plan_of(score_at: Sequence[float] | str) -> Plan:
         if score_at != "every":
             raise ValueError(f"score_at={score_at!r}: give fractions of the run in (0, 1], or 'every'")
         return every_call
+    if not isinstance(score_at, Iterable):
+        raise ValueError(f"score_at={score_at!r}: give a list of fractions of the run in (0, 1], or 'every'")
     for fraction in score_at:
+        check_number("a fraction of score_at", fraction)
         if not (math.isfinite(fraction) and 0 < fraction <= 1):
             raise ValueError(f"score_at contains {fraction}: fractions of the run lie in (0, 1]")
     return scored_calls(score_at)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffplug.steering.options import check_number
 from diffplug.steering.tempering import check_target, target_ess_share
 
 TILTS = ("rising", "constant", "adaptive")
@@ -34,6 +35,7 @@ class Potential:
     target_ess: float = 0.5
 
     def __post_init__(self) -> None:
+        check_number("strength", self.strength)
         if not (math.isfinite(self.strength) and self.strength >= 0):
             raise ValueError(
                 f"strength={self.strength}: it must be a finite number >= 0 (0 switches steering off)"

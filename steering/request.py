@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffplug.seeds import attached_seeds, picture_seeds, row_seeds
+from diffplug.steering.options import check_whole
 from diffplug.steering.ranks import ALONE, Ranks, Slots
 
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size")
+_SIZES = ("height", "width", "num_frames")
 _REPEATED = ("prompt", "negative_prompt", "class_labels")
 _TILING = "Amused"  # repeats all prompts one after the other: given k times each, groups stay together
-_START_IMAGES = ("image", "mask_image")
+_IMAGES = ("image", "mask_image")
+_CONTROLS = ("control_image",)
+_TILING_IMAGES = ("StableDiffusionInstructPix2Pix", "StableDiffusionXLInstructPix2Pix", "FluxKontext")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +29,7 @@ class Request:
 
     groups: P prompts. wanted: pictures per prompt to hand back. prompts: one text per group, None where the
     call has embeddings only. kwargs: arguments of the call with a row for every particle of this process,
-    prompt-major.
+    prompt-major. size: height, width and num_frames, as given or by the pipeline's own default.
     """
 
     groups: int
@@ -33,6 +37,7 @@ class Request:
     prompts: tuple[str, ...] | None
     output_type: str | None
     kwargs: dict[str, Any]
+    size: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int, ranks: Ranks | None = None) -> Request:
@@ -45,7 +50,9 @@ def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int, ranks: Ra
     """
     defaults = {name: p.default for name, p in inspect.signature(type(pipe).__call__).parameters.items()}
     count = next((name for name in _COUNTS if name in defaults), None)
-    wanted = int(kwargs.get(count, defaults[count]) or 1) if count else 1
+    wanted = kwargs.get(count, defaults[count]) if count else None
+    wanted = 1 if wanted is None else wanted
+    check_whole(str(count), wanted)
     if wanted > particles:
         raise ValueError(
             f"{count}={wanted} pictures asked for but only {particles} particles are run: raise "
@@ -56,12 +63,9 @@ def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int, ranks: Ra
     here = len(slots.own)
     given = dict(kwargs)
     tiles = type(pipe).__name__.startswith(_TILING)
-    given.update(_multiplied(given, count, groups, here, tiles))
-    if (
-        "strength" in defaults
-    ):  # image-to-image pipelines tile several start images: repeated here, each stays with its prompt
-        start = {name: given[name] for name in _START_IMAGES if groups > 1 and name in given}
-        given.update({name: _repeat(value, groups, here) for name, value in start.items()})
+    by_count = bool(count) and not tiles and given.get("prompt_embeds") is None
+    given.update(_multiplied(given, count, groups, here, by_count))
+    given.update(_start_images(pipe, given, defaults, groups, here, by_count))
     if given.get("latents") is not None:
         _check_latents(given["latents"], groups, particles)
         if here < particles:
@@ -73,7 +77,15 @@ def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int, ranks: Ra
     elif isinstance(generator, (list, tuple)):
         given["generator"] = spread_generators(generator, groups, particles)
     output_type = given.get("output_type", defaults.get("output_type"))
-    return Request(groups=groups, wanted=wanted, prompts=prompts, output_type=output_type, kwargs=given)
+    size = {name: given.get(name) or _number(defaults.get(name)) for name in _SIZES}
+    return Request(
+        groups=groups, wanted=wanted, prompts=prompts, output_type=output_type, kwargs=given, size=size
+    )
+
+
+def _number(default: Any) -> int | None:
+    """Return the default of an argument where it is a number."""
+    return default if isinstance(default, int) else None
 
 
 def _groups(kwargs: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[int, tuple[str, ...] | None]:
@@ -81,6 +93,8 @@ def _groups(kwargs: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[int
     prompt = kwargs.get("prompt")
     if isinstance(prompt, str):
         return 1, (prompt,)
+    if prompt is not None and not len(prompt):
+        raise ValueError("the steered call has an empty list of prompts: give at least one")
     if prompt is not None:
         return len(prompt), tuple(prompt)
     embeds = kwargs.get("prompt_embeds")
@@ -94,23 +108,48 @@ def _groups(kwargs: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[int
 
 
 def _multiplied(
-    given: Mapping[str, Any], count: str | None, groups: int, particles: int, tiles: bool
+    given: Mapping[str, Any], count: str | None, groups: int, particles: int, by_count: bool
 ) -> dict[str, Any]:
     """Return the arguments that change so that every prompt has `particles` consecutive rows."""
-    if given.get("prompt_embeds") is not None:
-        # Some pipelines repeat given embeddings for num_images_per_prompt, some do not: here all agree.
-        repeated = {
-            name: _repeat(value, groups, particles)
-            for name, value in given.items()
-            if "prompt" in name or "encoder_hidden_states" in name
-        }
-        return {**repeated, **({count: 1} if count else {})}
-    if count and not tiles:
+    if by_count and count:
         return {count: particles}
-    once = {count: 1} if count else {}
-    return once | {
-        name: _repeat(given[name], groups, particles) for name in _REPEATED if given.get(name) is not None
-    }
+    embeds = given.get("prompt_embeds") is not None
+    # Some pipelines repeat given embeddings for num_images_per_prompt, some do not: here all agree.
+    names = [
+        name
+        for name in given
+        if name in _REPEATED or (embeds and ("prompt" in name or "encoder_hidden_states" in name))
+    ]
+    repeated = {n: _repeat(given[n], groups, particles) for n in names if given[n] is not None}
+    return repeated | ({count: 1} if count else {})
+
+
+def _start_images(
+    pipe: Any,
+    given: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    groups: int,
+    particles: int,
+    by_count: bool,
+) -> dict[str, Any]:
+    """Return pictures given for several prompts, each k times in a row.
+
+    Done for pipelines that tile them (one after the other, k times over, so that they meet other prompts),
+    and for all where prompts are repeated here instead of by the pipeline.
+    """
+    if groups == 1:
+        return {}
+    tiled = "strength" in defaults or type(pipe).__name__.startswith(_TILING_IMAGES)
+    names = (_IMAGES if tiled else ()) if by_count else (*_IMAGES, *_CONTROLS)
+    several = hasattr(getattr(pipe, "controlnet", None), "nets")  # one entry, or list, for each of them
+    found: dict[str, Any] = {}
+    for name in names:
+        value = given.get(name)
+        if several and isinstance(value, list) and (name in _CONTROLS or "strength" not in defaults):
+            found[name] = [_repeat(one, groups, particles) for one in value]
+        elif value is not None:
+            found[name] = _repeat(value, groups, particles)
+    return found
 
 
 def _repeat(value: Any, groups: int, k: int) -> Any:

@@ -18,15 +18,19 @@ from diffplug.steering.copies import CopyWatch
 from diffplug.steering.particle_filter import checked_rewards
 from diffplug.steering.particles import Filter, ParticleSteps
 from diffplug.steering.pictures import best_first, of_all, raw_pictures, take, to_tensor
+from diffplug.steering.plans import no_call
 from diffplug.steering.populations import Populations
 from diffplug.steering.ranks import ALONE, Ranks, Slots
 from diffplug.steering.report import SteeringReport
 from diffplug.steering.request import Request
 from diffplug.steering.resampling import resample
 from diffplug.steering.scoring import Scorer
+from diffplug.steering.slices import sliced_network
 
 if TYPE_CHECKING:
     from diffplug.steering.steerer import Steerer
+
+_GUIDERS = ("guider", "ocr_guider")
 
 
 @dataclass
@@ -59,10 +63,11 @@ class SteeredRun:
             steerer.build_filter,
             self._score,
             particles=steerer.particles,
-            calls=steerer.plan(),
+            calls=steerer.plan() if steerer.scores else no_call,
             watch=CopyWatch(strict=steerer.needs_noise),
             proposal=steerer.build_proposal(self.scorer.gradient),
             ranks=self.slots.ranks,
+            guiders=[part for part in (getattr(pipe, name, None) for name in _GUIDERS) if part is not None],
         )
 
     def _terms(self) -> tuple[Any, ...]:
@@ -75,7 +80,8 @@ class SteeredRun:
     def __call__(self, call: Callable[..., Any]) -> Any:
         """Return the pipeline's output with the chosen pictures only."""
         with self.scorer.seconds.add("total"):
-            with _counted(self.pipe) as self.network:
+            slices = sliced_network(self.pipe, self.steerer.network_batch_size)
+            with slices, _counted(self.pipe) as self.network:
                 output = self._seeded(call) if self.seeded else call(**self.request.kwargs)
             self.network.rows = sum(self.slots.ranks.everyone(lambda: self.network.rows))
             self.outcome = self._finish(raw_pictures(output))

@@ -81,7 +81,11 @@ class Scorer:
 
     def _valued(self, value: Value, state: State, where: str) -> Tensor:
         """Return a value's numbers. ValueError names the call where they are not one for each row."""
-        found = torch.as_tensor(value(state)).detach().to("cpu", torch.float64)
+        try:
+            found = torch.as_tensor(value(state)).detach().to("cpu", torch.float64)
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"the value failed at {where}: {type(error).__name__}: {reason}") from error
         if found.shape != (len(state.x0),):
             raise ValueError(
                 f"the value failed at {where}: it returned shape {tuple(found.shape)} for "
@@ -95,7 +99,15 @@ class Scorer:
 
         def rate(part: Tensor, rows: slice) -> Tensor:
             images = self.decoded(part, self._early_decoder())
-            return reward(images, self.texts[rows])
+            try:
+                return reward(images, self.texts[rows])
+            except Exception as error:
+                prompt, place = divmod(rows.start, len(self.slots.own))
+                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                raise ValueError(
+                    f"the reward failed while its gradient was taken, from particle {self.slots.own[place]} "
+                    f"of prompt {prompt} on: {reason}"
+                ) from error
 
         return reward_gradient(rate, x0, self.steerer.decode_batch_size)
 
@@ -106,9 +118,16 @@ class Scorer:
 
     def decoded(self, x: Tensor, decode: Callable[..., Tensor] | None = None) -> Tensor:
         """Return pictures of latents or tokens, by another decoder where one is given."""
-        size = {name: self.request.kwargs.get(name) for name in ("height", "width", "num_frames")}
         with self.seconds.add("decode"):
-            return (decode or clean.decode)(self.pipe, x, **size, batch_size=self.steerer.decode_batch_size)
+            images = (decode or clean.decode)(
+                self.pipe, x, **self.request.size, batch_size=self.steerer.decode_batch_size
+            )
+        if getattr(images, "shape", (0,))[0] != len(x):
+            raise ValueError(
+                f"the decoder must return a tensor of {len(x)} pictures for as many latents, it returned "
+                f"{tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__}"
+            )
+        return images
 
     def rate(self, images: Tensor, where: str) -> Tensor:
         """Return the rewards of all rows. ValueError names the call and, if known, the particle."""

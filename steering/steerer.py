@@ -10,12 +10,13 @@ from torch import Tensor
 
 from diffplug import rewards
 from diffplug.intercept import intercept_call, intercept_step
-from diffplug.report import denoisers
 from diffplug.rewards import Reward
+from diffplug.steering.options import check_texts, check_whole
 from diffplug.steering.particles import Filter
 from diffplug.steering.plans import Plan
 from diffplug.steering.proposal import Proposal
 from diffplug.steering.ranks import Ranks
+from diffplug.steering.refusals import refuse_caches, refuse_pipeline
 from diffplug.steering.report import SteeringReport
 from diffplug.steering.request import Request, read_request
 from diffplug.steering.run import SteeredRun
@@ -35,10 +36,12 @@ class Steerer:
     width=, num_frames=, batch_size=) -> images` for the scored calls before the end, by default
     `diffplug.latents.decode`. preview: a small decoder of the same latents for those calls, such as an
     `AutoencoderTiny`; the finished pictures are the pipeline's own. decode_batch_size: rows decoded at once,
-    fewer when memory runs out. value: what an unfinished state is worth (see `diffplug.steering.values`), by
-    default the reward of its clean prediction. ranks: True shares the particles of every prompt among all
-    processes of the job (`accelerate launch`), a `Ranks` among those of a group; every process makes the same
-    call and gets the same pictures. Raises ValueError for anything out of range.
+    fewer when memory runs out. network_batch_size: rows (guidance counts twice) that the denoiser takes at
+    once, for populations that do not fit into memory; by default all. value: what an unfinished state is
+    worth (see `diffplug.steering.values`), by default the reward of its clean prediction. ranks: True shares
+    the particles of every prompt among all processes of the job (`accelerate launch`), a `Ranks` among those
+    of a group; every process makes the same call and gets the same pictures. Raises ValueError for anything
+    out of range.
     """
 
     reward: Reward | str
@@ -48,6 +51,7 @@ class Steerer:
     prompts: str | Sequence[str] | None = None
     decode: Callable[..., Tensor] | None = None
     decode_batch_size: int = 4
+    network_batch_size: int | None = None
     preview: Any = None
     value: Value | None = None
     ranks: bool | Ranks = False
@@ -67,12 +71,23 @@ class Steerer:
             )
         if self.preview is not None and self.decode is not None:
             raise ValueError("preview and decode both say how to decode on the way: give one of them")
+        if self.decode is not None and not callable(self.decode):
+            raise ValueError(
+                f"decode={self.decode!r} cannot be called: give decode(pipe, latents, ...) -> images"
+            )
+        if self.preview is not None and not hasattr(self.preview, "decode"):
+            raise ValueError(
+                f"preview={self.preview!r} decodes nothing: give an autoencoder, as AutoencoderTiny"
+            )
         if self.value is not None and not callable(self.value):
             raise ValueError(f"value={self.value!r} cannot be called: see diffplug.steering.values")
+        if not isinstance(self.ranks, (bool, Ranks)):
+            raise ValueError(f"ranks={self.ranks!r}: give True, False or Ranks.of(group)")
         for name in ("particles", "decode_batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: it must be a whole number of at least 1")
+            check_whole(name, getattr(self, name))
+        if self.network_batch_size is not None:
+            check_whole("network_batch_size", self.network_batch_size)
+        check_texts(self.prompts)
         if self.returns not in RETURNS:
             raise ValueError(f"unknown returns {self.returns!r}: choose one of {', '.join(RETURNS)}")
 
@@ -114,40 +129,22 @@ class Steerer:
         """Return a function that detaches this steerer from the pipeline; until then every call of `pipe` is
         steered.
 
-        Raises ValueError for a pipeline that has no scheduler to stand at.
+        Raises ValueError, with the reason, for a pipeline that cannot be steered at a scheduler.
         """
-        scheduler = getattr(pipe, "scheduler", None)
-        if scheduler is None:
-            raise ValueError(
-                f"{type(pipe).__name__} has no scheduler: only pipelines that denoise can be steered"
-            )
+        refuse_pipeline(pipe, copies=self.copies)
         return intercept_call(pipe, lambda call, kwargs: self._around(pipe, call, kwargs))
 
     def _around(self, pipe: Any, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Return the output of a steered call; the scheduler is intercepted while it lasts."""
-        refuse_caches(pipe)
+        if self.copies:
+            refuse_caches(pipe)
         ranks = Ranks.of() if self.ranks is True else self.ranks or None
         request = read_request(pipe, kwargs, self.particles, ranks)
         run = self.build_run(pipe, request, ranks)
-        undo = intercept_step(pipe.scheduler, run.engine) if self.scores else None
+        undo = intercept_step(pipe.scheduler, run.engine)
         try:
             output = run(call)
         finally:
-            if undo:
-                undo()
+            undo()
         self._reports[:] = [run.report()]
         return output
-
-
-def refuse_caches(pipe: Any) -> None:
-    """Raise ValueError if a denoiser caches features: those stay in their slots while particles move."""
-    try:
-        networks = denoisers(pipe)
-    except ValueError:
-        return
-    for network in networks:
-        if getattr(network, "is_cache_enabled", False):
-            raise ValueError(
-                f"{type(network).__name__} caches features per row, which selection would mix up: call "
-                "its disable_cache() first"
-            )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffplug.steering.options import check_number
 from diffplug.steering.weights import ess
 
 _GRID = 32
@@ -27,6 +28,7 @@ def exponential(call: int, gamma: float) -> float:
 
 def check_target(target: float) -> None:
     """Raise ValueError unless the target is in (0, 1]."""
+    check_number("target_ess", target)
     if not 0 < target <= 1:
         raise ValueError(f"target_ess={target}: give a share of the particles in (0, 1]")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffplug.seeds import particle_seed
 from diffplug.steering.churn import Churn, check_eta
+from diffplug.steering.options import check_seed
 from diffplug.steering.particle_filter import ParticleFilter
 from diffplug.steering.particles import Filter
 from diffplug.steering.populations import Populations
@@ -42,6 +43,7 @@ class Tilted(Steerer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._potential()
+        check_seed(self.seed)
         if self.churn != 0:
             check_eta(self.churn)
 

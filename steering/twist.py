@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffplug.intercept import StepCall
 from diffplug.noise import Level, next_level
+from diffplug.steering.options import check_number
 from diffplug.steering.proposal import Proposal, replaced, stepped
 from diffplug.transition import Transition, transition
 
@@ -90,6 +91,8 @@ def posterior_slope(there: Level, spread: float) -> float:
 
 def check_twist(cap: float, spread: float) -> None:
     """Raise ValueError unless cap and spread are above 0."""
+    check_number("twist", cap)
+    check_number("spread", spread)
     if not cap > 0:
         raise ValueError(f"twist={cap}: the cap must be above 0 (0 in a steerer switches twisting off)")
     if not (math.isfinite(spread) and spread > 0):

@@ -95,35 +95,50 @@ def fit_value(
     """
     if not prompts or isinstance(prompts, str):
         raise ValueError("prompts must be a list of at least one text")
-    data = collect(pipe, reward, prompts, copies=copies, seed=seed, **call)
-    usable = torch.isfinite(data.rewards)
-    n = int(usable.sum())
-    if n < 10:
-        raise ValueError(f"{n} usable roll-outs are too few to fit and to hold out: raise copies or prompts")
-    r = data.rewards[usable]
-    if float(r.std()) == 0:
-        raise ValueError(f"the reward is {float(r[0]):g} for every roll-out: there is nothing to learn")
-    states = torch.stack([planes(x[usable]) for x in data.states])  # [steps, n, c, h, w]
-    first = data.states[0]
-    card = ValueCard(
-        channels=states.shape[2],
-        ndim=first.ndim,
-        width=width,
-        mean=float(r.mean()),
-        std=float(r.std()),
-        strength=float(strength),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = ValueNetwork(card)
+    data = usable(collect(pipe, reward, prompts, copies=copies, seed=seed, **call))
+    states = torch.stack([planes(x) for x in data.states])  # [steps, n, c, h, w]
+    card = _card(data, channels=states.shape[2], width=width, strength=strength)
+    network = _fresh(card, seed)
     generator = torch.Generator().manual_seed(seed)
+    n = len(data.rewards)
     order = torch.randperm(n, generator=generator)
     held, used = order[: max(n // 5, 2)], order[max(n // 5, 2) :]
-    targets = ((r - card.mean) / card.std).float()
+    targets = ((data.rewards - card.mean) / card.std).float()
     _train(network, states, data.ells, targets, used, strength * card.std, steps, batch_size, learning_rate,
            generator, progress)  # fmt: skip
     r2 = _explained(network, states[:, held], data.ells, targets[held])
     return LearnedValue(replace(card, r2=r2), network.eval())
+
+
+def usable(data: Rollouts) -> Rollouts:
+    """Return the roll-outs with a finite reward. Raises ValueError where they are too few or all alike."""
+    finite = torch.isfinite(data.rewards)
+    found = Rollouts([x[finite] for x in data.states], data.ells, data.rewards[finite])
+    n = len(found.rewards)
+    if n < 10:
+        raise ValueError(f"{n} usable roll-outs are too few to fit and to hold out: raise copies or prompts")
+    if float(found.rewards.std()) == 0:
+        raise ValueError(
+            f"the reward is {float(found.rewards[0]):g} for every roll-out: there is nothing to learn"
+        )
+    return found
+
+
+def _card(data: Rollouts, *, channels: int, width: int, strength: float) -> ValueCard:
+    return ValueCard(
+        channels=channels,
+        ndim=data.states[0].ndim,
+        width=width,
+        mean=float(data.rewards.mean()),
+        std=float(data.rewards.std()),
+        strength=float(strength),
+    )
+
+
+def _fresh(card: ValueCard, seed: int) -> ValueNetwork:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ValueNetwork(card)
 
 
 def _train(

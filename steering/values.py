@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffplug.noise import Level
+from diffplug.steering.options import check_number, check_whole
 from diffplug.steering.weights import log_mean_exp
 
 
@@ -58,8 +59,8 @@ class ManySamples:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 1:
-            raise ValueError(f"draws={self.draws!r}: it must be a whole number of at least 1")
+        check_whole("draws", self.draws)
+        check_number("spread", self.spread)
         if not (math.isfinite(self.spread) and self.spread > 0):
             raise ValueError(f"spread={self.spread}: it must be a finite number above 0")
 

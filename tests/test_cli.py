@@ -144,6 +144,13 @@ def test_compare_json(tmp_path: Path, tiny_folder: Path, red_reward: str) -> Non
         (["--device", "gpu"], "device 'gpu' cannot be used here"),
         (["--dtype", "float61"], "unknown dtype 'float61'. Did you mean 'float16'"),
         (["--guidance", "inf"], "guidance must be a finite number"),
+        (["--strength", "3"], "--strength 3.0 acts only with --steer"),
+        (["--reward", "jpeg"], "--reward jpeg acts only with --steer"),
+        (["--steer", "fk", "--strength", "inf"], "strength must be a finite number"),
+        (["--steer", "fk", "--reward", "no_module:score"], "'no_module' is no known name and no module"),
+        (["--steer", "fk", "--reward", "nowhere.py:score"], "the file 'nowhere.py' does not exist"),
+        (["--steer", "two-level", "--particles", "3"], "duplicates=2 does not divide particles=3"),
+        (["--steer", "best-of-n", "--strength", "3"], "steerer 'best-of-n' takes no strength"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_file(

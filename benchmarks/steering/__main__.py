@@ -1,7 +1,8 @@
 """Steering, measured.
 
     python -m benchmarks.steering --parts analytic
-    python -m benchmarks.steering --parts pictures --prompts 200 --seeds 3 --draw docs/steering.png
+    python -m benchmarks.steering --parts pictures --prompts 50 --seeds 1 --budgets 4 16 --draw steering.png
+    python -m benchmarks.steering --parts pictures --at-most 9       # a few cells, and how long all will take
     python -m benchmarks.steering --parts overhead
 
 "analytic": every stated figure of chains with known laws, beside traps and the bookkeeping of published code.
@@ -13,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
-from benchmarks.steering import analytic_fk, analytic_svdd, overhead, pictures, rows
+from benchmarks.steering import analytic_fk, analytic_svdd, overhead, picture_tables, pictures, rows
+from benchmarks.steering.clock import Clock
 from diffplug import load
 from diffplug.files import output_folder, write_json
 from diffplug.shapes.world import KINDS
@@ -58,10 +59,13 @@ def of_pictures(given: argparse.Namespace) -> dict[str, Any]:
     grid = pictures.Grid(
         rules=tuple(given.rules), budgets=tuple(given.budgets), seeds=given.seeds, prompts=given.prompts
     )
-    pictures.run(pipe, setting, grid, given.cells, max_rows=given.max_rows, track=track)
-    results = pictures.summary(grid, setting.chunk, given.cells)
-    print(pictures.table(results))
-    bars = pictures.bars(results)
+    clock = Clock(partial(print, flush=True))
+    pictures.run(
+        pipe, setting, grid, given.cells, max_rows=given.max_rows, clock=clock, at_most=given.at_most
+    )
+    results = picture_tables.summary(grid, setting.chunk, given.cells)
+    print(picture_tables.table(results))
+    bars = picture_tables.bars(results)
     for name, bar in bars.items():
         print(f"{'met' if bar['met'] else 'MISSED'}: {name} ({bar.get('gain', bar.get('lead')):+.3f})")
     if given.draw:
@@ -117,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
         "--cells", type=Path, default=Path("runs/steering"), help="pictures: folder of the cells"
     )
     found.add_argument("--max-rows", type=int, default=64, help="pictures times particles in one call")
+    found.add_argument("--at-most", type=int, metavar="N", help="pictures: stop after N cells; go on later")
     found.add_argument("--device", default="cpu")
     found.add_argument("--draw", type=Path, help="pictures: where to draw reward against evaluations")
     found.add_argument("--repeats", type=int, default=5, help="overhead: runs, after one to warm up")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.steering import masked_model
 from benchmarks.steering.analytic_fk import HUMPS, LINEAR, QUADRATIC, STEEP, Case
 from benchmarks.steering.chain import GAUSSIAN, Steered, ddim
 from benchmarks.steering.masked_model import MASK, STEPS, STRENGTH, MaskedModel, Z
-from benchmarks.steering.rows import Row, normaliser, pooled_moments, spread, weighted_moments
+from benchmarks.steering.rows import Row, moments, normaliser, pooled_moments, spread, weighted_moments
 from diffplug.noise import level
 from diffplug.steering.particle_filter import ParticleFilter
 from diffplug.steering.plans import every_block
@@ -24,6 +23,7 @@ from diffplug.steering.selection import Rule, one_survivor, the_best
 from diffplug.transition import transition
 
 PART = "SVDD"
+_row = partial(Row, part=PART)
 
 
 def decode(
@@ -68,26 +68,12 @@ def chosen(run: Steered, case: Case, m: int) -> tuple[float, float, float]:
 def _mean_and_variance(
     name: str, found: tuple[float, float, float], mean: float, variance: float | None, slack: float
 ) -> Iterator[Row]:
-    yield Row(
-        part=PART,
-        case=name,
-        quantity="mean",
-        expected=mean,
-        found=found[0],
-        error=found[2],
-        slack=slack,
-    )
+    yield _row(case=name, quantity="mean", expected=mean, found=found[0], error=found[2], slack=slack)
     if variance is not None:
         # the error of a variance is taken from that of the mean: exact for a normal law but for sqrt(2)
         error = found[2] * math.sqrt(2 * max(found[1], variance)) * 1.5
-        yield Row(
-            part=PART,
-            case=name,
-            quantity="variance",
-            expected=variance,
-            found=found[1],
-            error=error,
-            slack=slack,
+        yield _row(
+            case=name, quantity="variance", expected=variance, found=found[1], error=error, slack=slack
         )
 
 
@@ -171,8 +157,7 @@ def greedy(groups: int) -> Iterator[Row]:
     for seed, (case, m, mean, variance) in enumerate(stated, start=30):
         run = decode(case, m, groups, seed=seed, rule=the_best, one_start=True)
         best = run.x.gather(1, case.reward(run.x).argmax(-1, keepdim=True))[:, 0]
-        found = float(best.mean()), float(best.var()), float(best.std() / len(best) ** 0.5)
-        yield from _mean_and_variance(f"{case.name}, greedy, M = {m}", found, mean, variance, 0.02)
+        yield from _mean_and_variance(f"{case.name}, greedy, M = {m}", moments(best), mean, variance, 0.02)
 
 
 def blocks(groups: int) -> Iterator[Row]:
@@ -185,8 +170,7 @@ def blocks(groups: int) -> Iterator[Row]:
     for case, m, means in stated:
         for block, mean in zip((2, 5, 10, 20), means, strict=True):
             run = decode(case, m, groups, block=block, seed=40 + block)
-            each = run.x.mean(-1)
-            found = float(each.mean()), 0.0, float(each.std() / len(each) ** 0.5)
+            found = moments(run.x.mean(-1))
             yield from _mean_and_variance(f"{case.name}, M = {m}, block {block}", found, mean, None, 0.048)
 
 
@@ -236,25 +220,19 @@ TOKENS: tuple[tuple[str, float, float, float | None, float | None], ...] = (
 def tokens(groups: int) -> Iterator[Row]:
     """A masked token model of 256 states: limits by enumeration, ten candidates by simulation."""
     model = MaskedModel()
-    target = _limit(model, _soft_values(model))
+    soft_values = model.soft_values[:STEPS]
+    target = _limit(model, soft_values)
     for name, mean, distance, soft, best in TOKENS:
-        values = _soft_values(model) if name == "exact soft value" else [_value(model, name)] * STEPS
+        values = soft_values if name == "exact soft value" else [_value(model, name)] * STEPS
         law = _limit(model, values)
         for quantity, expected, found in (
             ("mean, M = inf", mean, float(law @ model.reward(model.states))),
             ("total variation, M = inf", distance, float((law - target).abs().sum() / 2)),
         ):
-            yield Row(
-                part=PART,
-                case=f"tokens, {name}",
-                quantity=quantity,
-                expected=expected,
-                found=found,
-                slack=6e-4,
-            )
-        for greedily, expected_mean in ((False, soft), (True, best)):
+            yield _row(case=f"tokens, {name}", quantity=quantity, expected=expected, found=found, slack=6e-4)
+        for greedy, expected_mean in ((False, soft), (True, best)):
             if expected_mean is not None:
-                yield from _simulated(model, name, values[0], groups, greedily, expected_mean)
+                yield from _simulated(model, name, values[0], groups, greedy, expected_mean)
 
 
 def _value(model: MaskedModel, name: str) -> Tensor:
@@ -266,14 +244,6 @@ def _value(model: MaskedModel, name: str) -> Tensor:
         likely = torch.where(model.states == MASK, model.marginals.argmax(-1), model.states)
         return model.reward(likely)
     return model.reward(model.states)
-
-
-def _soft_values(model: MaskedModel) -> list[Tensor]:
-    """log E[exp(strength r) | state] / strength before each step."""
-    ahead = [(STRENGTH * model.reward(model.states)).exp()]
-    for step in reversed(range(STEPS)):
-        ahead.insert(0, model.kernel(step) @ ahead[0])
-    return [value.log() / STRENGTH for value in ahead[:STEPS]]
 
 
 def _limit(model: MaskedModel, values: list[Tensor]) -> Tensor:
@@ -289,45 +259,16 @@ def _limit(model: MaskedModel, values: list[Tensor]) -> Tensor:
 
 
 def _simulated(
-    model: MaskedModel, name: str, value: Tensor, groups: int, greedily: bool, expected: float
+    model: MaskedModel, name: str, value: Tensor, groups: int, greedy: bool, expected: float
 ) -> Iterator[Row]:
-    x, log_z = unmask(model, value, groups, 10, greedily)
-    reward = model.reward(x)
-    share = torch.softmax(STRENGTH * reward, -1)
-    means = reward.amax(-1) if greedily else (share * reward).sum(-1)
-    case = f"tokens, {name}, M = 10{', greedy' if greedily else ''}"
+    x, log_z = model.selected(value, groups, 10, greedy=greedy)
+    case = f"tokens, {name}, M = 10{', greedy' if greedy else ''}"
     ties = name in ("likeliest tokens", "masks count nothing")  # candidates of equal value all stay here
-    yield Row(
-        part=PART,
-        case=case,
-        quantity="mean",
-        expected=expected,
-        found=float(means.mean()),
-        error=float(means.std() / groups**0.5),
-        slack=0.03,
-        shown=ties,
-    )
-    if not greedily and not ties:
-        ratio = log_z.exp() / Z
-        found, error = float(ratio.mean()), float(ratio.std() / groups**0.5)
-        yield Row(part=PART, case=case, quantity="E Z_hat/Z", expected=1.0, found=found, error=error)
-
-
-def unmask(model: MaskedModel, value: Tensor, groups: int, m: int, greedily: bool) -> tuple[Tensor, Tensor]:
-    """Finished sequences `[groups, m, 4]` and log normalisers `[groups]`, selected at every step."""
-    generator = torch.Generator().manual_seed(11)
-    filt = ParticleFilter(
-        groups=groups,
-        particles=m,
-        potential=Difference(strength=STRENGTH, tilt="constant"),
-        generators=[torch.Generator().manual_seed(12)],
-        resampler=the_best if greedily else one_survivor,
-    )
-    x = torch.full((groups, m, masked_model.LENGTH), MASK)
-    for step in range(STEPS):
-        picked = filt.select(value[model.number(x)], call=step, progress=1.0)
-        x = model.step(x.gather(1, picked.ancestors[..., None].expand_as(x)), step, generator)
-    return x, filt.finish(model.reward(x))[1]
+    mean, _, error = moments(model.handed_over(x, greedy=greedy))
+    yield _row(case=case, quantity="mean", expected=expected, found=mean, error=error, slack=0.03, shown=ties)
+    if not greedy and not ties:
+        ratio, _, error = moments(log_z.exp() / Z)
+        yield _row(case=case, quantity="E Z_hat/Z", expected=1.0, found=ratio, error=error)
 
 
 MEASURES: tuple[Callable[[int], Iterator[Row]], ...] = (outputs, greedy, blocks, weights, tokens)

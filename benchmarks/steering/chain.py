@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from diffplug.intercept import intercept_step
-from diffplug.noise import level
+from diffplug.noise import reading
 from diffplug.steering.copies import CopyWatch
 from diffplug.steering.particle_filter import ParticleFilter
 from diffplug.steering.particles import ParticleSteps
@@ -52,16 +52,14 @@ def ddim(**kwargs: Any) -> Any:
 
 
 def denoise(scheduler: Any, data: Mixture, x: Tensor, steps: int = 20, **step_kwargs: Any) -> Tensor:
-    """Return the chain's end from start noise x `[n, 1]`; the network is exact, and predicts epsilon or,
-    for flow schedulers, the velocity.
+    """Return the chain's end from start noise x `[n, 1]`; the network is exact, and predicts what the
+    scheduler expects.
     """
     scheduler.set_timesteps(steps)
-    flow = scheduler.config.get("prediction_type") == "flow_prediction"
     for t in scheduler.timesteps:
-        here = level(scheduler, t)
-        x0 = data.x0hat(x, here.alpha, here.sigma)
-        output = (x - (1.0 if flow else here.alpha) * x0) / here.sigma
-        x = scheduler.step(output, t, x, **step_kwargs).prev_sample
+        now = reading(scheduler, t)
+        x0 = data.x0hat(x, now.level.alpha, now.level.sigma)
+        x = scheduler.step((x0 - now.keep * x) / now.gain, t, x, **step_kwargs).prev_sample
     return x
 
 

@@ -63,14 +63,13 @@ def weighted_mean(part: str, case: str, run: Steered, expected: float, slack: fl
 
 def plain_mean(part: str, case: str, run: Steered, expected: float, slack: float = 0.004) -> Row:
     """The mean of all particles as they are."""
-    means = run.x.mean(-1)
-    error = float(means.std() / len(means) ** 0.5)
+    mean, _, error = moments(run.x.mean(-1))
     return Row(
         part=part,
         case=case,
         quantity="plain mean",
         expected=expected,
-        found=float(means.mean()),
+        found=mean,
         error=error,
         slack=slack,
     )
@@ -86,6 +85,11 @@ def spread(part: str, case: str, run: Steered, z: float, expected: float, slack:
         found=run.ratio(z)[2],
         slack=slack * expected,
     )
+
+
+def moments(x: Tensor) -> tuple[float, float, float]:
+    """Mean, variance and the mean's standard error of independent numbers `[n]`."""
+    return float(x.mean()), float(x.var()), float(x.std() / len(x) ** 0.5)
 
 
 def weighted_moments(x: Tensor, weights: Tensor) -> tuple[float, float, float]:

@@ -102,6 +102,8 @@ def _described(returned: Any) -> str:
     shape = getattr(returned, "shape", None)
     if shape is not None:
         return f"{type(returned).__name__} of shape {tuple(shape)}"
+    if isinstance(returned, (list, tuple)) and any(isinstance(value, str) for value in returned):
+        return f"texts, as {next(value for value in returned if isinstance(value, str))!r}"
     return (
         f"{type(returned).__name__} of length {len(returned)}"
         if hasattr(returned, "__len__")

@@ -34,7 +34,8 @@ def user_function(place: str, near: str | None = None) -> Any:
     found = found() if isinstance(found, type) else found
     if not callable(found):
         raise ValueError(
-            f"reward {place!r} is a {type(found).__name__}: give a function (images, prompts) -> scores"
+            f"reward {place!r} is no function but {type(found).__name__}: give a function "
+            "(images, prompts) -> scores"
         )
     return found
 

@@ -200,7 +200,7 @@ def test_functions_of_the_users_own(module: Path) -> None:
             "'their_reward' is no known name and no module that Python finds.*PYTHONPATH",
         ),
         ("their_rewards:brigthness", "'their_rewards' has no 'brigthness'. Did you mean 'brightness'"),
-        ("their_rewards:LIMIT", "is a int: give a function .images, prompts. -> scores"),
+        ("their_rewards:LIMIT", "is no function but int: give a function .images, prompts. -> scores"),
         ("their_broken:x", "importing 'their_broken' raised ZeroDivisionError: division by zero"),
         (
             "their_needy:x",

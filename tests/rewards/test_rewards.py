@@ -47,7 +47,7 @@ def test_nan_infinity_and_none_stay_visible() -> None:
         ([1.0, 2.0], "list of length 2"),
         (torch.zeros(3, 2), r"Tensor of shape \(3, 2\)"),
         (np.zeros(()), r"ndarray of shape \(\)"),
-        (["x", "y", "z"], "list of length 3"),
+        (["x", "y", "z"], "texts, as 'x'"),
         ([[1], [2, 3], [4]], "list of length 3"),
         (torch.zeros(3, dtype=torch.complex64), "Tensor"),
     ],

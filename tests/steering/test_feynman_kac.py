@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from diffplug.plug import plug
@@ -92,7 +92,9 @@ def test_one_generator_per_prompt_gives_each_prompt_its_plain_picture_first(pipe
         return [torch.Generator().manual_seed(seed) for seed in (11, 12)]
 
     plain = pipe(PROMPTS, num_inference_steps=5, output_type="pt", generator=streams()).images
-    every = run(pipe, FeynmanKac(red, particles=3, strength=0.0, returns="all"), generator=streams()).images
+    free = FeynmanKac(red, particles=3, strength=0.0, returns="all")
+    every = run(pipe, free, generator=streams()).images
+    assert free.report is not None and (free.report.steps, free.report.calls) == (5, ())
     torch.testing.assert_close(every[[0, 3]], plain, rtol=0, atol=1e-5)
     assert len({image.numpy().tobytes() for image in every}) == 6
 
@@ -261,12 +263,73 @@ def test_seeds_make_a_stochastic_flow_run_repeatable() -> None:
         ({"tilt": "falling"}, "unknown tilt 'falling'"),
         ({"decode_batch_size": 0}, "decode_batch_size=0"),
         ({"reward": 3}, "cannot be called"),
+        ({"strength": "10"}, "strength='10': it must be a number"),
+        ({"score_at": 0.5}, "score_at=0.5: give a list of fractions"),
+        ({"score_at": ("late",)}, "score_at='late': it must be a number"),
+        ({"ess_threshold": "half"}, "ess_threshold='half': it must be a number"),
+        ({"target_ess": None}, "target_ess=None: it must be a number"),
+        ({"churn": "much"}, "churn='much': it must be a number"),
+        ({"twist": "much"}, "twist='much': it must be a number"),
+        ({"seed": 1.5}, "seed=1.5: give a whole number"),
+        ({"seed": [1, "b"]}, "seed contains 'b'"),
+        ({"prompts": 3}, "prompts=3: give the texts"),
+        ({"decode": 3}, "decode=3 cannot be called"),
+        ({"preview": 3}, "preview=3 decodes nothing"),
+        ({"ranks": "all"}, "ranks='all': give True, False or Ranks"),
+        ({"reward": "no_module:score"}, "'no_module' is no known name and no module .* Known: aesthetic"),
         ({"reward": "no-such-reward"}, "no-such-reward"),
     ],
 )
 def test_bad_options_are_refused_at_once(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FeynmanKac(**{"reward": red, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "message"),
+    [
+        ({}, {"num_images_per_prompt": 0}, "num_images_per_prompt=0: it must be a whole number"),
+        ({}, {"num_images_per_prompt": 2.5}, "num_images_per_prompt=2.5: it must be a whole number"),
+        ({}, {"num_images_per_prompt": 3}, "num_images_per_prompt=3 pictures asked for but only 2 particles"),
+        ({}, {"latents": torch.zeros(3, 4, 8, 8)}, "latents have 3 rows, but 2 prompts with 2 particles"),
+        ({}, {"prompt": []}, "an empty list of prompts"),
+        ({"decode": lambda *a, **k: torch.zeros(1, 3, 8, 8)}, {}, r"tensor of 4 pictures .* \(1, 3, 8, 8\)"),
+        ({"decode": lambda *a, **k: None}, {}, "tensor of 4 pictures .* it returned NoneType"),
+        ({"value": lambda state: 1 / 0}, {}, "the value failed at step 2 of 5: ZeroDivisionError"),
+        ({"value": lambda state: None}, {}, "the value failed at step 2 of 5: RuntimeError"),
+    ],
+)
+def test_bad_calls_are_refused_and_the_pipeline_is_as_before(
+    pipe: Any, options: dict[str, Any], call: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(pipe, FeynmanKac(red, particles=2, **options), **{"prompt": PROMPTS, **call})
+    assert type(pipe.scheduler) is EulerAncestralDiscreteScheduler
+    assert type(pipe).__call__ is StableDiffusionPipeline.__call__
+
+
+def test_a_reward_that_fails_late_names_the_call_and_leaves_nothing(pipe: Any) -> None:
+    """Raising, a wrong shape, texts, at the second scored call of a run."""
+    seen: list[int] = []
+
+    def raising() -> Any:
+        raise MemoryError("the scorer is full\nsee its log")
+
+    for bad, told in (
+        (raising, "MemoryError: the scorer is full$"),
+        (lambda: torch.zeros(2, 2), "ValueError: .* must return 2 numbers .* shape"),
+        (lambda: ["fine", "good"], "ValueError: .* must return 2 numbers .* texts, as 'fine'"),
+    ):
+
+        def reward(images: torch.Tensor, prompts: list[str], bad: Any = bad) -> Any:
+            seen.append(len(images))
+            return bad() if len(seen) == 2 else red(images, prompts)
+
+        seen.clear()
+        with pytest.raises(ValueError, match=f"the reward failed at step 3 of 5, .*: {told}"):
+            run(pipe, FeynmanKac(reward, particles=2, strength=3.0), "a")
+        assert type(pipe.scheduler) is EulerAncestralDiscreteScheduler
+        assert type(pipe).__call__ is StableDiffusionPipeline.__call__
 
 
 def test_seeds_must_fit_the_prompts(pipe: Any) -> None:
@@ -298,3 +361,65 @@ def test_an_adapter_is_steered_and_strength_zero_leaves_it_alone() -> None:
     assert len(run(built, steerer, eta=1.0).images) == 2
     assert steerer.report is not None and bool(steerer.report.resampled.any())
     assert built.unet.active_adapters() == ["style"]
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux", "wan"])
+@pytest.mark.filterwarnings("ignore:.*added no noise")
+def test_what_prefers_nothing_leaves_every_family_bit_for_bit(family: str) -> None:
+    built, count = tiny(family), "num_videos_per_prompt" if family == "wan" else "num_images_per_prompt"
+
+    def call(**options: Any) -> Any:
+        given = tiny.inputs(family, num_inference_steps=3, prompt=PROMPTS)
+        output = built(**{**given, "generator": torch.Generator().manual_seed(3), **options})
+        return torch.as_tensor(output.frames if hasattr(output, "frames") else output.images)
+
+    plain = call(**{count: 3})
+    for strength, reward in ((0.0, red), (7.0, lambda images, prompts: [0.3] * len(images))):
+        with plug(built, FeynmanKac(reward, particles=3, strength=strength, returns="all")):
+            assert torch.equal(call(), plain), f"strength {strength} changes {family}"
+
+
+def test_control_pictures_stay_with_their_prompt() -> None:
+    built = tiny("controlnet")
+    controls = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    embeds = built.encode_prompt(PROMPTS, "cpu", 1, False)[0]
+
+    def streams(*groups: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(10 * g + slot) for g in groups for slot in range(3)]
+
+    def steered(groups: list[int], by_embeds: bool = False) -> torch.Tensor:
+        steerer = FeynmanKac(
+            red, particles=3, strength=3000.0, ess_threshold=None, returns="all", seed=groups, prompts=[
+                PROMPTS[g] for g in groups
+            ]
+        )  # fmt: skip
+        text = {"prompt_embeds": embeds[groups]} if by_embeds else {"prompt": [PROMPTS[g] for g in groups]}
+        options: dict[str, Any] = {"eta": 1.0, "generator": streams(*groups), "guidance_scale": 1.0}
+        with plug(built, steerer):
+            images = built(
+                **text, image=controls[groups], num_inference_steps=4, output_type="pt", **options
+            ).images
+        assert steerer.report is not None and bool(steerer.report.resampled.any())
+        return images
+
+    together = steered([0, 1])
+    torch.testing.assert_close(together, torch.cat([steered([0]), steered([1])]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(together, steered([0, 1], by_embeds=True), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("LLaDA2Pipeline", "was not selected"),
+        ("MarigoldDepthPipeline", "it draws none"),
+        ("SkyReelsV2DiffusionForcingPipeline", "denoises in chunks"),
+        ("LEditsPPPipelineStableDiffusion", "leaves nothing to draw"),
+        ("OnnxStableDiffusionPipeline", "NumPy"),
+    ],
+)
+def test_pipelines_that_cannot_be_steered_are_refused_with_the_reason(name: str, reason: str) -> None:
+    parent = type(name, (), {"scheduler": EulerAncestralDiscreteScheduler(), "__call__": lambda self: None})
+    strange = type("Mine", (parent,), {})()
+    with pytest.raises(ValueError, match=f"particles of Mine cannot be copied: .*{reason}.*BestOfN"):
+        FeynmanKac(red).attach(strange)
+    BestOfN(red).attach(strange)()

@@ -9,10 +9,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance, MomentumBuffer
 
 from benchmarks.steering.chain import BETAS
+from diffplug import samplers
 from diffplug.intercept import StepCall, StepInterceptor, intercept_step
-from diffplug.steering.history import reindex, reindex_arguments, reindex_scheduler
+from diffplug.steering.history import reindex, reindex_arguments, reindex_guiders, reindex_scheduler
 from diffplug.steering.particles import move_particles
 from diffplug.steering.ranks import Rows
 
@@ -32,6 +34,11 @@ def vp(name: str, **options: Any) -> Callable[[], Any]:
 def bare(name: str, **options: Any) -> Callable[[], Any]:
     """Return a builder of a scheduler that has its own noise levels."""
     return lambda: getattr(diffusers, name)(**options)
+
+
+def ours(name: str, **options: Any) -> Callable[[], Any]:
+    """Return a builder of a scheduler of this package with the betas of Stable Diffusion."""
+    return lambda: getattr(samplers, name)(**BETAS, **options)
 
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -59,6 +66,14 @@ SCHEDULERS = {
     "edm-dpm": bare("EDMDPMSolverMultistepScheduler"),
     "flow-euler": bare("FlowMatchEulerDiscreteScheduler"),
     "flow-heun": bare("FlowMatchHeunDiscreteScheduler"),
+    "edm-dpm3": bare("EDMDPMSolverMultistepScheduler", solver_order=3),
+    "dpm-eps-sde": vp(DPM, algorithm_type="sde-dpmsolver", final_sigmas_type="sigma_min"),
+    "dpm-sde-tree": vp("DPMSolverSDEScheduler"),
+    "tcd": vp("TCDScheduler"),
+    "dc": ours("DCSolverScheduler"),
+    "table-unipc3": ours("SolverScheduler", solver="unipc", solver_options={"order": 3}),
+    "table-deis": ours("SolverScheduler", solver="deis"),
+    "table-single": ours("SolverScheduler", solver="singlestep"),
 }
 REMEMBERS = (
     "dpm2",
@@ -73,6 +88,11 @@ REMEMBERS = (
     "kdpm2",
     "lms",
     "ipndm",
+    "edm-dpm3",
+    "dpm-sde-tree",
+    "dc",
+    "table-deis",
+    "table-single",
 )
 
 
@@ -94,13 +114,24 @@ class Permute(StepInterceptor):
         return call.run()
 
 
+def name_of(scheduler: Any) -> str:
+    """Return the name of a scheduler's class."""
+    return type(scheduler).__name__
+
+
 def run(build: Callable[[], Any], interceptor: StepInterceptor) -> tuple[torch.Tensor, int]:
     """Return the end of an 8-step run with a row-wise network, and the number of calls it took."""
     scheduler = build()
     x = torch.randn(4, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     scheduler.set_timesteps(8)
     noise = torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(1)).expand(4, -1, -1, -1)
-    kwargs = {"variance_noise": noise} if "sde" in getattr(scheduler.config, "algorithm_type", "") else {}
+    kwargs: dict[str, Any] = {}
+    if "sde" in getattr(scheduler.config, "algorithm_type", ""):
+        kwargs["variance_noise"] = noise
+    if hasattr(scheduler, "noise_sampler"):  # fresh noise belongs to the slot: here all slots have the same
+        scheduler.noise_sampler = lambda *sigmas: noise
+    if name_of(scheduler) == "TCDScheduler":
+        kwargs["eta"] = 0.0
     undo = intercept_step(scheduler, interceptor)
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
@@ -157,3 +188,22 @@ def test_step_arguments_move_but_fresh_noise_stays() -> None:
 def test_what_has_no_rows_is_handed_back_as_it_is() -> None:
     values: list[Any] = [None, 3, torch.arange(4.0)]
     assert reindex(values, ROWS, {torch.Size([4, 2])}) is values
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_the_momentum_of_a_guider_goes_with_its_particle(moved: bool) -> None:
+    x = torch.randn(4, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+
+    def end(rows: Rows | None, guiders: bool) -> torch.Tensor:
+        guider = AdaptiveProjectedGuidance(guidance_scale=5.0, adaptive_projected_guidance_momentum=-0.5)
+        guider.momentum_buffer = MomentumBuffer(-0.5)
+        state = x
+        for step in range(4):
+            if step == 2 and rows is not None:
+                state = rows.take(state)
+                reindex_guiders([guider] if guiders else [], rows)
+            state = state - 0.2 * guider.forward(torch.tanh(2 * state), torch.tanh(state)).pred
+        return state
+
+    wanted = end(None, True)[PERMUTATION]
+    assert torch.equal(end(ROWS, moved), wanted) is moved

@@ -90,6 +90,61 @@ def test_steerers_take_sequences(value: Any) -> None:
     assert sum(means) / len(means) > 1.5, "0.49 without steering"
 
 
+class Small(torch.nn.Module):
+    """A masked-token network: all places at once through two layers."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            torch.nn.Linear(LENGTH * 4, width), torch.nn.SiLU(), torch.nn.Linear(width, LENGTH * 3)
+        )
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits [n, 4, 3]."""
+        hot = torch.nn.functional.one_hot(tokens, 4).float().flatten(1)
+        return self.body(hot).reshape(-1, LENGTH, 3)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Small:
+    """Return a network trained on samples of the joint law, masked at random, by cross-entropy."""
+    generator = torch.Generator().manual_seed(0)
+    whole = MODEL.states[(MODEL.states != MASK).all(-1)]
+    law = torch.tensor([0.0, 0.5, 1.0])[whole].sum(-1) + (whole[:, 1:] == whole[:, :-1]).sum(-1)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        network = Small()
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+        for step in range(1500):
+            optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 1500)
+            x = whole[torch.multinomial(law.exp(), 256, replacement=True, generator=generator)]
+            hidden = torch.rand(x.shape, generator=generator) < torch.rand(256, 1, generator=generator)
+            logits = network(x.masked_fill(hidden, MASK))
+            loss = torch.nn.functional.cross_entropy(logits[hidden], x[hidden])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return network.eval()
+
+
+@pytest.mark.pipe
+def test_a_trained_network_is_steered_towards_the_tilted_law(trained: Small) -> None:
+    with torch.no_grad():
+        learned = trained(MODEL.states).softmax(-1)
+    gap = (learned - MODEL.marginals)[MODEL.states == MASK].abs()
+    assert float(gap.max()) < 0.12 and float(gap.mean()) < 0.02, "it has not learned the law"
+    pipe = MaskedSequencePipeline(trained, MaskedDiffusionScheduler(mask_token_id=MASK), LENGTH)
+    steerer = FeynmanKac(
+        zeros, particles=256, strength=STRENGTH, score_at="every", value=ManySamples(draws=8), returns="all"
+    )
+    with plug(pipe, steerer):
+        x = pipe(num_inference_steps=STEPS, generator=torch.Generator().manual_seed(1)).images
+    assert steerer.report is not None
+    weights = torch.softmax(steerer.report.final_log_weights[0], -1)
+    assert float((weights * zeros(x, [])).sum()) == pytest.approx(TARGET_MEAN, abs=0.35)
+    assert float(steerer.report.log_z[0].exp()) == pytest.approx(Z, rel=0.35)
+
+
 @pytest.fixture(scope="module")
 def amused() -> Any:
     """Return a tiny Amused pipeline with random weights."""

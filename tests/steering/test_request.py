@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,6 +138,33 @@ def test_each_start_image_stays_with_its_prompt() -> None:
     shared = torch.zeros(1, 3, 8, 8)
     request = read_request(ImageToImage(), {"prompt": ["a", "b"], "image": shared}, 2)
     assert request.kwargs["image"] is shared
+
+
+def test_the_size_is_the_calls_or_the_pipelines_own() -> None:
+    class Videos:
+        scheduler = None
+
+        def __call__(
+            self, prompt: Any = None, height: int = 480, width: Any = None, num_frames: int = 9
+        ) -> None:
+            """Make a video."""
+
+    request = read_request(Videos(), {"prompt": "a", "num_frames": 17}, 2)
+    assert request.size == {"height": 480, "width": None, "num_frames": 17}
+    assert read_request(Images(), {"prompt": "a"}, 2).size["height"] is None
+
+
+def test_control_pictures_are_repeated_where_prompts_are() -> None:
+    given = {"prompt_embeds": torch.zeros(2, 3, 4), "image": ["x", "y"]}
+    assert read_request(Images(), given, 2).kwargs["image"] == ["x", "x", "y", "y"]
+    assert read_request(Images(), {"prompt": ["a", "b"], "image": ["x", "y"]}, 2).kwargs["image"] == [
+        "x",
+        "y",
+    ]
+    several = Images()
+    several.controlnet = SimpleNamespace(nets=[1, 2])
+    given["image"] = [["x", "y"], "depth of both"]
+    assert read_request(several, given, 2).kwargs["image"][0] == ["x", "x", "y", "y"]
 
 
 def test_generators_of_a_prompt_must_differ() -> None:

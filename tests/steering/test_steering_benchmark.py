@@ -6,26 +6,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks.steering import pictures
+from benchmarks.steering import picture_tables, pictures
 from benchmarks.steering.__main__ import parser
 from benchmarks.steering.analytic_fk import LINEAR, every, twists
 from benchmarks.steering.analytic_svdd import soft_value, tokens
 from benchmarks.steering.chain import GAUSSIAN, ddim, denoise
+from benchmarks.steering.clock import Clock
 from benchmarks.steering.drawing import draw
 from benchmarks.steering.pictures import RULES, Cell, Grid, Setting
 from benchmarks.steering.published import PublishedFeynmanKac
 from benchmarks.steering.rows import Row, normaliser, table
+from diffplug.files import write_json
 from diffplug.noise import level
 from diffplug.plug import plug
+from diffplug.recipe import Recipe
 from diffplug.testing import tiny
 
 
 def test_every_rule_costs_the_same() -> None:
     setting = Setting(steps=6)
-    pictures.STEERERS.register("published-fk", PublishedFeynmanKac)
+    pictures.register_published()
     try:
         for rule in RULES:
             for n in (4, 8, 16, 32):
@@ -36,6 +40,28 @@ def test_every_rule_costs_the_same() -> None:
         pictures.STEERERS.unregister("published-fk")
 
 
+@pytest.mark.parametrize("rule", ["best-of-n", "fk", "svdd", "code", "two-level"])
+def test_rules_are_those_that_a_person_gets_by_name(rule: str) -> None:
+    mine, theirs = pictures.recipe(Setting(), rule, 8), Recipe(sampler="ddim", steer=rule, particles=8)
+    here, there = mine.steerer([0]), theirs.steerer([0])
+    assert replace(here, returns="best") == replace(there, reward=here.reward)
+    assert (mine.steps, mine.eta, mine.sampler) == (theirs.steps, theirs.eta, theirs.sampler)
+
+
+def made_up(cell: Cell, prompts: int) -> dict[str, Any]:
+    """Return a cell in which FK's pictures are right, and every fourth of the free ones."""
+    n = cell.budget
+    right = [cell.rule == "fk" or i % 4 == 3 for i in range(n)]
+    costs = ("seconds", "decode_seconds", "reward_seconds")
+    return {
+        "score": [[0.5 + 0.5 * good for good in right]] * prompts,
+        "strict": [right] * prompts,
+        "roots": [2] * prompts,
+        "evaluations": 20.0 * n,
+        **dict.fromkeys(costs, float(n)),
+    }
+
+
 def test_cells_are_kept_and_only_missing_ones_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,31 +69,64 @@ def test_cells_are_kept_and_only_missing_ones_are_made(
 
     def measure(pipe: Any, setting: Setting, cell: Cell, prompts: list[str], max_rows: int) -> dict[str, Any]:
         made.append(cell)
-        value = {"fk": 0.5, "best-of-n": 0.25}[cell.rule]
-        figures: dict[str, Any] = {name: [value] * len(prompts) for name in pictures.FIGURES}
-        costs = ("evaluations", "seconds", "decode_seconds", "reward_seconds")
-        return figures | dict.fromkeys(costs, float(cell.budget))
+        return made_up(cell, len(prompts))
+
+    def run(grid: Grid, **options: Any) -> list[str]:
+        said: list[str] = []
+        pictures.run(None, setting, grid, tmp_path, max_rows=8, clock=Clock(said.append), **options)
+        return said
 
     monkeypatch.setattr(pictures, "measure", measure)
     setting = Setting(chunk=2)
-    grid = Grid(rules=("fk", "best-of-n"), budgets=(4, 16), seeds=1, prompts=3)
-    pictures.run(None, setting, grid, tmp_path, max_rows=8, track=list)
-    assert len(made) == 8
-    pictures.run(None, setting, replace(grid, prompts=5), tmp_path, max_rows=8, track=list)
-    assert len(made) == 8 + 4 * 2  # the half full chunk again, and a new one
-    results = pictures.summary(replace(grid, prompts=5), 2, tmp_path)
-    assert results["fk"]["16"]["strict_best"] == 0.5 and results["fk"]["4"]["pictures"] == 5
-    bars = pictures.bars(results)
-    assert len(bars) == 4 and all(bar["met"] for bar in bars.values())
-    results["fk"]["16"].update(strict_mean=0.49, strict_best=0.25)
-    bars = pictures.bars(results)
-    assert [bar["met"] for name, bar in bars.items() if name.startswith("16")] == [False, False]
-    assert pictures.table(results).count("\n") == 5
-    draw(results, tmp_path / "x.png")
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    grid = Grid(rules=("best-of-n", "fk"), budgets=(4, 16), seeds=1, prompts=3)
+    said = run(grid, at_most=2)
+    assert [cell.budget for cell in made] == [16, 4], "free draws are made once, for the largest budget"
+    assert said[0].startswith("6 cells to make, 108 ") and "2/6 fk x4: 0:00:00 gone, 0:00:" in said[2]
+    run(grid)
+    assert len(made) == 6
+    assert run(grid) == ["0 cells to make, 0 pictures' worth of evaluations"]
+    run(replace(grid, prompts=5))
+    assert len(made) == 6 + 2 * 3  # the half full chunk again, and a new one
+    run(replace(grid, prompts=5, budgets=(4, 8)))
+    assert [cell.rule for cell in made[12:]] == ["fk"] * 3, "16 free draws hold 8"
     with pytest.raises(ValueError, match="another steps: give another folder"):
         pictures.open_folder(replace(setting, steps=3), tmp_path)
+
+
+def test_figures_bars_and_the_drawing(tmp_path: Path) -> None:
+    grid = Grid(rules=("best-of-n", "best-of-n-noise", "fk"), budgets=(2, 4, 16), seeds=2, prompts=3)
+    for cell in grid.cells(2):
+        write_json(tmp_path / cell.file, made_up(cell, grid.size(cell, 2)))
+    results = picture_tables.summary(grid, 2, tmp_path)
+    assert results["plain"]["1"]["strict_best"] == 0 and results["plain"]["1"]["evaluations"] == 20
+    free = results["best-of-n"]
+    assert [free[n]["strict_best"] for n in ("2", "4", "16")] == [0, 1, 1]
+    assert [free[n]["strict_mean"] for n in ("2", "4", "16")] == [0, 0.25, 0.25]
+    assert [free[n]["seconds"] for n in ("2", "4", "16")] == [2, 4, 16]
+    assert results["fk"]["16"]["pictures"] == 6 and results["fk"]["16"]["roots"] == 2
+    bars = picture_tables.bars(results)
+    assert [bar["met"] for bar in bars.values()] == [True, True, True, True, True, False]  # no lead at 16
+    results["fk"]["4"].update(strict_mean=0.49, strict_best=0.9)
+    assert [bar["met"] for name, bar in picture_tables.bars(results).items() if name.startswith("4")] == [
+        False,
+        False,
+    ]
+    assert picture_tables.table(results).count("\n") == 2 + 10 - 1
+    draw(results, tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert parser().parse_args([]).budgets == [4, 8, 16, 32]
+
+
+@pytest.mark.pipe
+def test_the_first_of_many_free_draws_are_those_of_fewer() -> None:
+    pipe = tiny("sd15")
+    reward = "colour:red"
+    drawn = [
+        pictures.recipe(Setting(steps=2, reward=reward), "best-of-n", n).run(pipe, ["a", "b"], [7, 8]).images
+        for n in (2, 4)
+    ]
+    few, many = (np.stack([np.asarray(image, dtype=int) for image in images]) for images in drawn)
+    assert abs(few - many[[0, 1, 4, 5]]).max() <= 1
 
 
 def test_a_row_that_does_not_hold_is_marked() -> None:

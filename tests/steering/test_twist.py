@@ -79,6 +79,25 @@ def test_pictures_follow_the_gradient() -> None:
 
 
 @on_pipe
+def test_a_reward_that_fails_under_the_gradient_names_the_particle() -> None:
+    pipe = tiny("sd15")
+
+    class Fragile:
+        differentiable = True
+
+        def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+            if images.requires_grad and prompts[0] == "b":
+                raise OSError("no gradient today")
+            return images.mean((1, 2, 3))
+
+    steerer = FeynmanKac(Fragile(), particles=4, twist=1.0)
+    told = "gradient was taken, from particle 0 of prompt 1 on: OSError: no gradient today"
+    with pytest.raises(ValueError, match=told), plug(pipe, steerer):
+        pipe(["a", "b"], num_inference_steps=4, eta=1.0, output_type="pt")
+    assert type(pipe.scheduler).__name__ == "DDIMScheduler" and "step" not in vars(pipe.scheduler)
+
+
+@on_pipe
 def test_what_cannot_be_twisted_is_refused() -> None:
     pipe = tiny("sd15")
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
