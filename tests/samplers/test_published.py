@@ -103,7 +103,7 @@ def test_times_of_discrete_and_continuous_models(name: str, tmp_path: Path) -> N
 def test_a_schedule_that_needs_statistics_says_so_when_it_is_run(tmp_path: Path) -> None:
     path = save(tmp_path / "v3.pth", document(USF["stable_diffusion_nfe3"], [1, 0.5984315, 0.4131815, 0.001]))
     found = load_usf(path, LEVELS)
-    with pytest.raises(ValueError, match=r"step 1: param 'ems' needs a model's empirical statistics"):
+    with pytest.raises(ValueError, match=r"step 1: param 'ems' needs the model's statistics"):
         compile_schedule(found, LEVELS)
 
 
