@@ -30,10 +30,10 @@ from diffplug.samplers.search.schedules import Progress, ScheduleSearch, search_
 from diffplug.samplers.search.space import ScheduleSpace
 from diffplug.samplers.search.trials import Trials
 from diffplug.samplers.solver import SolverScheduler
-from diffplug.samplers.statistics import load_statistics
+from diffplug.samplers.statistics import ModelStatistics, load_statistics
 from diffplug.scheduler_plug import build, current_scheduler, world
 
-__all__ = ["search_schedule"]
+__all__ = ["pipeline_statistics", "search_schedule"]
 
 MEASURED = 16  # pairs for statistics by channel
 FIRST_SEEDS = (0, 1_000_000, 2_000_000)
@@ -114,6 +114,39 @@ def search_schedule(
     return replace(found, schedule=replace(found.schedule, meta=meta))
 
 
+def pipeline_statistics(
+    pipe: Any,
+    prompts: Sequence[str],
+    guidance_scale: float | None = None,
+    *,
+    points: int = 60,
+    elements: bool = False,
+    options: dict[str, Any] | None = None,
+    max_rows: int = 16,
+    seed: int = 0,
+) -> ModelStatistics:
+    """The statistics of a pipeline's model (`measure_statistics`) on these prompts, a noise for each.
+
+    Save them, and name the file in `search_schedule(statistics=...)` or in a schedule with "ems" steps.
+    options: further keywords of the pipeline's call.
+    """
+    seeds = list(range(seed, seed + len(prompts)))
+    trials = Trials(pipe, list(prompts), seeds, points, guidance_scale, options or {}, max_rows)
+    problem = PipelineProblem(trials, _nodes(pipe, "linspace"))
+    return _measured(problem, points=points, elements=elements, told=_whose(pipe, guidance_scale))
+
+
+def _measured(problem: PipelineProblem, **options: Any) -> ModelStatistics:
+    """Statistics, with a longer probe where the network rounds more."""
+    weights = (weight for module in denoisers(problem.trials.pipe) for weight in module.parameters())
+    fine = {weight.dtype for weight in weights} <= {torch.float32, torch.float64}
+    return measure_statistics(problem, probe=1e-2 if fine else 5e-2, **options)
+
+
+def _whose(pipe: Any, guidance: float | None) -> dict[str, str]:
+    return {"model": fingerprint(pipe), "guidance": str(guidance)}
+
+
 @dataclass(frozen=True)
 class _Plan:
     """How the pipeline is run, whatever the schedule."""
@@ -151,15 +184,12 @@ class _Plan:
 
     def statistics(self, train: PipelineProblem, path: Path) -> str:
         """The path of the model's statistics; ValueError for those of another model or guidance."""
-        told = {"model": fingerprint(self.pipe), "guidance": str(self.guidance)}
         if not path.exists():
             output_folder(path.absolute().parent)
             some = train.part(0, min(MEASURED, len(train.prompts)))
-            weights = {weight.dtype for module in denoisers(self.pipe) for weight in module.parameters()}
-            probe = 1e-2 if weights <= {torch.float32, torch.float64} else 5e-2
-            measure_statistics(some, probe=probe, told=told).save(path)
+            _measured(some, told=_whose(self.pipe, self.guidance)).save(path)
         known = load_statistics(path).told
-        for name, here in told.items():
+        for name, here in _whose(self.pipe, self.guidance).items():
             if known.get(name, here) != here:
                 raise ValueError(
                     f"the statistics in {str(path)!r} are of {name} {known[name]}, this is {here}: "
