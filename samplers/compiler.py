@@ -184,6 +184,7 @@ class _Compiler:
         """(weight of the start, weights of value and derivatives, z) of an update between two nodes."""
         one, two = self.nodes[start], self.nodes[target]
         h = two.lam - one.lam
+        moments: list[Any]
         if param == "data":
             z, grow = -h, two.sigma / one.sigma
             moments = [two.alpha * moment(k, h, z) for k in range(order)]

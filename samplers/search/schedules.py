@@ -116,6 +116,11 @@ def search_space(
     if method not in METHODS:
         raise unknown("search method", method, list(METHODS))
     presets = preset_schedules(space, grids)
+    if not presets:
+        raise ValueError(
+            f"none of the grids {', '.join(grids) or '(none given)'} exists for {space.evaluations} evaluations "
+            "of this model: a search begins with presets on one or more of them"
+        )
     _check_budget(trials, seconds, refinement, len(presets) + len(seeds))
     told = {
         "evaluations": space.evaluations,
@@ -262,14 +267,18 @@ def _judged(
 
 def _refined(run: _Run, judge: Contest, winner: SolverSchedule, runs: int) -> tuple[SolverSchedule, int]:
     """The winner refined, and the runs it took; an interrupted refinement is gone on with."""
-    kept = run.study.user_attrs.get(REFINED) or {}
     begin = json.loads(json.dumps(winner.to_json()))
+    kept = run.study.user_attrs.get(REFINED) or {}
     start, before = winner, 0
     if kept.get("from") == begin:
-        start, before = SolverSchedule.from_json(kept["schedule"]), min(int(kept["runs"]), runs)
+        reached = SolverSchedule.from_json(kept["schedule"])
+        if judge.score(reached).value <= judge.score(winner).value:  # on other pairs than then, perhaps
+            start, before = reached, min(int(kept["runs"]), runs)
+            if kept["of"] >= runs:
+                return reached, before
 
-    def keep(best: SolverSchedule, used: int) -> None:
-        told = {"from": begin, "schedule": best.to_json(), "runs": before + used}
+    def keep(best: SolverSchedule, used: int, of: int = 0) -> None:
+        told = {"from": begin, "schedule": best.to_json(), "runs": before + used, "of": of}
         run.study.set_user_attr(REFINED, told)
 
     best, used = refine(
@@ -279,7 +288,7 @@ def _refined(run: _Run, judge: Contest, winner: SolverSchedule, runs: int) -> tu
         evaluations=runs - before,
         on_better=keep,
     )
-    keep(best, used)
+    keep(best, used, runs)
     return best, before + used
 
 

@@ -149,6 +149,8 @@ def test_bad_requests_cost_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="no numbers of evaluations"):
         search_front(pipe, WORDS, [])
+    with pytest.raises(ValueError, match="to begin with has 4 evaluations, the searches are of 3, 5"):
+        search_front(pipe, WORDS, [5, 3], seeds=[presets.unipc(4, "karras")])
     flux = tiny("flux")
     with pytest.raises(ValueError, match="flow models have no analytic first step"):
         search_schedule(flux, WORDS, 3, cache=tmp_path, options=options("flux"), **SMALL, analytic=True)
