@@ -118,8 +118,8 @@ def search_space(
     presets = preset_schedules(space, grids)
     if not presets:
         raise ValueError(
-            f"none of the grids {', '.join(grids) or '(none given)'} exists for {space.evaluations} evaluations"
-            " of this model: a search begins with presets on one or more of them"
+            f"none of the grids {', '.join(grids) or '(none given)'} exists for {space.evaluations} "
+            "evaluations of this model: a search begins with presets on one or more of them"
         )
     _check_budget(trials, seconds, refinement, len(presets) + len(seeds))
     told = {
