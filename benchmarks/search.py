@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 from typing import Any
 
@@ -31,8 +32,9 @@ from diffplug.files import output_folder
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.origin import fingerprint
 from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.search.preset_schedules import preset_schedules
-from diffplug.samplers.search.problem import PipelineProblem, Problem, errors
+from diffplug.samplers.search.measure import measure_statistics
+from diffplug.samplers.search.preset_schedules import on_statistics, preset_schedules
+from diffplug.samplers.search.problem import ModelProblem, PipelineProblem, Problem, errors
 from diffplug.samplers.search.schedules import search_space
 from diffplug.samplers.search.space import ScheduleSpace
 from diffplug.samplers.search.trials import Trials
@@ -43,6 +45,7 @@ SIZES = {"mixture": (2048, 2048, 4096), "digits": (1024, 1024, 2048)}
 BUDGETS = {"mixture": 600, "digits": 400, "shapes": 300}
 BARS = {"mixture": {"mean": 4e-3, "median": 6e-4}, "digits": {"mean": 7e-3}}
 METHODS = ("random", "evolution", "tpe", "s3", "s3 + refinement")
+MORE = ("s3 + statistics", "s3 + statistics + refinement")  # with the steps of DPM-Solver-v3
 REFINEMENT = 1 / 3  # the share of the budget that the refinement gets
 
 
@@ -63,6 +66,11 @@ class Bench:
         if any(self.fresh.prompts):
             found["strict"] = shown_strict(self.fresh, self.fresh.final(schedule))
         return found
+
+    def knowing(self, path: Path) -> ScheduleSpace:
+        """The space with steps that stand on the model's statistics, measured into a file."""
+        measure_statistics(self.train, elements=isinstance(self.train, ModelProblem)).save(path)
+        return replace(self.space, statistics=str(path))
 
     def best_preset(self, evaluations: int | None = None) -> tuple[str, SolverSchedule]:
         """The preset with the smallest mean error on the searched pairs."""
@@ -113,6 +121,10 @@ def run(
     bench: Bench, method: str, budget: int, seed: int, told: dict[str, Any], storage: Path | None = None
 ) -> dict[str, Any]:
     """One search: its figures on the fresh pairs and what it cost; gone on with where it is in `storage`."""
+    if "statistics" in method:
+        with TemporaryDirectory() as folder:
+            knowing = replace(bench, space=bench.knowing(Path(folder) / "statistics.safetensors"))
+            return run(knowing, method.replace(" + statistics", ""), budget, seed, told, storage)
     refinement = int(REFINEMENT * budget) if method.endswith("refinement") else 0
     began, worked = perf_counter(), process_time()
     found = search_space(
@@ -122,12 +134,14 @@ def run(
         trials=budget - refinement,
         method=method.partition(" ")[0],
         refinement=refinement,
+        seeds=on_statistics(bench.space),
         seed=seed,
-        told={**told, "method": method, "seed": seed},
+        told={**told, "method": method, "seed": seed, "statistics": bench.space.statistics is not None},
         storage=storage,
-        study_name=f"{method}, seed {seed}, {budget} schedules, {bench.space.evaluations} evaluations",
+        study_name=f"{method}, seed {seed}, {budget} schedules, {len(bench.space.params)} kinds",
     )
-    kept = {"schedule": found.schedule.to_json()} if refinement else {}
+    place = found.schedule.statistics and Path(found.schedule.statistics).name
+    kept = {"schedule": replace(found.schedule, statistics=place).to_json()} if refinement else {}
     return {
         **bench.figures(found.schedule),
         "seed": seed,
@@ -271,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--models", nargs="+", default=list(MODELS), help="mixture, digits, shapes, or a folder")
-    add("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    add("--methods", nargs="+", default=list(METHODS), choices=(*METHODS, *MORE))
     add("--steps", type=int, default=5)
     add("--seeds", type=int, default=3)
     add("--budget", type=int, help="schedules; default: 600, 400 (digits), 300 (Shapes)")

@@ -69,15 +69,16 @@ def test_methods_are_compared_and_what_is_there_is_kept(
 ) -> None:
     path = tmp_path / "s.json"
     written(path, {"results": {"other": {"kept": True}}})
-    told = ["--models", "mixture", "--methods", "random", "s3 + refinement", "--steps", "2", "--budget", "60"]
+    told = ["--models", "mixture", "--steps", "2", "--budget", "60"]
     monkeypatch.setattr(search, "verdicts", lambda results: {"bar": True})
-    search.main([*told, "--seeds", "1", "--json", str(path)])
+    search.main([*told, "--methods", "random", "s3 + refinement", "--seeds", "1", "--json", str(path)])
     first = json.loads(path.read_text())["results"]
     assert first["other"] == {"kept": True} and "met: bar" in capsys.readouterr().out
+    told += ["--methods", "random", "s3 + statistics"]
     search.main([*told, "--seeds", "2", "--json", str(path)])
     second = json.loads(path.read_text())["results"]["mixture"]["methods"]
     assert {name: [run["seed"] for run in runs] for name, runs in second.items()} == {
-        "random": [0, 1], "s3 + refinement": [0, 1],
+        "random": [0, 1], "s3 + refinement": [0], "s3 + statistics": [0, 1],
     }  # fmt: skip
     assert second["random"][0] == first["mixture"]["methods"]["random"][0]
     assert "schedule" in second["s3 + refinement"][0] and "schedule" not in second["random"][0]
