@@ -144,7 +144,8 @@ def _measured(problem: PipelineProblem, **options: Any) -> ModelStatistics:
 
 
 def _whose(pipe: Any, guidance: float | None) -> dict[str, str]:
-    return {"model": fingerprint(pipe), "guidance": str(guidance)}
+    told = "the pipeline's own" if guidance is None else f"{guidance:g}"
+    return {"model": fingerprint(pipe), "guidance": told}
 
 
 @dataclass(frozen=True)
