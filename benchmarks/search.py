@@ -5,15 +5,19 @@
 
 The mixture and the digits are those of the project's bars: 2,048 and 1,024 noises to search on, as many again
 to choose by, twice as many to judge by. Cost is counted in schedules run on all searched pairs, those of
-the refinement included; what is run on the pairs that choose is not counted.
+the refinement included; what is run on the pairs that choose is not counted. Runs that are in the file
+already, of the same model, budget and pairs, are not repeated; those of other models stay as they are.
+Studies of pipelines are kept in --studies and gone on with.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 from typing import Any
 
@@ -21,13 +25,16 @@ import numpy as np
 import torch
 from rich.progress import Progress as Bars
 
+from benchmarks.compact import kept_results, thinned, written
 from benchmarks.search_models import LEVELS, MODELS, NODES, problems
 from diffplug import load
-from diffplug.files import output_folder, write_json
+from diffplug.files import output_folder
 from diffplug.samplers.nodes import Nodes
+from diffplug.samplers.origin import fingerprint
 from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.search.preset_schedules import preset_schedules
-from diffplug.samplers.search.problem import PipelineProblem, Problem, errors
+from diffplug.samplers.search.measure import measure_statistics
+from diffplug.samplers.search.preset_schedules import on_statistics, preset_schedules
+from diffplug.samplers.search.problem import ModelProblem, PipelineProblem, Problem, errors
 from diffplug.samplers.search.schedules import search_space
 from diffplug.samplers.search.space import ScheduleSpace
 from diffplug.samplers.search.trials import Trials
@@ -38,6 +45,7 @@ SIZES = {"mixture": (2048, 2048, 4096), "digits": (1024, 1024, 2048)}
 BUDGETS = {"mixture": 600, "digits": 400, "shapes": 300}
 BARS = {"mixture": {"mean": 4e-3, "median": 6e-4}, "digits": {"mean": 7e-3}}
 METHODS = ("random", "evolution", "tpe", "s3", "s3 + refinement")
+MORE = ("s3 + statistics", "s3 + statistics + refinement")  # with the steps of DPM-Solver-v3
 REFINEMENT = 1 / 3  # the share of the budget that the refinement gets
 
 
@@ -55,16 +63,25 @@ class Bench:
         off = errors(self.fresh, schedule)
         share = float((off.of_pairs > 0.1).mean())
         found = {**off.told(), "median": float(np.median(off.of_pairs)), "above .1": share}
-        if isinstance(self.fresh, PipelineProblem):
-            pictures = self.fresh.pictures(self.fresh.final(schedule))
-            found["strict"] = float(grade(pictures, self.fresh.prompts).strict.mean())
+        if any(self.fresh.prompts):
+            found["strict"] = shown_strict(self.fresh, self.fresh.final(schedule))
         return found
+
+    def knowing(self, path: Path) -> ScheduleSpace:
+        """The space with steps that stand on the model's statistics, measured into a file."""
+        measure_statistics(self.train, elements=isinstance(self.train, ModelProblem)).save(path)
+        return replace(self.space, statistics=str(path))
 
     def best_preset(self, evaluations: int | None = None) -> tuple[str, SolverSchedule]:
         """The preset with the smallest mean error on the searched pairs."""
         space = self.space if evaluations is None else ScheduleSpace(evaluations, self.space.levels, NODES)
         known = preset_schedules(space)
         return min(known.items(), key=lambda item: errors(self.train, item[1]).mean)
+
+
+def shown_strict(problem: Problem, final: Any) -> float:
+    """The share of pictures that are right in every fact."""
+    return float(grade(problem.pictures(final), problem.prompts).strict.mean())
 
 
 def closed_form(name: str, steps: int) -> Bench:
@@ -74,20 +91,40 @@ def closed_form(name: str, steps: int) -> Bench:
     return Bench(train, validation, fresh, ScheduleSpace(steps, LEVELS, NODES, analytic=True, mean=mean))
 
 
-def shapes(model: str, steps: int, guidance: float, pairs: int, fresh: int) -> Bench:
-    """The Shapes model: prompts of the search split to search on and choose by, test prompts to judge."""
-    pipe = load(model)
+def shapes_pipe(model: str, device: str) -> Any:
+    """The pipeline, silent, on its device."""
+    pipe = load(model).to(device)
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def shapes(pipe: Any, steps: int, guidance: float, pairs: int, fresh: int) -> Bench:
+    """The Shapes model: prompts of the search split to search on and choose by, test prompts to judge."""
+    known = prompts(3 * pairs, "search")
+    words = (known[:pairs], known[pairs:], prompts(fresh, "test"))
     found = []
-    for split, n, seed in (("search", pairs, 0), ("search", 2 * pairs, 10_000), ("test", fresh, 20_000)):
-        words = sample_prompts(n, seed=seed, split=split)
-        trials = Trials(pipe, words, list(range(seed, seed + n)), steps, guidance)
+    for part, first in zip(words, (0, 10_000, 20_000), strict=True):
+        trials = Trials(pipe, part, list(range(first, first + len(part))), steps, guidance)
         found.append(PipelineProblem(trials, Nodes(kind="name", name="linspace", final="sigma_min")))
     return Bench(*found, ScheduleSpace(steps, found[0].levels, NODES))
 
 
-def run(bench: Bench, method: str, budget: int, seed: int) -> dict[str, Any]:
-    """One search: its figures on the fresh pairs and what it cost."""
+def prompts(n: int, split: str) -> list[str]:
+    """So many prompts, no two alike."""
+    found: dict[str, None] = {}
+    while len(found) < n:
+        found |= dict.fromkeys(sample_prompts(n, seed=len(found), split=split))
+    return list(found)[:n]
+
+
+def run(
+    bench: Bench, method: str, budget: int, seed: int, told: dict[str, Any], storage: Path | None = None
+) -> dict[str, Any]:
+    """One search: its figures on the fresh pairs and what it cost; gone on with where it is in `storage`."""
+    if "statistics" in method:
+        with TemporaryDirectory() as folder:
+            knowing = replace(bench, space=bench.knowing(Path(folder) / "statistics.safetensors"))
+            return run(knowing, method.replace(" + statistics", ""), budget, seed, told, storage)
     refinement = int(REFINEMENT * budget) if method.endswith("refinement") else 0
     began, worked = perf_counter(), process_time()
     found = search_space(
@@ -97,8 +134,14 @@ def run(bench: Bench, method: str, budget: int, seed: int) -> dict[str, Any]:
         trials=budget - refinement,
         method=method.partition(" ")[0],
         refinement=refinement,
+        seeds=on_statistics(bench.space),
         seed=seed,
+        told={**told, "method": method, "seed": seed, "statistics": bench.space.statistics is not None},
+        storage=storage,
+        study_name=f"{method}, seed {seed}, {budget} schedules, {len(bench.space.params)} kinds",
     )
+    place = found.schedule.statistics and Path(found.schedule.statistics).name
+    kept = {"schedule": replace(found.schedule, statistics=place).to_json()} if refinement else {}
     return {
         **bench.figures(found.schedule),
         "seed": seed,
@@ -107,8 +150,8 @@ def run(bench: Bench, method: str, budget: int, seed: int) -> dict[str, Any]:
         "searched": min(train for train, _ in found.finalists),
         "seconds": round(perf_counter() - began),
         "processor seconds": round(process_time() - worked),
-        "history": [(round(spent, 2), best) for spent, best in found.history[::10]],
-        "schedule": found.schedule.to_json(),
+        "history": thinned(found.history),
+        **kept,
     }
 
 
@@ -170,51 +213,89 @@ def table(name: str, steps: int, budget: int, rows: Sequence[dict[str, Any]]) ->
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, searches, prints tables and verdicts, writes JSON after every search."""
+    given = _parser().parse_args(arguments)
+    output_folder(given.json.parent)
+    torch.set_grad_enabled(False)
+    results = kept_results(given.json)
+    with Bars(transient=True) as bars:
+        task = bars.add_task("", total=len(given.models) * len(given.methods) * given.seeds)
+
+        def say(text: str, done: int) -> None:
+            bars.update(task, description=text, advance=done)
+
+        for model in given.models:
+            for result in measured(model, given, results.get(model, {}), say):
+                results[model] = result
+                written(given.json, {"verdicts": verdicts(results), "results": results})
+            rows = summary(results[model])
+            text = table(model, given.steps, results[model]["budget"], rows)
+            bars.console.print(text + "\n", markup=False, soft_wrap=True)
+    for bar, met in verdicts(results).items():
+        print(f"{'met' if met else 'NOT MET'}: {bar}")
+
+
+def measured(
+    model: str, given: argparse.Namespace, known: dict[str, Any], say: Callable[[str, int], None]
+) -> Iterator[dict[str, Any]]:
+    """The results of a model, again after every search; known: those that are there already."""
+    budget = given.budget or BUDGETS.get(model, BUDGETS["shapes"])
+    with ExitStack() as stack:
+        bench, told, storage = _bench(model, given, stack)
+        if known.get("of") != told or known.get("budget") != budget:
+            known = {"of": told, "budget": budget, **_presets(bench, closed=model in MODELS), "methods": {}}
+        for method in given.methods:
+            runs = known["methods"].setdefault(method, [])
+            for seed in range(given.seeds):
+                fresh = all(each["seed"] != seed for each in runs)
+                say(f"{model}: {method}, seed {seed}", 0)
+                if fresh:
+                    runs.append(run(bench, method, budget, seed, told, storage))
+                say(f"{model}: {method}, seed {seed}", 1)
+                yield known
+
+
+def _presets(bench: Bench, *, closed: bool) -> dict[str, Any]:
+    """The best preset's figures; for pipelines also of the one at 8 evaluations."""
+    name, preset = bench.best_preset()
+    found: dict[str, Any] = {"best preset": {"name": name, **bench.figures(preset)}}
+    if not closed:
+        name, preset = bench.best_preset(8)
+        found["at 8"] = {"name": name, **bench.figures(preset)}
+    return found
+
+
+def _bench(
+    model: str, given: argparse.Namespace, stack: ExitStack
+) -> tuple[Bench, dict[str, Any], Path | None]:
+    """(the model, what it is, where its studies are); a pipeline's outputs are remembered in the stack."""
+    if model in MODELS:
+        return closed_form(model, given.steps), {"model": model, "steps": given.steps}, None
+    pipe = shapes_pipe(model, given.device)
+    bench = shapes(pipe, given.steps, given.guidance, given.pairs, given.fresh)
+    stack.enter_context(bench.train.trials.remembering())  # type: ignore[attr-defined]
+    mark = fingerprint(pipe)
+    told = {"model": mark, "steps": given.steps, "guidance_scale": given.guidance}
+    told |= {"searched": given.pairs, "fresh": given.fresh}
+    return bench, told, output_folder(given.studies) / f"methods-{mark[:8]}.log"
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.search", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument(
-        "--models", nargs="+", default=list(MODELS), help="mixture, digits, shapes, or a folder"
-    )
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", type=int, help="schedules; default: 600, 400 (digits), 300 (Shapes)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="of the Shapes model")
-    parser.add_argument("--pairs", type=int, default=64, help="of the Shapes model, to search on")
-    parser.add_argument("--fresh", type=int, default=400, help="of the Shapes model, to judge by")
-    parser.add_argument("--json", type=Path, default=RESULTS / "search.json")
-    given = parser.parse_args(arguments)
-    output_folder(given.json.parent)
-    torch.set_grad_enabled(False)
-    results: dict[str, Any] = {}
-    with Bars(transient=True) as bars:
-        task = bars.add_task("", total=len(given.models) * len(given.methods) * given.seeds)
-        for model in given.models:
-            closed = model in MODELS
-            sizes = (given.steps, given.guidance, given.pairs, given.fresh)
-            bench = closed_form(model, given.steps) if closed else shapes(model, *sizes)
-            budget = given.budget or BUDGETS.get(model, BUDGETS["shapes"])
-            name, preset = bench.best_preset()
-            result = {"budget": budget, "best preset": {"name": name, **bench.figures(preset)}, "methods": {}}
-            if not closed:
-                name, preset = bench.best_preset(8)
-                result["at 8"] = {"name": name, **bench.figures(preset)}
-            results[model] = result
-            for method in given.methods:
-                for seed in range(given.seeds):
-                    bars.update(task, description=f"{model}: {method}, seed {seed}")
-                    result["methods"].setdefault(method, []).append(run(bench, method, budget, seed))
-                    told = {**vars(given), "json": None}
-                    write_json(
-                        given.json, {"setting": told, "verdicts": verdicts(results), "results": results}
-                    )
-                    bars.advance(task)
-            bars.console.print(
-                table(model, given.steps, budget, summary(result)) + "\n", markup=False, soft_wrap=True
-            )
-    for bar, met in verdicts(results).items():
-        print(f"{'met' if met else 'NOT MET'}: {bar}")
+    add = parser.add_argument
+    add("--models", nargs="+", default=list(MODELS), help="mixture, digits, shapes, or a folder")
+    add("--methods", nargs="+", default=list(METHODS), choices=(*METHODS, *MORE))
+    add("--steps", type=int, default=5)
+    add("--seeds", type=int, default=3)
+    add("--budget", type=int, help="schedules; default: 600, 400 (digits), 300 (Shapes)")
+    add("--guidance", type=float, default=5.0, help="of the Shapes model")
+    add("--pairs", type=int, default=64, help="of the Shapes model, to search on; twice as many choose")
+    add("--fresh", type=int, default=400, help="of the Shapes model, to judge by")
+    add("--device", default="cpu", help="of the Shapes model")
+    add("--studies", type=Path, default=Path("runs") / "studies", help="folder for unfinished studies")
+    add("--json", type=Path, default=RESULTS / "search.json")
+    return parser
 
 
 if __name__ == "__main__":

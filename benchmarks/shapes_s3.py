@@ -12,32 +12,36 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
 
-from benchmarks.search import shapes
-from diffplug.files import output_folder, write_json
+from benchmarks.compact import thinned, written
+from benchmarks.search import shapes, shapes_pipe
+from diffplug.files import output_folder
 from diffplug.samplers.origin import architecture, fingerprint
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.search.front import longer
 from diffplug.samplers.search.problem import errors
+from diffplug.samplers.search.schedules import Progress as Told
 from diffplug.samplers.search.schedules import ScheduleSearch, search_space
 from diffplug.samplers.shipped import shipped_folder
 
 RESULTS = Path(__file__).parent / "results"
+PLACES = ("out", "studies", "json")
 
 
 def summary(search: ScheduleSearch, figures: dict[str, Any]) -> dict[str, Any]:
-    """What a study came to, JSON: a twentieth of its history, its finalists, its figures."""
+    """What a study came to, JSON: some points of its history, its finalists, its figures."""
     return {
         "evaluations": search.schedule.nfe,
         "metric": search.metric,
         "schedules": search.trials,
         "spent": round(search.spent, 2),
-        "history": [(round(spent, 2), best) for spent, best in search.history[::20]],
+        "history": thinned(search.history),
         "finalists": search.finalists,
         "baseline": {"solver": search.baseline[0], "validation": search.baseline[1]},
         "validation": search.validation,
@@ -49,46 +53,55 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, searches, ships the better schedules, writes JSON after every search."""
     given = _parser().parse_args(arguments)
     torch.set_grad_enabled(False)
-    folder, studies = output_folder(given.out), output_folder(given.studies)
-    found: list[dict[str, Any]] = []
+    output_folder(given.out)
+    pipe = shapes_pipe(given.model, given.device)
+    setting = {name: value for name, value in vars(given).items() if name not in PLACES}
+    rows: list[dict[str, Any]] = []
     previous: SolverSchedule | None = None
     with Progress(transient=True) as bars:
         task = bars.add_task("", total=len(given.steps))
+
+        def say(spent: float, best: float) -> None:
+            done = f"{sorted(given.steps)[len(rows)]} evaluations: {spent:.0f} schedules, {best:.4g}"
+            bars.update(task, description=done)
+
         for steps in sorted(given.steps):
-            bench = shapes(given.model, steps, given.guidance, given.pairs, given.fresh)
-            path = folder / f"solver-{steps}.json"
-            old = SolverSchedule.load(path) if path.exists() else None
-
-            def say(spent: float, best: float, steps: int = steps) -> None:
-                bars.update(task, description=f"{steps} evaluations: {spent:.0f} schedules, {best:.4g}")
-
-            seeds = [longer(previous, steps)] if previous is not None else []
-            pipe = bench.train.trials.pipe  # type: ignore[attr-defined]
-            told = {"model": fingerprint(pipe), "guidance_scale": given.guidance}
-            with bench.train.trials.remembering():  # type: ignore[attr-defined]
-                search = search_space(
-                    bench.train, bench.validation, bench.space, trials=given.trials,
-                    refinement=given.refinement, seeds=seeds, told=told, on_trial=say,
-                    storage=studies / f"s3-{told['model'][:8]}.log",
-                )  # fmt: skip
-                previous = search.schedule
-                rival = float("inf") if old is None else errors(bench.validation, old).mean
-                name, preset = bench.best_preset()
-                figures = {"test": bench.figures(previous), "best preset": {"solver": name}}
-                figures["best preset"] |= {"test": bench.figures(preset)}
-            row = summary(search, figures)
-            row["shipped"] = search.improved and search.validation["mean"] < rival
-            found.append(row)
-            if row["shipped"]:
-                meta = {**told, "architecture": architecture(pipe), "steps": steps, "method": "s3"}
-                figures = {name: row[name] for name in ("baseline", "validation", "test", "metric", "spent")}
-                SolverSchedule.from_json({**previous.to_json(), "meta": {**meta, **figures}}).save(path)
-            told = {**vars(given), "out": None, "studies": None, "json": None}
-            for place in (folder / "studies.json", given.json):
+            row, previous = searched(pipe, steps, given, previous, say)
+            rows.append(row)
+            for place in (given.out / "studies.json", given.json):
                 output_folder(place.parent)
-                write_json(place, {"setting": told, "results": found})
+                written(place, {"setting": setting, "results": rows})
             bars.advance(task)
-    print(table(found))
+    print(table(rows))
+
+
+def searched(
+    pipe: Any, steps: int, given: argparse.Namespace, previous: SolverSchedule | None, say: Told
+) -> tuple[dict[str, Any], SolverSchedule]:
+    """(the row of a number of evaluations, its schedule), which is shipped if it is the best there is."""
+    bench = shapes(pipe, steps, given.guidance, given.pairs, given.fresh)
+    told = {"model": fingerprint(pipe), "guidance_scale": given.guidance}
+    storage = output_folder(given.studies) / f"s3-{told['model'][:8]}.log"
+    path = given.out / f"solver-{steps}.json"
+    old = SolverSchedule.load(path) if path.exists() else None
+    with bench.train.trials.remembering():  # type: ignore[attr-defined]
+        search = search_space(
+            bench.train, bench.validation, bench.space, trials=given.trials, refinement=given.refinement,
+            seeds=[longer(previous, steps)] if previous is not None else [], told=told, on_trial=say,
+            storage=storage,
+        )  # fmt: skip
+        found = search.schedule
+        rival = float("inf") if old is None else errors(bench.validation, old).mean
+        name, preset = bench.best_preset()
+        best = {"solver": name, "test": bench.figures(preset)}
+        row = summary(search, {"test": bench.figures(found), "best preset": best})
+    again = old is not None and replace(old, meta={}) == replace(found, meta={})
+    row["shipped"] = again or (search.improved and search.validation["mean"] < rival)
+    if row["shipped"]:
+        meta = {**told, "architecture": architecture(pipe), "steps": steps, "method": "s3"}
+        figures = {name: row[name] for name in ("baseline", "validation", "test", "metric", "spent")}
+        replace(found, meta={**meta, **figures}).save(path)
+    return row, found
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -118,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fresh", type=int, default=300, help="test prompts that judge")
     add("--trials", type=int, default=200, help="schedules for each number of evaluations")
     add("--refinement", type=int, default=80, help="runs for least squares at the end")
+    add("--device", default="cpu")
     add("--out", type=Path, default=shipped_folder("shapes"))
     add("--studies", type=Path, default=Path("runs") / "studies", help="folder for unfinished studies")
     add("--json", type=Path, default=RESULTS / "shapes_s3.json")

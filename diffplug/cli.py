@@ -10,6 +10,7 @@ import typer
 
 import diffplug
 from diffplug import cli_search
+from diffplug.cli_options import Device, Dtype, Guidance, Json, Model
 from diffplug.console import guarded, hush, print_json, print_table, progress
 from diffplug.files import output_folder
 from diffplug.registry import unknown
@@ -24,18 +25,11 @@ app = typer.Typer(
 )
 app.add_typer(cli_search.app, name="search")
 
-Model = Annotated[str, typer.Option(help="shapes (embedded), a folder, or a hub id such as owner/name.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**62, help="Seed of the first picture; the next ones count up.")
 ]
 Images = Annotated[int, typer.Option("--images", "-n", min=1, max=10_000, help="Pictures for each prompt.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures; made if missing.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Guidance = Annotated[
-    float | None, typer.Option(min=0, help="Guidance scale; the pipeline's own if not given.")
-]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What the picture should not show.")]
 
 

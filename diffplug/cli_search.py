@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from itertools import count, cycle, islice
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from diffplug import cli_search_s3
+from diffplug import cli_search_files, cli_search_s3
+from diffplug.cli_options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts, ScheduleOut
+from diffplug.cli_search_files import pipe_and_prompts
 from diffplug.console import guarded, print_json, print_table
 from diffplug.files import output_folder
 
@@ -20,8 +22,9 @@ app = typer.Typer(no_args_is_help=True, help="Find few-step solvers for your mod
 
 
 app.command()(cli_search_s3.s3)
-app.command(name="import")(cli_search_s3.from_usf)
-app.command(name="export")(cli_search_s3.to_list)
+app.command(name="statistics")(cli_search_files.statistics)
+app.command(name="import")(cli_search_files.from_usf)
+app.command(name="export")(cli_search_files.to_list)
 
 
 @app.callback()
@@ -33,43 +36,35 @@ def main() -> None:
 @guarded
 def dc(
     steps: Annotated[int, typer.Option(min=2, max=100, help="Evaluations of the solver to find.")] = 6,
-    model: Annotated[str, typer.Option(help="shapes (embedded), a folder, or a hub id.")] = "shapes",
-    prompts: Annotated[
-        Path | None, typer.Option(help="Text file, a prompt a line; the Shapes model has its own.")
-    ] = None,
+    model: Model = "shapes",
+    prompts: Prompts = None,
     pairs: Annotated[
         int, typer.Option(min=2, max=10_000, help="Pairs of prompt and noise: half to fit, half to judge.")
     ] = 64,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale; else the model's own.")
-    ] = None,
+    guidance: Guidance = None,
     rungs: Annotated[
         str, typer.Option(help="Any of ratios, grid, coefficients, full; the first is DC-Solver.")
     ] = "ratios,grid,coefficients,full",
     grid: Annotated[str, typer.Option(help="Name of the grid to start from.")] = "linspace",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first pair.")] = 0,
-    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file to write.")] = Path("schedule.json"),
+    seed: FirstSeed = 0,
+    out: ScheduleOut = Path("schedule.json"),
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted search.")] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
 ) -> None:
     """Climbs from DC-Solver's ratios to whole coefficient tables, as far as held-out pairs agree.
 
     Example: `diffplug search dc --model shapes --steps 6 --guidance 5 -o six.json`, then
     `diffplug generate "a red circle" --sampler six.json --steps 6 --guidance 5`
     """
-    from diffplug.cli import _pipe
-
     climbed = [name.strip() for name in rungs.split(",") if name.strip()]
     if not climbed:
         raise ValueError("--rungs names none: give any of ratios, grid, coefficients, full")
     if out.is_dir():
         raise ValueError(f"--out {str(out)!r} is a folder: give the name of a .json file in it")
     output_folder(out.parent)
-    words = _prompts(prompts, model, pairs, seed)
-    pipe = _pipe(model, device, dtype, words if model == "shapes" else [])
-    pipe.set_progress_bar_config(disable=True)
+    pipe, words = pipe_and_prompts(model, device, dtype, prompts, pairs, seed)
     search = import_module("diffplug.samplers.search.compensation").search_compensation
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=json) as bars:
@@ -102,21 +97,6 @@ def _until_stopped(search: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
     except KeyboardInterrupt:
         typer.echo("stopped: the same command goes on from the last finished rung", err=True)
         raise typer.Exit(130) from None
-
-
-def _prompts(path: Path | None, model: str, pairs: int, seed: int) -> list[str]:
-    """As many prompts as pairs: the lines of a file again and again, or the Shapes world's own."""
-    if path is None and model == "shapes":
-        from diffplug.shapes import sample_prompts
-
-        return sample_prompts(pairs, seed=seed, split="search")
-    if path is None:
-        raise ValueError("which prompts? Give --prompts FILE, a prompt a line: ten or more, like your own")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line]
-    if not lines:
-        raise ValueError(f"{str(path)!r} holds no prompt: write one a line")
-    return list(islice(cycle(lines), pairs))
 
 
 def _tell(found: Any, out: Path, *, json: bool) -> None:

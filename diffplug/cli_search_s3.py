@@ -12,10 +12,56 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from diffplug.cli_options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts
+from diffplug.cli_search_files import levels_of, pipe_and_prompts
 from diffplug.console import guarded, print_json, print_table
 from diffplug.files import output_folder
 
 INTERRUPTED = 130  # exit status, as shells have it
+
+MetricSpec = Annotated[
+    str,
+    typer.Option(
+        "--metric",
+        help="latent-mse, latent-mse:median (or trimmed, p95, log), features:EXTRACTOR, fid:EXTRACTOR, "
+        "kid:EXTRACTOR, reward:SPEC, FILE.py:FUNCTION.",
+    ),
+]
+Method = Annotated[str, typer.Option(help="s3, s3-lstm, evolution, tpe, nsga2, cmaes, random.")]
+TrialCount = Annotated[
+    int,
+    typer.Option(
+        "--trials", min=1, help="Schedules to run on all pairs, those of an earlier start included."
+    ),
+]
+Seconds = Annotated[float | None, typer.Option(min=0, help="Stop searching after so long.")]
+Refinement = Annotated[int, typer.Option(min=0, help="Runs for least squares at the end.")]
+Pairs = Annotated[int, typer.Option(min=1, max=100_000, help="Pairs of prompt and noise to search on.")]
+Validation = Annotated[int | None, typer.Option(min=1, help="Pairs that choose; else twice as many.")]
+Test = Annotated[int | None, typer.Option(min=1, help="Pairs that only judge; else as many.")]
+Grids = Annotated[
+    str | None, typer.Option(help="Grids whose presets come first, eight on each; else six grids.")
+]
+Prune = Annotated[bool, typer.Option(help="Give up early what is surely worse.")]
+Ceiling = Annotated[
+    float, typer.Option(min=0, help="For rewards: latent error allowed, over the best preset's.")
+]
+Statistics = Annotated[
+    bool,
+    typer.Option(
+        "--statistics",
+        help="Measure the model's statistics first (120 evaluations), for steps that stand on them; the file "
+        "beside the output belongs to the result.",
+    ),
+]
+Start = Annotated[
+    list[Path] | None, typer.Option("--start", help="Schedule file to begin with as well; repeatable.")
+]
+Study = Annotated[
+    Path | None, typer.Option(help="Study file, to go on with and to share: .db, or .log on network disks.")
+]
+Truth = Annotated[int, typer.Option(min=2, help="Evaluations of the converged result.")]
+Rows = Annotated[int, typer.Option(min=1, help="Prompts in one call of the pipeline.")]
 
 
 @guarded
@@ -23,57 +69,33 @@ def s3(
     steps: Annotated[
         str, typer.Option(help="Evaluations of the schedule to find; several with commas: 4,5,6,8.")
     ] = "5",
-    model: Annotated[str, typer.Option(help="shapes (embedded), a folder, or a hub id.")] = "shapes",
-    prompts: Annotated[
-        Path | None, typer.Option(help="Text file, a prompt a line; the Shapes model has its own.")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale; else the model's own.")
-    ] = None,
-    metric: Annotated[
-        str,
-        typer.Option(
-            help="latent-mse, latent-mse:median (or trimmed, p95, log), features:EXTRACTOR, fid:EXTRACTOR, "
-            "kid:EXTRACTOR, reward:SPEC, FILE.py:FUNCTION."
-        ),
-    ] = "latent-mse",
-    method: Annotated[str, typer.Option(help="s3, s3-lstm, evolution, tpe, nsga2, cmaes, random.")] = "s3",
-    trials: Annotated[
-        int, typer.Option(min=1, help="Schedules to run on all pairs, those of an earlier start included.")
-    ] = 400,
-    seconds: Annotated[float | None, typer.Option(min=0, help="Stop searching after so long.")] = None,
-    refinement: Annotated[int, typer.Option(min=0, help="Runs for least squares at the end.")] = 100,
-    pairs: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Pairs of prompt and noise to search on.")
-    ] = 64,
-    validation: Annotated[
-        int | None, typer.Option(min=1, help="Pairs that choose; else twice as many.")
-    ] = None,
-    test: Annotated[int | None, typer.Option(min=1, help="Pairs that only judge; else as many.")] = None,
-    grids: Annotated[
-        str | None, typer.Option(help="Grids whose presets come first, eight on each; else six grids.")
-    ] = None,
-    prune: Annotated[bool, typer.Option(help="Give up early what is surely worse.")] = True,
-    ceiling: Annotated[
-        float, typer.Option(min=0, help="For rewards: latent error allowed, over the best preset's.")
-    ] = 1.0,
-    start: Annotated[
-        list[Path] | None, typer.Option("--start", help="Schedule file to begin with as well; repeatable.")
-    ] = None,
-    study: Annotated[
-        Path | None,
-        typer.Option(help="Study file, to go on with and to share: .db, or .log on network disks."),
-    ] = None,
-    truth: Annotated[int, typer.Option(min=2, help="Evaluations of the converged result.")] = 200,
-    rows: Annotated[int, typer.Option(min=1, help="Prompts in one call of the pipeline.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the search and of the first pair.")] = 0,
+    model: Model = "shapes",
+    prompts: Prompts = None,
+    guidance: Guidance = None,
+    metric: MetricSpec = "latent-mse",
+    method: Method = "s3",
+    trials: TrialCount = 400,
+    seconds: Seconds = None,
+    refinement: Refinement = 100,
+    pairs: Pairs = 64,
+    validation: Validation = None,
+    test: Test = None,
+    grids: Grids = None,
+    prune: Prune = True,
+    ceiling: Ceiling = 1.0,
+    statistics: Statistics = False,
+    start: Start = None,
+    study: Study = None,
+    truth: Truth = 200,
+    rows: Rows = 64,
+    seed: FirstSeed = 0,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="JSON file to write; -4, -5, ... are added for several.")
     ] = Path("schedule.json"),
     plots: Annotated[bool, typer.Option(help="Write two PNG pictures beside it.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
 ) -> None:
     """Searches every decision of a solver: grid, prediction types, orders, correctors.
 
@@ -82,44 +104,46 @@ def s3(
 
     Interrupted, the same command goes on; several at once share the work.
     """
-    from diffplug.cli import _pipe
-    from diffplug.cli_search import _prompts
-
     counts = _counts(steps)
     output_folder(out.parent)
-    search = import_module("diffplug.samplers.search.front").search_front
     options: dict[str, Any] = {
+        **{"method": method, "trials": trials, "seconds": seconds, "refinement": refinement, "pairs": pairs},
+        **{"validation": validation, "test": test, "prune": prune, "seed": seed},
         "metric": _metric(metric, ceiling),
-        "method": method,
-        "trials": trials,
-        "seconds": seconds,
-        "refinement": refinement,
-        "pairs": pairs,
-        "validation": validation,
-        "test": test,
-        "prune": prune,
         "seeds": _schedules(start or []),
+        "statistics": out.with_suffix(".statistics.safetensors") if statistics else None,
         "storage": study or out.with_suffix(".study.db"),
         "truth_steps": truth,
         "max_rows": rows,
-        "seed": seed,
     }
     if grids:
         options["grids"] = [name.strip() for name in grids.split(",") if name.strip()]
-    words = _prompts(prompts, model, 4 * pairs, seed)
-    pipe = _pipe(model, device, dtype, words if model == "shapes" else [])
-    pipe.set_progress_bar_config(disable=True)
-    try:
-        with _bar(trials, hidden=json) as (on_search, on_trial):
-            found = search(pipe, words, counts, guidance, on_search=on_search, on_trial=on_trial, **options)
-    except KeyboardInterrupt:
-        typer.secho(f"stopped; what was run is in {options['storage']}: repeat the command", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    pipe, words = pipe_and_prompts(model, device, dtype, prompts, 4 * pairs, seed)
+    found = _search(pipe, words, counts, guidance, options, hidden=json)
     files = {n: out if len(counts) == 1 else out.with_stem(f"{out.stem}-{n}") for n in counts}
     for n, path in files.items():
         found.searches[n].schedule.save(path)
     pictures = _drawn(found, files, pipe) if plots else []
     _tell(found, files, pictures, json=json)
+
+
+def _search(
+    pipe: Any,
+    words: list[str],
+    counts: list[int],
+    guidance: float | None,
+    options: dict[str, Any],
+    *,
+    hidden: bool,
+) -> Any:
+    """The searches, with a bar; Ctrl-C says how to go on."""
+    search = import_module("diffplug.samplers.search.front").search_front
+    try:
+        with _bar(options["trials"], hidden=hidden) as (on_search, on_trial):
+            return search(pipe, words, counts, guidance, on_search=on_search, on_trial=on_trial, **options)
+    except KeyboardInterrupt:
+        typer.secho(f"stopped; what was run is in {options['storage']}: repeat the command", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _counts(text: str) -> list[int]:
@@ -166,7 +190,7 @@ def _bar(trials: int, *, hidden: bool) -> Iterator[tuple[Any, Any]]:
 def _drawn(found: Any, files: dict[int, Path], pipe: Any) -> list[Path]:
     """The pictures of every search."""
     plots = import_module("diffplug.samplers.search.plots")
-    levels = _levels_of(pipe)
+    levels = levels_of(pipe)
     paths = []
     for n, path in files.items():
         history, drawn = path.with_suffix(".history.png"), path.with_suffix(".schedule.png")
@@ -208,69 +232,3 @@ def _tell(found: Any, files: dict[int, Path], pictures: list[Path], *, json: boo
             )
     for path in pictures:
         typer.echo(str(path))
-
-
-@guarded
-def from_usf(
-    file: Annotated[Path, typer.Argument(help="A .pth file of thu-nics/USF.")],
-    times: Annotated[
-        str, typer.Option(help="What its timesteps mean: edm, vp (ScoreSDE), or model (--model's own).")
-    ] = "model",
-    model: Annotated[str, typer.Option(help="For --times model: shapes, a folder or a hub id.")] = "shapes",
-    mean: Annotated[
-        str | None, typer.Option(help="Mean of the data by channel, as 0.1,0.2,0.3, if it begins with it.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file to write.")] = Path("schedule.json"),
-) -> None:
-    """Reads a published schedule of USF; the file's code is not run.
-
-    Example: `diffplug search import stable_diffusion_nfe5.pth --model runwayml/... -o five.json`
-    """
-    load_usf = import_module("diffplug.samplers.published").load_usf
-    output_folder(out.parent)
-    schedule = load_usf(file, _levels(model) if times == "model" else times, mean=_floats(mean))
-    schedule.save(out)
-    needs = [i for i, step in enumerate(schedule.steps) if step.param == "ems"]
-    typer.echo(f"{schedule.nfe} evaluations, {len(schedule.steps)} steps: {out}")
-    if needs:
-        typer.echo(
-            f"steps {needs} need a model's empirical statistics (DPM-Solver-v3): this file will not run"
-        )
-
-
-@guarded
-def to_list(
-    file: Annotated[Path, typer.Argument(help="A schedule, JSON.")],
-    model: Annotated[str, typer.Option(help="Whose noise levels: shapes, a folder or a hub id.")] = "shapes",
-    kind: Annotated[
-        str, typer.Option(help="sigmas (ComfyUI, k-diffusion) or timesteps (Diffusers).")
-    ] = "sigmas",
-) -> None:
-    """Prints a schedule's grid as a plain list, for programs that take one; the rest of the solver is lost.
-
-    Example: `diffplug search export five.json --kind sigmas`
-    """
-    published = import_module("diffplug.samplers.published")
-    schedule = _schedules([file])[0]
-    numbers = published.export_grid(schedule, _levels(model), kind)
-    typer.echo(", ".join(f"{value:.7g}" for value in numbers))
-
-
-def _levels(model: str) -> Any:
-    """The noise levels of a model."""
-    from diffplug.cli import _pipe
-
-    return _levels_of(_pipe(model, "cpu", "auto", []))
-
-
-def _levels_of(pipe: Any) -> Any:
-    solver = import_module("diffplug.samplers.solver").SolverScheduler
-    built = import_module("diffplug.scheduler_plug").build(solver, pipe)
-    return import_module("diffplug.samplers.noise_levels").NoiseLevels.from_scheduler(built)
-
-
-def _floats(text: str | None) -> tuple[float, ...] | None:
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"mean {text!r}: give numbers with commas, one or one for each channel") from None

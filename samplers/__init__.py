@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffplug.samplers.search.schedule_search import search_schedule
     from diffplug.samplers.solver import SolverScheduler
     from diffplug.samplers.solver_plug import Solver
+    from diffplug.samplers.statistics import ModelStatistics
     from diffplug.samplers.table import SolverTable
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "CompensationPolynomial",
     "DCSolver",
     "DCSolverScheduler",
+    "ModelStatistics",
     "Nodes",
     "NoiseLevels",
     "Solver",
@@ -48,6 +50,7 @@ _HOMES = {
     "DCSolver": "diffplug.samplers.dc_solver_plug",
     "DCSolverScheduler": "diffplug.samplers.dc_solver",
     "GRIDS": "diffplug.samplers.grids",
+    "ModelStatistics": "diffplug.samplers.statistics",
     "NoiseLevels": "diffplug.samplers.noise_levels",
     "Nodes": "diffplug.samplers.nodes",
     "PRESETS": "diffplug.samplers.presets",

@@ -5,6 +5,8 @@ Every update is an exponential integrator (arXiv 2312.07243, section 3): from no
     data:   x_t = (sigma_t / sigma_s) x_s + alpha_t sum_k h^(k+1) phi_{k+1}(-h) D^(k)
     noise:  x_t = (alpha_t / alpha_s) x_s - sigma_t sum_k h^(k+1) phi_{k+1}(h) E^(k)
     (l, s): x_t = (alpha_t / alpha_s) e^(-l h) x_s - alpha_t e^(s h) sum_k h^(k+1) phi_{k+1}(-(l+s) h) g^(k)
+    ems:    x_t = (alpha_t / alpha_s) e^-L x_s - alpha_t e^-L (int e^(L+S) B + sum_k J_k g^(k)),
+            J_k = int e^(L+S) (lambda - lambda_s)^k / k!, with L, S, B and g of `diffplug.samplers.statistics`
 
 with derivatives from differences of stored predictions.
 """
@@ -15,6 +17,10 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
 
 from diffplug.noise_level import Level
 from diffplug.samplers.compensation import compensation_weights
@@ -22,11 +28,23 @@ from diffplug.samplers.decisions import Linear, Update
 from diffplug.samplers.exponential import difference_weights, moment, relaxation
 from diffplug.samplers.noise_levels import NoiseLevels
 from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.table import DATA, SEEN, STATES, AnalyticStep, Row, SolverTable, TableStep, Term
+from diffplug.samplers.statistics import Between, ModelStatistics, load_statistics
+from diffplug.samplers.table import (
+    CONSTANT,
+    DATA,
+    SEEN,
+    STATES,
+    AnalyticStep,
+    Row,
+    SolverTable,
+    TableStep,
+    Term,
+    Weight,
+)
 
 LEAST_ALPHA = 1e-5  # below it the weights of a noise prediction explode
 LARGEST_WEIGHT = 1e30  # what float32 still multiplies
-Weights = dict[tuple[int, int], float]  # (history, node) -> weight
+Weights = dict[tuple[int, int], Any]  # (history, node) -> weight, a float or, of "ems" steps, an array
 
 
 def compile_schedule(
@@ -36,12 +54,14 @@ def compile_schedule(
     sigmas: Sequence[float] | None = None,
     times: Sequence[float] | None = None,
     begin: int = 0,
+    statistics: ModelStatistics | None = None,
 ) -> SolverTable:
     """The table of a schedule for a model; costs no network evaluation.
 
     sigmas: the N + 1 stored sigmas of the nodes, times: what the network is told at the first N of them;
     default: the schedule's nodes, and their times. begin: the first node of a run that starts late (img2img):
     what would look at earlier evaluations is left out, and orders fall, as in a run of the tail alone.
+    statistics: of the model, for "ems" steps; default: those in the schedule's own file.
     Raises ValueError, with the step's number, for what cannot be computed.
     """
     count = len(schedule.steps)
@@ -54,7 +74,9 @@ def compile_schedule(
     if times is None:
         times = levels.time_of_sigma(sigmas[:-1]).tolist()
     nodes = tuple(levels.level(float(sigma)) for sigma in sigmas)
-    compiler = _Compiler(schedule, nodes, [node.lam for node in nodes], list(times), begin)
+    if statistics is None and schedule.statistics is not None and schedule.needs_statistics:
+        statistics = load_statistics(schedule.statistics)
+    compiler = _Compiler(schedule, nodes, [node.lam for node in nodes], list(times), begin, statistics)
     steps = tuple(compiler.step(i) for i in range(count))
     first = None if schedule.first == "model" or begin else compiler.analytic(steps[0])
     return SolverTable(tuple(map(float, sigmas)), nodes, steps, begin, first)
@@ -67,6 +89,7 @@ class _Compiler:
     lams: list[float]
     times: list[float]
     begin: int
+    statistics: ModelStatistics | None = None
 
     def step(self, i: int) -> TableStep:
         """The rows that are applied at node i."""
@@ -131,6 +154,8 @@ class _Compiler:
             raise ValueError(f"param {param!r} cannot start where there is almost no signal: use 'data'")
         grow, moments, z = self.integral(param, update, order, start, target)
         weights: Weights = defaultdict(float, {(STATES, start): grow})
+        if param == "ems":
+            weights[CONSTANT, 0] -= self.nodes[target].alpha * self.between(start, target).constant()
         for term, share in self.value(param, start, start).items():
             weights[term] += moments[0] * share
         for k in range(1, order):
@@ -159,10 +184,11 @@ class _Compiler:
 
     def integral(
         self, param: str | Linear, update: Update, order: int, start: int, target: int
-    ) -> tuple[float, list[float], float]:
+    ) -> tuple[Any, list[Any], float]:
         """(weight of the start, weights of value and derivatives, z) of an update between two nodes."""
         one, two = self.nodes[start], self.nodes[target]
         h = self.lams[target] - self.lams[start]
+        moments: list[Any]
         if param == "data":
             z, grow = -h, two.sigma / one.sigma
             moments = [two.alpha * moment(k, h, z) for k in range(order)]
@@ -176,23 +202,40 @@ class _Compiler:
             z, grow = -(param.l + param.s) * h, two.alpha / one.alpha * math.exp(-param.l * h)
             moments = [-two.alpha * math.exp(param.s * h) * moment(k, h, z) for k in range(order)]
         else:
-            raise ValueError(
-                "param 'ems' needs a model's empirical statistics (DPM-Solver-v3), and there is no file "
-                "format for them yet: use 'data', 'noise', or constants {'l': ..., 's': ...}"
-            )
+            way = self.between(start, target)
+            z, grow = h, two.alpha / one.alpha * np.exp(-way.l[-1])
+            moments = [-two.alpha * way.moment(k) for k in range(order)]
         if update.variable == "index":
             moments = [moments[0] / math.factorial(k + 1) for k in range(order)]
         return grow, moments, z
 
     def value(self, param: str | Linear, node: int, start: int) -> Weights:
-        """The prediction at a node as weights of D and X; start matters for (l, s) only."""
+        """The prediction at a node as weights of D and X; start matters for (l, s) and "ems" only."""
         alpha, sigma = self.nodes[node].alpha, self.nodes[node].sigma
         if param == "data":
             return {(DATA, node): 1.0}
         if isinstance(param, Linear):
             shrink = math.exp(-param.s * (self.lams[node] - self.lams[start]))
             return {(DATA, node): -shrink, (SEEN, node): shrink * (1.0 - param.l) / alpha}
+        if param == "ems":
+            way = self.between(start, node)
+            shrink, here = np.exp(-way.s[-1]), self.model.at("l", [self.nodes[node].lam])[0]
+            found: Weights = {(DATA, node): -shrink, (SEEN, node): shrink * (1.0 - here) / alpha}
+            return {**found, (CONSTANT, 0): -way.b[-1]}
         return {(DATA, node): -alpha / sigma, (SEEN, node): 1.0 / sigma}
+
+    @property
+    def model(self) -> ModelStatistics:
+        if self.statistics is None:
+            raise ValueError(
+                "param 'ems' needs the model's statistics (DPM-Solver-v3), and the schedule names no file of "
+                "them: measure them (diffplug search statistics), then replace(schedule, statistics=FILE)"
+            )
+        return self.statistics
+
+    def between(self, start: int, end: int) -> Between:
+        """The integrals of the model's statistics from one node to another."""
+        return self.model.between(self.nodes[start].lam, self.nodes[end].lam)
 
     def row(self, weights: Weights, i: int) -> Row:
         """The weights as a row at node i, newest first; what was never corrected counts as a state."""
@@ -200,9 +243,11 @@ class _Compiler:
         for (history, node), weight in weights.items():
             plain = history == SEEN and not self.corrected(node)
             merged[STATES if plain else history, node] += weight
-        ordered = sorted(merged.items(), key=lambda item: (item[0][0] != STATES, -item[0][1], item[0][0]))
+        ordered = sorted(merged.items(), key=lambda item: _rank(*item[0]))
         terms = tuple(
-            Term(history, node - i - 1, weight) for (history, node), weight in ordered if weight != 0
+            Term(history, -1 if history == CONSTANT else node - i - 1, _plain(weight))
+            for (history, node), weight in ordered
+            if np.any(weight != 0)
         )
         return terms or (Term(DATA, -1, 0.0),)
 
@@ -212,15 +257,29 @@ class _Compiler:
         norm = math.hypot(alpha, sigma)
         mean = self.schedule.mean
         gain = alpha / (norm * (norm + sigma)) if mean is None else 0.0
-        on_data = math.fsum(term.weight for term in step.predict if term.history == DATA)
-        on_state = math.fsum(term.weight for term in step.predict if term.history != DATA)
-        return AnalyticStep(on_state + on_data * gain, on_data, gain, mean or (0.0,))
+
+        def on(*histories: int) -> Weight:
+            return sum((term.weight for term in step.predict if term.history in histories), 0.0)
+
+        scale = on(STATES, SEEN) + on(DATA) * gain
+        return AnalyticStep(scale, on(DATA), gain, mean or (0.0,), on(CONSTANT))
 
 
 def _check_weights(step: TableStep) -> None:
     for row in step.rows:
         for term in row:
-            if not abs(term.weight) < LARGEST_WEIGHT:
+            largest = np.abs(np.asarray(term.weight)).max()
+            if not largest < LARGEST_WEIGHT:
                 raise ValueError(
-                    f"a weight is {term.weight:g}, too large to add up: use smaller ratios, deltas or steps"
+                    f"a weight is {largest:g}, too large to add up: use smaller ratios, deltas or steps"
                 )
+
+
+def _rank(history: int, node: int) -> tuple[bool, bool, int, int]:
+    """The order of a row's terms: states, then the others from the newest on, last what is added."""
+    return history == CONSTANT, history != STATES, -node, history
+
+
+def _plain(weight: Any) -> Weight:
+    """A float as it is, an array as a tensor."""
+    return torch.from_numpy(np.ascontiguousarray(weight)) if np.ndim(weight) else float(weight)

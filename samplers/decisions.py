@@ -113,7 +113,7 @@ class Linear:
 class SolverStep:
     """All decisions of the step from node i to node i + 1.
 
-    param: "data", "noise", a `Linear`, or "ems" (DPM-Solver-v3: stored, but refused by `compile_schedule`).
+    param: "data", "noise", a `Linear`, or "ems" (DPM-Solver-v3: needs the model's `ModelStatistics`).
     correct: how the state is computed again once the network has seen the predicted one; None for not.
     ratio: DC-Solver's compensation of this step's output; 1.0 changes nothing.
     """

@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from diffplug.samplers.decisions import Derivative, Scale, SolverStep, Update
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
 from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.statistics import ModelStatistics
 
-__all__ = ["export_grid", "load_usf", "usf_schedule"]
+__all__ = ["export_grid", "load_ems", "load_usf", "usf_schedule"]
 
 FIRST = {"no_afs": "model", "zero_x0": "zero_x0", "average_x0": "mean"}
 PARAM = {"noise_prediction": "noise", "data_prediction": "data", "dpmsolver_v3_prediction": "ems"}
@@ -87,6 +89,45 @@ def usf_schedule(
         skips=None if skips is None else tuple(min(1.0, float(value)) for value in skips),
         meta={"origin": "USF"} | ({} if score is None else {"score": float(score)}),
     )
+
+
+def load_ems(
+    folder: str | os.PathLike[str], times: str | NoiseLevels, *, ends: tuple[float, float] | None = None
+) -> ModelStatistics:
+    """The statistics in a folder of DPM-Solver-v3 (arXiv 2310.13268): l.npz and sb.npz, evenly over lambda.
+
+    times: as in `load_usf`. ends: the folder's smallest and largest time; default: those in its name,
+    <smallest>_<largest>_<points>_<pairs>, or 1e-3 and 1. Nothing in the files is run. Raises ValueError, with
+    the folder's name, for anything else.
+    """
+    folder = Path(folder)
+    try:
+        l = _array(folder / "l.npz", "l")  # noqa: E741
+        s, b = (_array(folder / "sb.npz", name) for name in ("s", "b"))
+        first, last = sorted(map(_lambda(times), ends or _ends(folder.name)))
+        return ModelStatistics(
+            lambdas=np.linspace(first, last, len(l)), l=l, s=s, b=b, told={"origin": "EMS"}
+        )
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(folder)!r}: {error}") from error
+
+
+def _ends(name: str) -> tuple[float, float]:
+    """The smallest and the largest time in the name of a folder."""
+    parts = name.split("_")
+    try:
+        return (float(parts[0]), float(parts[1])) if len(parts) == 4 else (1e-3, 1.0)
+    except ValueError:
+        return 1e-3, 1.0
+
+
+def _array(path: Path, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return np.asarray(arrays[name], dtype=np.float64)
+    except (OSError, KeyError, ValueError) as error:
+        reason = "is not there" if isinstance(error, FileNotFoundError) else f"has no array {name!r}"
+        raise ValueError(f"{path.name} {reason}: a folder of DPM-Solver-v3 holds l.npz and sb.npz") from error
 
 
 def export_grid(schedule: SolverSchedule, levels: NoiseLevels, kind: str = "sigmas") -> list[float]:

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -32,8 +33,9 @@ class SolverSchedule:
     steps' ratios: the last K + 1 outputs, over "timestep" or "lambda". deltas: learned additions to each
     step's row, None for none. time_shift: for each evaluation by node, what is added to the timestep that the
     network is told. skips: U-Net skip coefficients; they change the model, so that the plug
-    `Solver` applies them, and a `SolverScheduler` alone cannot. meta: where the schedule came from (model,
-    steps, guidance, metric), JSON.
+    `Solver` applies them, and a `SolverScheduler` alone cannot. statistics: path of the model's statistics
+    (`ModelStatistics`), which "ems" steps need; a saved schedule names a file in its own folder without the
+    folder. meta: where the schedule came from (model, steps, guidance, metric), JSON.
 
     Raises ValueError, with the number of the step where there is one, for what is no valid solver.
     """
@@ -46,6 +48,7 @@ class SolverSchedule:
     deltas: tuple[Delta | None, ...] | None = None
     time_shift: tuple[float, ...] | None = None
     skips: tuple[float, ...] | None = None
+    statistics: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -95,7 +98,7 @@ class SolverSchedule:
             raise ValueError(
                 f"order {step.predict.order} cannot end at sigma 0, where lambda is infinite: use 1"
             )
-        if last and self.nodes.ends_clean and step.param not in ("data", "noise", "ems"):
+        if last and self.nodes.ends_clean and step.param not in ("data", "noise"):
             raise ValueError("a step to sigma 0 takes param 'data' or 'noise'")
 
     def _check_extras(self) -> None:
@@ -117,6 +120,8 @@ class SolverSchedule:
                     raise ValueError(f"skips have to lie between 0 and 1, got {list(checked)}")
         if self.time_shift is not None:
             _check_length("time_shift", self.time_shift, steps)
+        if self.statistics is not None and not (isinstance(self.statistics, str) and self.statistics):
+            raise ValueError(f"statistics is {self.statistics!r}: give the path of a file, or None")
 
     @property
     def nfe(self) -> int:
@@ -127,6 +132,11 @@ class SolverSchedule:
     def ratios(self) -> tuple[float, ...]:
         """The compensation ratio of every step."""
         return tuple(step.ratio for step in self.steps)
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether a step stands on the model's statistics."""
+        return any(step.param == "ems" for step in self.steps)
 
     def __deepcopy__(self, memo: Any) -> SolverSchedule:
         return self
@@ -156,14 +166,19 @@ class SolverSchedule:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the schedule as a JSON file, whole or not at all; raises diffplug.files.WriteError."""
-        write_json(path, self.to_json())
+        found, folder = self, Path(path).absolute().parent
+        if self.statistics is not None and Path(self.statistics).absolute().parent == folder:
+            found = replace(self, statistics=Path(self.statistics).name)
+        write_json(path, found.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SolverSchedule:
         """The schedule in a JSON file; ValueError names the file where it holds none."""
         document = read_json(path)
         try:
-            return cls.from_json(document)
+            found = cls.from_json(document)
+            beside = found.statistics and str(Path(path).absolute().parent / found.statistics)
+            return replace(found, statistics=beside)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)!r} is no solver schedule: {error}") from error
 

@@ -8,7 +8,7 @@
                 "d": [{"points": [-1], "scale": {"kind": "linear", "c": 0.05}}],
                 "correct": {"order": 3, "d": [{"points": [1, -1]}, {"points": [1, -1]}]}}],
      "compensation": {"order": 2, "variable": "timestep"},
-     "deltas": null, "time_shift": null, "skips": null, "meta": {}}
+     "deltas": null, "time_shift": null, "skips": null, "statistics": null, "meta": {}}
 
 What is left out takes its default; a missing "d" means every earlier point for each derivative, unscaled.
 """
@@ -29,7 +29,7 @@ VERSION = 1
 
 _TOP = (
     *("format", "version", "nfe", "grid", "first", "mean", "steps"),
-    *("compensation", "deltas", "time_shift", "skips", "meta"),
+    *("compensation", "deltas", "time_shift", "skips", "statistics", "meta"),
 )
 _STEP = ("param", "start", "order", "d", "variable", "ratio", "correct")
 
@@ -54,6 +54,8 @@ def schedule_to_json(schedule: SolverSchedule) -> dict[str, Any]:
     for name in ("mean", "time_shift", "skips"):
         if getattr(schedule, name) is not None:
             document[name] = list(getattr(schedule, name))
+    if schedule.statistics is not None:
+        document["statistics"] = schedule.statistics
     return {**document, "meta": dict(schedule.meta)}
 
 
@@ -103,6 +105,7 @@ def schedule_from_json(document: Any) -> SolverSchedule:
         else tuple(_numbered(i, _delta, each) for i, each in enumerate(_list("deltas", deltas))),
         time_shift=_numbers("time_shift", document.get("time_shift")),
         skips=_numbers("skips", document.get("skips")),
+        statistics=document.get("statistics"),
         meta=_object("meta", document.get("meta", {})),
     )
     if document.get("nfe", schedule.nfe) != schedule.nfe:

@@ -23,7 +23,8 @@ from diffplug.samplers.presets import check_options, preset
 from diffplug.samplers.run_grid import RunGrid, check_apart, given_grid, rounded, schedule_grid
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.schedule_book import book_to_config, entry
-from diffplug.samplers.table import AnalyticStep, SolverTable, advance, spread
+from diffplug.samplers.statistics import load_statistics
+from diffplug.samplers.table import AnalyticStep, SolverTable, advance
 from diffplug.samplers.unipc_options import (
     bound_options,
     check_unipc,
@@ -168,7 +169,7 @@ class SolverScheduler(NodeScheduler):
         self._run = (levels, grid)
         self._table = self._compiled(schedule)
         self._hidden = hidden
-        self.init_noise_sigma = 1.0 if self._table.first is None else self._table.first.scale
+        self.init_noise_sigma = 1.0 if self._table.first is None else self._table.first.outside
         self.sigmas = torch.from_numpy(grid.sigmas[hidden:]).float()
         told = grid.times if schedule.time_shift is None else grid.times + schedule.time_shift
         self.timesteps = replace(grid, times=told[hidden:]).stored_times(levels.flow).to(device)
@@ -276,16 +277,26 @@ class SolverScheduler(NodeScheduler):
                     stacklevel=4,
                 )
             self._table = self._compiled(schedule, begin)
+        placed = self._table.placed(x)
+        if placed is not self._table:
+            self._check_statistics(x)
+        self._table = placed
         self._kept = self._table.kept
         if analytic is None:
             return x
         self._linked = True
-        noise = x / analytic.scale
-        self.model_outputs.append(noise * analytic.gain + spread(analytic.mean, x))
+        noise = x / analytic.outside
+        self.model_outputs.append(analytic.prediction(noise))
         self.solver_states.append(noise)
         if self._kept[2]:
             self.seen_samples.append(noise)
-        return x + analytic.shift * spread(analytic.mean, x) if analytic.shift else x
+        return analytic.inside(x)
+
+    def _check_statistics(self, x: torch.Tensor) -> None:
+        """Raise ValueError for samples of another shape than the schedule's statistics are of."""
+        schedule = self._schedule(len(self.timesteps), given=self._given)
+        if schedule.statistics is not None and schedule.needs_statistics:
+            load_statistics(schedule.statistics).check_fits(tuple(x.shape[1:]))
 
     def _analytic(self, index: int) -> AnalyticStep | None:
         """The analytic step that led to the first node; None for a run that starts later or was noised."""
@@ -293,13 +304,11 @@ class SolverScheduler(NodeScheduler):
         return None if index or self._noised or table.begin else table.first
 
     def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The sample itself; an analytic first step with a mean adds its share for the first evaluation."""
+        """The sample itself; for the first evaluation what an analytic first step does beyond scaling it."""
         if not self._hidden or self._step_index is not None or self._begin_index:
             return sample
         analytic = self._analytic(0)
-        if analytic is None or not analytic.shift:
-            return sample
-        return sample + (analytic.shift * spread(analytic.mean, sample)).to(sample.dtype)
+        return sample if analytic is None else analytic.inside(sample).to(sample.dtype)
 
 
 def _check_solver(options: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@ Noise predictions need no history of their own: E_j = (X_j - alpha_j D_j) / sigm
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,15 +16,20 @@ from torch import Tensor
 from diffplug.noise_level import Level
 
 DATA, STATES, SEEN = 0, 1, 2  # the three histories, in the order in which `Histories` holds them
+CONSTANT = 3  # no history: the weight itself is added; only rows with statistics of a model have it
+Weight = Any  # a float, or a tensor of a sample's shape where there are statistics of a model
 Histories = tuple[list[Tensor], list[Tensor], list[Tensor]]
 
 
 class Term(NamedTuple):
-    """weight times an entry of a history (DATA, STATES, SEEN); `back` counts from its end, -1 the newest."""
+    """weight times an entry of a history (DATA, STATES, SEEN); `back` counts from its end, -1 the newest.
+
+    CONSTANT: the weight alone, which never comes first in a row.
+    """
 
     history: int
     back: int
-    weight: float
+    weight: Weight
 
 
 Row = tuple[Term, ...]
@@ -42,6 +47,15 @@ class TableStep:
     correct: Row | None = None
     compensate: Row | None = None
 
+    def placed(self, x: Tensor) -> TableStep:
+        """The rows with their tensors where x is, of x's type."""
+        rows = (None if row is None else tuple(_placed(term, x) for term in row) for row in self._all)
+        return TableStep(*rows)  # type: ignore[arg-type]
+
+    @property
+    def _all(self) -> tuple[Row, Row | None, Row | None]:
+        return self.predict, self.correct, self.compensate
+
     @property
     def rows(self) -> list[Row]:
         """The rows that are there."""
@@ -50,12 +64,31 @@ class TableStep:
 
 @dataclass(frozen=True)
 class AnalyticStep:
-    """The first step without the network: D_0 = gain x_0 + mean, x_1 = scale x_0 + shift mean."""
+    """The first step without the network: D_0 = gain x_0 + mean, x_1 = scale x_0 + shift mean + constant.
 
-    scale: float
-    shift: float
+    outside: the part of the scale that is one number, which a pipeline can put on its noise.
+    """
+
+    scale: Weight
+    shift: Weight
     gain: float
     mean: tuple[float, ...]
+    constant: Weight = 0.0
+
+    @property
+    def outside(self) -> float:
+        return 1.0 if isinstance(self.scale, Tensor) else float(self.scale)
+
+    def prediction(self, noise: Tensor) -> Tensor:
+        """D_0."""
+        return noise * self.gain + spread(self.mean, noise)
+
+    def inside(self, scaled: Tensor) -> Tensor:
+        """x_1 of `outside` times the noise."""
+        x = scaled * self.scale.to(scaled) if isinstance(self.scale, Tensor) else scaled
+        if any(self.mean):
+            x = x + _on(self.shift, x) * spread(self.mean, x)
+        return x + _on(self.constant, x) if isinstance(self.constant, Tensor) or self.constant else x
 
 
 @dataclass(frozen=True)
@@ -80,13 +113,21 @@ class SolverTable:
         for step in self.steps[self.begin :]:
             for row in step.rows:
                 for term in row:
-                    reach[term.history] = max(reach[term.history], -term.back)
+                    if term.history != CONSTANT:
+                        reach[term.history] = max(reach[term.history], -term.back)
         return reach[0], reach[1], reach[2]
 
     def reads_earlier_states(self, node: int) -> bool:
         """Whether a prediction from this node on looks at states before the newest one."""
         rows = [step.predict for step in self.steps[node:]]
         return any(term.history != DATA and term.back < -1 for row in rows for term in row)
+
+    def placed(self, x: Tensor) -> SolverTable:
+        """The table with its tensors where x is, of x's type; itself where it has none."""
+        terms = (term for step in self.steps for row in step.rows for term in row)
+        if not any(isinstance(term.weight, Tensor) for term in terms):
+            return self
+        return replace(self, steps=tuple(step.placed(x) for step in self.steps))
 
     def run(
         self,
@@ -103,7 +144,7 @@ class SolverTable:
         histories: Histories = ([], [], [])
         for i in range(self.begin, len(self.steps)):
             analytic = self.first if i == 0 else None
-            data = denoise(x, i) if analytic is None else analytic.gain * x + spread(analytic.mean, x)
+            data = denoise(x, i) if analytic is None else analytic.prediction(x)
             state, x = advance(self.steps[i], histories, data, x, self.kept)
             if observe is not None:
                 observe(i, state)
@@ -123,8 +164,21 @@ def combine(row: Row, histories: Sequence[Sequence[Tensor]]) -> Tensor:
     history, back, weight = row[0]
     total = histories[history][back] * weight
     for history, back, weight in row[1:]:
-        total.add_(histories[history][back], alpha=weight)
+        if history == CONSTANT:
+            total.add_(weight)
+        elif isinstance(weight, Tensor):
+            total.addcmul_(histories[history][back], weight)
+        else:
+            total.add_(histories[history][back], alpha=weight)
     return total
+
+
+def _on(weight: Weight, x: Tensor) -> Weight:
+    return weight.to(x) if isinstance(weight, Tensor) else weight
+
+
+def _placed(term: Term, x: Tensor) -> Term:
+    return term._replace(weight=_on(term.weight, x))
 
 
 def advance(

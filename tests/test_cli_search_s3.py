@@ -38,6 +38,20 @@ def call(*words: str | Path) -> Result:
     return CliRunner().invoke(cli.app, ["search", *(str(word) for word in words)], env={"COLUMNS": "200"})
 
 
+def call_generate(sampler: Path, folder: Path) -> Result:
+    words = [
+        "generate",
+        "a red circle",
+        "--sampler",
+        str(sampler),
+        "--steps",
+        "5",
+        "-o",
+        str(folder / "pictures"),
+    ]
+    return CliRunner().invoke(cli.app, words, env={"COLUMNS": "200"})
+
+
 def test_a_search_writes_a_schedule_and_goes_on_where_it_stood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,5 +124,20 @@ def test_published_schedules_come_in_and_grids_go_out(tmp_path: Path) -> None:
     assert len(call("export", out).stdout.split(",")) == 5
     refused = call("import", out, "-o", tmp_path / "x.json")
     assert refused.exit_code == 2 and "four.json" in refused.stderr
+    v3 = tmp_path / "v3.pth"
+    times = [1, 0.7350307, 0.5233757, 0.3162254, 0.2044142, 0.001431784]
+    torch.save({**document(usf_schedules()["stable_diffusion_nfe5"], times), "skip_coefficients": None}, v3)
+    done = call("import", v3, "-o", out)
+    assert done.exit_code == 0 and "steps [1, 3, 4] need the model's statistics" in done.stdout
+    assert "names no file" in call_generate(out, tmp_path).stderr
+    made = tmp_path / "m.safetensors"
+    told = call("statistics", "--pairs", "2", "--points", "8", "--guidance", "2", "-o", made)
+    assert told.exit_code == 0 and "7 noise levels, 4 x 1 x 1, guidance 2:" in told.stdout
+    assert call("import", v3, "-o", out, "--statistics", made).exit_code == 0
+    assert json.loads(out.read_text())["statistics"] == "m.safetensors"
+    assert call_generate(out, tmp_path).exit_code == 0
+    refused = call("import", v3, "-o", tmp_path / "x.json", "--statistics", tmp_path / "no.safetensors")
+    assert refused.exit_code == 2 and "no.safetensors' are not there" in refused.stderr
+    assert not (tmp_path / "x.json").exists()
     bad = call("import", path, "--mean", "a,b")
     assert bad.exit_code == 2 and "mean 'a,b': give numbers with commas" in bad.stderr

@@ -58,6 +58,11 @@ def search_front(
         raise ValueError("no numbers of evaluations: give one or more, such as [4, 5, 6, 8]")
     found: dict[int, ScheduleSearch] = {}
     given = tuple(options.pop("seeds", ()))
+    if idle := [each.nfe for each in given if each.nfe not in counts]:
+        raise ValueError(
+            f"a schedule to begin with has {idle[0]} evaluations, the searches are of "
+            f"{', '.join(map(str, counts))}: leave it out, or search that number as well"
+        )
     for steps in counts:
         if on_search is not None:
             on_search(steps)

@@ -38,15 +38,26 @@ class Memo:
 
     def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `forward` returns for these arguments, computed at most once while it is kept."""
+
+        def counted() -> Any:
+            self.evaluated += 1
+            if self.on_evaluation is not None:
+                self.on_evaluation()
+            return forward(*args, **kwargs)
+
         key = digest((id(forward), args, kwargs))
+        self.recalled += key in self._kept
+        return self._known(key, counted)
+
+    def text(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same for a text encoder, which is not counted."""
+        return self._known(digest((id(encode), args, kwargs)), lambda: encode(*args, **kwargs))
+
+    def _known(self, key: bytes, make: Callable[[], Any]) -> Any:
         if key in self._kept:
-            self.recalled += 1
             self._kept.move_to_end(key)
             return copy.deepcopy(self._kept[key][0])
-        self.evaluated += 1
-        if self.on_evaluation is not None:
-            self.on_evaluation()
-        output = forward(*args, **kwargs)
+        output = make()
         self._keep(key, copy.deepcopy(output))
         return output
 
@@ -60,7 +71,7 @@ class Memo:
 
 @contextmanager
 def remember(pipe: Any, limit: int = 2**30) -> Iterator[Memo]:
-    """Inside the block the denoisers of `pipe` recall outputs for inputs that they have seen.
+    """Inside the block the denoisers of `pipe`, and its text encoding, recall outputs for inputs seen before.
 
     limit: bytes of outputs to keep. The weights must not change inside the block, and no gradient flows.
     Raises ValueError for a pipeline in which no denoiser is found.
@@ -69,7 +80,22 @@ def remember(pipe: Any, limit: int = 2**30) -> Iterator[Memo]:
     with ExitStack() as undo:
         for module in denoisers(pipe):
             undo.callback(_remember_forward(module, memo))
+        undo.callback(_remember_prompts(pipe, memo))
         yield memo
+
+
+def _remember_prompts(pipe: Any, memo: Memo) -> Callable[[], None]:
+    """Put the memo before a pipeline's `encode_prompt`, if it has one; returns what takes it away again."""
+    encode = getattr(pipe, "encode_prompt", None)
+    if encode is None or "encode_prompt" in vars(pipe):
+        return lambda: None
+
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            return memo.text(encode, args, kwargs)
+
+    pipe.encode_prompt = remembered
+    return lambda: delattr(pipe, "encode_prompt")
 
 
 def _remember_forward(module: Any, memo: Memo) -> Callable[[], None]:

@@ -129,6 +129,11 @@ def check_metric(metric: Metric, problem: Problem, worse: Floats) -> None:
             "converged samples: a search cannot use it"
         )
     best, other = metric.value(problem, marks), metric.value(problem, metric.marks(problem, worse))
+    if metric.ceiling is None and best == other:
+        raise ValueError(
+            f"metric {metric.name!r} gives {best:.4g} for the converged samples and for those of a few steps "
+            "alike: it cannot tell schedules apart"
+        )
     if metric.ceiling is None and best > other:
         raise ValueError(
             f"metric {metric.name!r} gives {best:.4g} for the converged samples and {other:.4g} for those of "

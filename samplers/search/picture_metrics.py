@@ -55,7 +55,7 @@ def extractor(name: str) -> Extractor:
             f"extractor {name!r} is unknown: take {', '.join(EXTRACTORS)}, or file.py:function that gives "
             "features of pictures [n, 3, h, w]"
         )
-    return user_function(name)
+    return _own("extractor", name)
 
 
 @dataclass
@@ -109,7 +109,13 @@ class OwnDistance(Paired):
 
     def marks(self, problem: Problem, final: Floats) -> Floats:
         wanted = self._known.get(problem, lambda: problem.pictures(problem.truth))
-        return np.asarray(self.function(problem.pictures(final), wanted), dtype=np.float64)
+        found = _asked(self.label, self.function, problem.pictures(final), wanted)
+        try:
+            return torch.as_tensor(found).detach().double().cpu().numpy()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"metric {self.label!r} gives a {type(found).__name__}: return a number for each picture"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -220,8 +226,24 @@ def parse_picture_metric(spec: str, forms: tuple[str, ...]) -> Metric:
     if head == "reward" and rest:
         return RewardScore(reward=parse(rest), label=rest)
     if rest:
-        return OwnDistance(function=user_function(spec), label=spec)
+        return OwnDistance(function=_own("metric", spec), label=spec)
     raise ValueError(f"metric {spec!r} is unknown: write one of {', '.join(forms)}")
+
+
+def _own(kind: str, place: str) -> Any:
+    """The user's function at a place; errors name it as what it was given for."""
+    try:
+        return user_function(place)
+    except ValueError as error:
+        raise ValueError(str(error).replace("reward", kind, 1)) from error
+
+
+def _asked(label: str, function: Callable[..., Any], *pictures: Tensor) -> Any:
+    """What the user's function returns; ValueError for whatever it raises."""
+    try:
+        return function(*pictures)
+    except Exception as error:
+        raise ValueError(f"metric {label!r} raised {type(error).__name__}: {error}") from error
 
 
 def _extracted(extract: Extractor, problem: Problem, final: Floats) -> list[Tensor]:

@@ -11,7 +11,7 @@ from diffplug.samplers.presets import ddim, deis, dpmpp, res_multistep, unipc
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.search.space import ScheduleSpace
 
-__all__ = ["SEED_GRIDS", "preset_schedules"]
+__all__ = ["SEED_GRIDS", "on_statistics", "preset_schedules"]
 
 SEED_GRIDS = ("linspace", "trailing", "karras", "log-snr", "beta57", "exponential")
 SOLVERS: dict[str, Callable[[int, Nodes], SolverSchedule]] = {
@@ -36,6 +36,19 @@ def preset_schedules(space: ScheduleSpace, grids: Sequence[str] = SEED_GRIDS) ->
         more = _solvers(space, space.evaluations + 1, grids)
         first = space.firsts[-1]
         found |= {f"{k}, analytic": replace(v, first=first, mean=space.mean) for k, v in more.items()}
+    return found
+
+
+def on_statistics(space: ScheduleSpace, grids: Sequence[str] = SEED_GRIDS) -> list[SolverSchedule]:
+    """Three solvers on each grid that stand on the space's statistics (DPM-Solver-v3); none without them."""
+    if space.statistics is None:
+        return []
+    found = []
+    for name, schedule in _solvers(space, space.evaluations, grids).items():
+        if name.partition(",")[0] in ("DDIM", "UniPC-2", "UniPC-3"):
+            last = len(schedule.steps) - schedule.nodes.ends_clean
+            steps = (replace(s, param="ems" if i < last else s.param) for i, s in enumerate(schedule.steps))
+            found.append(replace(schedule, steps=tuple(steps), statistics=space.statistics))
     return found
 
 

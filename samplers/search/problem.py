@@ -24,7 +24,7 @@ from diffplug.samplers.presets import dpmpp
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.schedule_book import book_to_config
 from diffplug.samplers.search.memo import Memo
-from diffplug.samplers.search.trials import Trials
+from diffplug.samplers.search.trials import Trajectory, Trials
 from diffplug.samplers.search.truth import truth
 from diffplug.samplers.solver import SolverScheduler
 from diffplug.scheduler_plug import build
@@ -68,6 +68,13 @@ class Problem(Protocol):
 
     def truth_states(self, schedule: SolverSchedule) -> Floats:
         """The converged states [N + 1, n, d] at the nodes of a schedule."""
+
+    def predictions(self, schedule: SolverSchedule, states: Floats) -> Floats:
+        """Data predictions [N, n, d] at given states [N, n, d]; the first ones are those of the start."""
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of one sample, before it is flattened to d numbers; known once something was run."""
 
     def part(self, begin: int, end: int) -> Problem:
         """The same problem on the pairs begin ... end - 1; their truth is not computed again."""
@@ -177,6 +184,20 @@ class ModelProblem:
         final = table.run(denoise, self.noises, observe=lambda _, x: states.append(x.clone()))
         return Run(_flat(final), _stacked(states[: len(schedule.steps)]), _stacked(data))
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return tuple(self.noises.shape[1:])
+
+    def predictions(self, schedule: SolverSchedule, states: Floats) -> Floats:
+        sigmas = schedule.nodes.sigmas(self.levels, len(schedule.steps))[:-1]
+        found = []
+        for i, (sigma, t) in enumerate(zip(sigmas.tolist(), self.levels.time_of_sigma(sigmas), strict=True)):
+            at = self.levels.level(sigma)
+            x = torch.from_numpy(states[i]).reshape(self.noises.shape) if i else self.noises
+            found.append((x - at.sigma * self.epsilon(x, float(t))) / at.alpha)
+            self.memo.evaluated += 1
+        return _stacked(found)
+
     @cached_property
     def truth(self) -> Floats:
         base = dpmpp(1, self.nodes, order=1, lower_order_final=False)
@@ -255,12 +276,17 @@ class PipelineProblem:
     def run(self, schedule: SolverSchedule) -> Run:
         scheduler = self._scheduler(schedule)
         path = self._trials(schedule).trajectory(scheduler)
-        data = [
-            noise.x0hat(scheduler, output, t, x)
-            for output, t, x in zip(path.outputs, path.timesteps.tolist(), path.samples, strict=True)
-        ]
         assert path.final is not None  # noqa: S101 - the run was not stopped
-        return Run(_flat(path.final), _stacked(list(path.corrected)), _stacked(data))
+        return Run(self._kept(path.final), _stacked(list(path.corrected)), _data(scheduler, path))
+
+    def predictions(self, schedule: SolverSchedule, states: Floats) -> Floats:
+        scheduler, n = self._scheduler(schedule), len(self.prompts)
+        shown = torch.from_numpy(states).reshape(len(states), n, *self.sample_shape)
+        return _data(scheduler, self._trials(schedule).trajectory(scheduler, shown=shown))
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self._shape[1:]
 
     @cached_property
     def truth(self) -> Floats:
@@ -281,6 +307,12 @@ class PipelineProblem:
     def _trials(self, schedule: SolverSchedule) -> Trials:
         self.trials.steps = schedule.nfe
         return self.trials
+
+
+def _data(scheduler: Any, path: Trajectory) -> Floats:
+    """The data predictions of a recorded run."""
+    at = zip(path.outputs, path.timesteps.tolist(), path.samples, strict=True)
+    return _stacked([noise.x0hat(scheduler, output, t, x) for output, t, x in at])
 
 
 def _flat(x: Tensor) -> Floats:

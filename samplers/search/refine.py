@@ -174,20 +174,25 @@ def refine(
     evaluations: int,
     stages: Sequence[Sequence[str]] = STAGES,
     iterations: int = 8,
+    on_better: Callable[[SolverSchedule, int], None] | None = None,
 ) -> tuple[SolverSchedule, int]:
     """The schedule with the lowest score that the fits pass through, and how many runs they took.
 
     The squared distance of final samples from the truth is what they lower (Levenberg-Marquardt, arXiv
     2409.03755 for the ratios); `score`, on other pairs, decides what is kept. Each stage begins at the best
-    so far and gets the same share of the runs, of which there are at most `evaluations`.
+    so far and gets the same share of the runs, of which there are at most `evaluations`. on_better: told
+    every new best one, and the runs so far.
     """
     best, used = schedule, 0
     known = {best: score(best)}
 
-    def watch(passed: SolverSchedule) -> None:
+    def watch(passed: SolverSchedule, runs: int) -> None:
         nonlocal best
         known[passed] = score(passed)
-        best = min(best, passed, key=known.__getitem__)
+        if known[passed] < known[best]:
+            best = passed
+            if on_better is not None:
+                on_better(best, used + runs)
 
     for left, names in zip(range(len(stages), 0, -1), stages, strict=True):
         start = explicit(best, problem.levels)
@@ -201,9 +206,9 @@ def _stage(
     names: Sequence[str],
     evaluations: int,
     iterations: int,
-    watch: Callable[[SolverSchedule], None],
+    watch: Callable[[SolverSchedule, int], None],
 ) -> int:
-    """The runs that a fit of some blocks took; `watch` is told every point it has passed."""
+    """The runs that a fit of some blocks took; `watch` is told every point passed, and the runs."""
     blocks = [BLOCKS[name] for name in names]
     reads = [block.read(schedule) for block in blocks]
     sizes = [len(read) for read in reads]
@@ -234,6 +239,6 @@ def _stage(
             step=np.repeat([block.step for block in blocks], sizes),
             ridge=np.repeat([block.ridge for block in blocks], sizes),
             iterations=iterations,
-            on_iterate=lambda theta: watch(made(theta)),
+            on_iterate=lambda theta: watch(made(theta), used),
         )
     return used

@@ -16,6 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from diffplug.samplers.decisions import Linear
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.search.mutation import crossed, mutated, random_values
 from diffplug.samplers.search.space import FIRST, ScheduleSpace, Values
@@ -23,6 +24,7 @@ from diffplug.samplers.search.space import FIRST, ScheduleSpace, Values
 __all__ = ["RankPredictor", "S3Sampler", "TreeRanks", "distributions", "features"]
 
 Floats = npt.NDArray[np.float64]
+NAMED = {"data": 1.0, "noise": 0.0, "ems": 2.0}
 PER_STEP = 6  # numbers that `features` has for each step
 
 
@@ -170,7 +172,7 @@ def features(space: ScheduleSpace, values: Mapping[str, Any]) -> Floats:
             rows += [0.0] * PER_STEP
             continue
         step = schedule.steps[i]
-        mix = 1.0 if step.param == "data" else 0.0 if step.param == "noise" else step.param.l  # type: ignore[union-attr]
+        mix = step.param.l if isinstance(step.param, Linear) else NAMED[step.param]
         first = step.predict.derivatives[0] if step.predict.derivatives else None
         rows += [
             mix,

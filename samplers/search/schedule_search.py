@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,20 +14,28 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
+
+from diffplug.files import output_folder
+from diffplug.report import denoisers
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.origin import architecture, fingerprint
 from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.search.measure import measure_statistics
+from diffplug.samplers.search.memo import digest
 from diffplug.samplers.search.metric import Metric, parse_metric
-from diffplug.samplers.search.preset_schedules import SEED_GRIDS
+from diffplug.samplers.search.preset_schedules import SEED_GRIDS, on_statistics
 from diffplug.samplers.search.problem import PipelineProblem
 from diffplug.samplers.search.schedules import Progress, ScheduleSearch, search_space
 from diffplug.samplers.search.space import ScheduleSpace
 from diffplug.samplers.search.trials import Trials
 from diffplug.samplers.solver import SolverScheduler
+from diffplug.samplers.statistics import ModelStatistics, load_statistics
 from diffplug.scheduler_plug import build, current_scheduler, world
 
-__all__ = ["search_schedule"]
+__all__ = ["pipeline_statistics", "search_schedule"]
 
+MEASURED = 16  # pairs for statistics by channel
 FIRST_SEEDS = (0, 1_000_000, 2_000_000)
 """Where the seeds of the three sets of pairs begin, counted from the search's own."""
 
@@ -51,6 +60,7 @@ def search_schedule(
     analytic: bool = False,
     seeds: Sequence[SolverSchedule] = (),
     seed: int = 0,
+    statistics: str | os.PathLike[str] | None = None,
     truth_steps: int = 200,
     options: dict[str, Any] | None = None,
     max_rows: int = 64,
@@ -71,8 +81,10 @@ def search_schedule(
         `study.METHODS`. trials, seconds, refinement, prune, seeds: the budget, see `search_space`. pairs:
         searched on; validation, test: default twice as many, and as many. grid: whose ends are kept. grids:
         of the presets that come first. analytic: whether the first step may do without the network, which
-        few models with guidance bear. storage: a file or database, to resume and to share between processes.
-        options: further keywords of the pipeline's call. cache: folder for converged latents.
+        few models with guidance bear. statistics: file of the model's statistics, for steps that stand on
+        them (DPM-Solver-v3); measured on the searched pairs and written where it is not there yet. storage: a
+        file or database, to resume and to share between processes. options: further keywords of the
+        pipeline's call. cache: folder for converged latents.
 
     Raises ValueError for what cannot be searched, before anything is spent where that is possible.
     """
@@ -87,15 +99,53 @@ def search_schedule(
             each.trials.memo = memo
         space = plan.space(sets[0], num_inference_steps, analytic)
         told = {**plan.told(), "analytic": analytic, "prompts": _digest(prompts), "first seed": seed}
+        if statistics is not None:
+            space = replace(space, statistics=plan.statistics(sets[0], Path(statistics)))
+            told["statistics"] = hashlib.sha256(Path(statistics).read_bytes()).hexdigest()[:16]
         found = search_space(
             sets[0], sets[1], space, test=sets[2], trials=trials, seconds=seconds, method=method,
-            metric=measure, refinement=refinement, prune=prune, grids=grids, seeds=seeds, seed=seed,
-            storage=storage, told=told, on_trial=on_trial,
+            metric=measure, refinement=refinement, prune=prune, grids=grids,
+            seeds=[*seeds, *on_statistics(space, grids)], seed=seed, storage=storage, told=told,
+            on_trial=on_trial,
         )  # fmt: skip
     sizes = dict(zip(("searched", "validation", "test"), counts, strict=True))
-    cost = {"evaluations": memo.evaluated, "seconds": round(perf_counter() - began, 1)}
+    cost = {"network calls": memo.evaluated, "seconds": round(perf_counter() - began, 1)}
     meta = {**told, "steps": num_inference_steps, "method": method, "pairs": sizes, **_figures(found), **cost}
     return replace(found, schedule=replace(found.schedule, meta=meta))
+
+
+def pipeline_statistics(
+    pipe: Any,
+    prompts: Sequence[str],
+    guidance_scale: float | None = None,
+    *,
+    points: int = 60,
+    elements: bool = False,
+    options: dict[str, Any] | None = None,
+    max_rows: int = 16,
+    seed: int = 0,
+) -> ModelStatistics:
+    """The statistics of a pipeline's model (`measure_statistics`) on these prompts, a noise for each.
+
+    Save them, and name the file in `search_schedule(statistics=...)` or in a schedule with "ems" steps.
+    options: further keywords of the pipeline's call.
+    """
+    seeds = list(range(seed, seed + len(prompts)))
+    trials = Trials(pipe, list(prompts), seeds, points, guidance_scale, options or {}, max_rows)
+    problem = PipelineProblem(trials, _nodes(pipe, "linspace"))
+    return _measured(problem, points=points, elements=elements, told=_whose(pipe, guidance_scale))
+
+
+def _measured(problem: PipelineProblem, **options: Any) -> ModelStatistics:
+    """Statistics, with a longer probe where the network rounds more."""
+    weights = (weight for module in denoisers(problem.trials.pipe) for weight in module.parameters())
+    fine = {weight.dtype for weight in weights} <= {torch.float32, torch.float64}
+    return measure_statistics(problem, probe=1e-2 if fine else 5e-2, **options)
+
+
+def _whose(pipe: Any, guidance: float | None) -> dict[str, str]:
+    told = "the pipeline's own" if guidance is None else f"{guidance:g}"
+    return {"model": fingerprint(pipe), "guidance": told}
 
 
 @dataclass(frozen=True)
@@ -133,6 +183,21 @@ class _Plan:
             )
         return ScheduleSpace(steps, train.levels, self.nodes, analytic, train.mean() if analytic else None)
 
+    def statistics(self, train: PipelineProblem, path: Path) -> str:
+        """The path of the model's statistics; ValueError for those of another model or guidance."""
+        if not path.exists():
+            output_folder(path.absolute().parent)
+            some = train.part(0, min(MEASURED, len(train.prompts)))
+            _measured(some, told=_whose(self.pipe, self.guidance)).save(path)
+        known = load_statistics(path).told
+        for name, here in _whose(self.pipe, self.guidance).items():
+            if known.get(name, here) != here:
+                raise ValueError(
+                    f"the statistics in {str(path)!r} are of {name} {known[name]}, this is {here}: "
+                    "name another file, and they are measured"
+                )
+        return str(path.absolute())
+
     def told(self) -> dict[str, Any]:
         """What the schedule is for, JSON."""
         return {
@@ -142,7 +207,7 @@ class _Plan:
             "guidance_scale": self.guidance,
             "grid": self.nodes.name,
             "truth_steps": self.fine,
-            "options": {name: repr(value) for name, value in self.options.items()},
+            "options": {name: digest(value).hex()[:16] for name, value in self.options.items()},
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -21,6 +22,7 @@ from diffplug.samplers.search.s3 import distributions
 from diffplug.samplers.search.space import ScheduleSpace
 from diffplug.samplers.search.study import (
     METHODS,
+    asked,
     check_study,
     complete,
     open_study,
@@ -33,6 +35,7 @@ __all__ = ["Progress", "ScheduleSearch", "search_space"]
 
 FINALISTS = 5
 BATCH = 20  # schedules between two lessons of the predictor
+REFINED = "refined"  # the study's attribute with what the refinement has reached
 TIMED = 3  # schedules after which the time of all is guessed
 Progress = Callable[[float, float], None]
 """Told what was spent so far, in schedules run on all pairs, and the best value."""
@@ -113,6 +116,11 @@ def search_space(
     if method not in METHODS:
         raise unknown("search method", method, list(METHODS))
     presets = preset_schedules(space, grids)
+    if not presets:
+        raise ValueError(
+            f"none of the grids {', '.join(grids) or '(none given)'} exists for {space.evaluations} "
+            "evaluations of this model: a search begins with presets on one or more of them"
+        )
     _check_budget(trials, seconds, refinement, len(presets) + len(seeds))
     told = {
         "evaluations": space.evaluations,
@@ -157,8 +165,13 @@ class _Run:
                 found = [self.contest.score(self.space.schedule(values[name])).error for name in presets]
                 self.study.set_user_attr("limit", ceiling * min(found))
             self.contest.limit = float(self.study.user_attrs["limit"])
+        wanted = {dimension.name for dimension in self.space.dimensions}
+        there = {self.space.schedule(each) for each in asked(self.study) if wanted <= set(each)}
         for name, each in values.items():
-            self.study.enqueue_trial(each, user_attrs={"preset": name}, skip_if_exists=True)
+            schedule = self.space.schedule(each)
+            if schedule not in there:
+                self.study.enqueue_trial(each, user_attrs={"preset": name})
+                there.add(schedule)
 
     def search(self, first: int) -> None:
         """Ask, score and tell until the budget is used; first: how many schedules were enqueued."""
@@ -235,12 +248,7 @@ def _judged(
     schedules = [*five, presets[best_known]]
     winner, used = min(schedules, key=lambda each: judge.score(each).value), 0
     if refinement:
-        winner, used = refine(
-            run.contest.problem,
-            winner,
-            score=lambda each: judge.score(each).value,
-            evaluations=refinement,
-        )
+        winner, used = _refined(run, judge, winner, refinement)
     tested = None if test is None else Contest(test, metric, prune=False)
     return ScheduleSearch(
         schedule=winner,
@@ -255,6 +263,33 @@ def _judged(
         history=_history(run.study),
         study=run.study,
     )
+
+
+def _refined(run: _Run, judge: Contest, winner: SolverSchedule, runs: int) -> tuple[SolverSchedule, int]:
+    """The winner refined, and the runs it took; an interrupted refinement is gone on with."""
+    begin = json.loads(json.dumps(winner.to_json()))
+    kept = run.study.user_attrs.get(REFINED) or {}
+    start, before = winner, 0
+    if kept.get("from") == begin:
+        reached = SolverSchedule.from_json(kept["schedule"])
+        if judge.score(reached).value <= judge.score(winner).value:  # on other pairs than then, perhaps
+            start, before = reached, min(int(kept["runs"]), runs)
+            if kept["of"] >= runs:
+                return reached, before
+
+    def keep(best: SolverSchedule, used: int, of: int = 0) -> None:
+        told = {"from": begin, "schedule": best.to_json(), "runs": before + used, "of": of}
+        run.study.set_user_attr(REFINED, told)
+
+    best, used = refine(
+        run.contest.problem,
+        start,
+        score=lambda each: judge.score(each).value,
+        evaluations=runs - before,
+        on_better=keep,
+    )
+    keep(best, used, runs)
+    return best, before + used
 
 
 def _figures(contest: Contest, schedule: SolverSchedule) -> dict[str, float]:

@@ -56,6 +56,7 @@ class ScheduleSpace:
     the network (then there is one step more); flow models and guided latent models should not. mean: of the
     data, one number or one for each channel: then such a first step may take it for the prediction.
     starts: from how many nodes back a step may start, as singlestep solvers do; rarely of use.
+    statistics: path of the model's statistics: then a step may stand on them ("ems", DPM-Solver-v3).
     """
 
     evaluations: int
@@ -64,6 +65,7 @@ class ScheduleSpace:
     analytic: bool = False
     mean: tuple[float, ...] | None = None
     starts: int = 0
+    statistics: str | None = None
 
     def __post_init__(self) -> None:
         if self.mean is not None and not self.analytic:
@@ -73,6 +75,11 @@ class ScheduleSpace:
     def firsts(self) -> tuple[str, ...]:
         """What may stand for the first evaluation."""
         return FIRST[: 1 + self.analytic + (self.mean is not None)]
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        """What a step may predict."""
+        return PARAMS if self.statistics is None else (*PARAMS, "ems")
 
     @property
     def slots(self) -> int:
@@ -86,7 +93,7 @@ class ScheduleSpace:
         for i in range(self.slots):
             found += [
                 Dimension(f"gap_{i}", -GAP, GAP),
-                Dimension(f"param_{i}", choices=PARAMS),
+                Dimension(f"param_{i}", choices=self.params),
                 Dimension(f"mix_{i}", 0.0, 1.0),
                 Dimension(f"order_{i}", choices=tuple(range(1, HIGHEST_ORDER + 1))),
                 Dimension(f"near_{i}", choices=(False, True)),
@@ -121,7 +128,8 @@ class ScheduleSpace:
         steps = tuple(self._step(i, count, values, nodes.values[i]) for i in range(count))
         first = str(values["first"]) if self.analytic else "model"
         mean = self.mean if first == "mean" else None
-        return SolverSchedule(nodes=nodes, steps=steps, first=first, mean=mean)
+        needed = self.statistics if any(step.param == "ems" for step in steps) else None
+        return SolverSchedule(nodes=nodes, steps=steps, first=first, mean=mean, statistics=needed)
 
     def _grid(self, count: int, values: Mapping[str, Any]) -> Nodes:
         start, base, clean = self.base_gaps(count)
@@ -146,16 +154,16 @@ class ScheduleSpace:
 
     def _param(self, i: int, clean: bool, values: Mapping[str, Any]) -> str | Linear:
         kind = str(values[f"param_{i}"])
-        if kind != "mixed":
+        if kind in ("data", "noise"):
             return kind
         mix = float(values[f"mix_{i}"])
-        return "data" if clean else Linear(mix, mix - 1.0)
+        return "data" if clean else kind if kind == "ems" else Linear(mix, mix - 1.0)
 
     def values(self, schedule: SolverSchedule) -> Values:
         """The values nearest to a schedule: presets and schedules found elsewhere, as places to begin.
 
-        What the space does not have (named relaxations, start points, ratios, deltas) is left out. Raises
-        ValueError for a schedule with another number of evaluations.
+        What it does not have (named relaxations, start points, statistics, ratios, deltas) is left out.
+        Raises ValueError for a schedule with another number of evaluations.
         """
         if schedule.nfe != self.evaluations or len(schedule.steps) > self.slots:
             raise ValueError(f"the schedule has {schedule.nfe} evaluations, the space {self.evaluations}")
@@ -172,10 +180,11 @@ class ScheduleSpace:
         for i in range(self.slots):
             step = schedule.steps[min(i, count - 1)]
             mix = step.param.l if isinstance(step.param, Linear) else float(step.param == "data")
+            kind = "mixed" if isinstance(step.param, Linear) else step.param
             derivatives = step.predict.derivatives
             found |= {
                 f"gap_{i}": float(gaps[i]) if i < len(gaps) else 0.0,
-                f"param_{i}": "mixed" if isinstance(step.param, Linear) else str(step.param),
+                f"param_{i}": kind if kind in self.params else "data",
                 f"mix_{i}": float(np.clip(mix, 0.0, 1.0)),
                 f"order_{i}": min(step.predict.order, HIGHEST_ORDER),
                 f"near_{i}": bool(derivatives) and len(derivatives[0].points) < step.predict.order - 1,

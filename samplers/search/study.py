@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from diffplug.samplers.search.space import ScheduleSpace
 
 __all__ = [
     "METHODS",
+    "asked",
     "check_study",
     "complete",
     "open_study",
@@ -33,6 +35,7 @@ METHODS = ("s3", "s3-lstm", "evolution", "tpe", "nsga2", "cmaes", "random")
 """Who proposes schedules. "evolution" is "s3" without its predictor; "cmaes" moves the real numbers of the
 best preset and leaves its other decisions."""
 TOLD = "search"  # the study's attribute that says what it is a study of
+PATIENCE = 10
 JOURNALS = (".log", ".journal", ".jsonl")
 
 
@@ -99,6 +102,24 @@ def complete(study: Any) -> list[FrozenTrial]:
     return sorted(found, key=lambda each: (float(each.value), each.number))
 
 
+def asked(study: Any) -> list[dict[str, Any]]:
+    """The values of all trials that are done, wait, or are being run.
+
+    One that failed or was interrupted is not among them, nor one whose process must have died: that has been
+    run `PATIENCE` times as long as the longest that is done.
+    """
+    trials = study.get_trials(deepcopy=False)
+    longest = max((t.duration for t in trials if t.duration is not None), default=timedelta(hours=1))
+    oldest = datetime.now() - max(PATIENCE * longest, timedelta(minutes=1))
+    found = [
+        each
+        for each in trials
+        if each.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING)
+        or (each.state == TrialState.RUNNING and each.datetime_start and each.datetime_start > oldest)
+    ]
+    return [each.system_attrs.get("fixed_params") or each.params for each in found]
+
+
 def spent(study: Any) -> float:
     """What all workers have spent so far, in schedules run on all pairs."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -109,26 +130,54 @@ def study_sampler(method: str, space: ScheduleSpace, seed: int, best: Mapping[st
     """Optuna's sampler for a name out of `METHODS`; best: values to start from, which "cmaes" needs."""
     if method not in METHODS:
         raise unknown("search method", method, list(METHODS))
+    if method == "cmaes" and best is None:
+        raise ValueError("cmaes moves the numbers of a schedule that there is: give its values as best")
     if method == "s3-lstm":
         from diffplug.samplers.search.lstm import LSTMRanks
 
         return S3Sampler(space, seed=seed, predictor=LSTMRanks(space, seed=seed))
     if method in ("s3", "evolution"):
         return S3Sampler(space, seed=seed, children=300 if method == "s3" else 0)
-    if method == "cmaes":
-        return _cmaes(space, seed, best)
     samplers = optuna.samplers
-    if method == "tpe":
-        return samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=20)
-    if method == "nsga2":
-        return samplers.NSGAIISampler(seed=seed, population_size=40)
-    return samplers.RandomSampler(seed)
+    make: dict[str, Callable[[int], Any]] = {
+        "cmaes": lambda each: _cmaes(space, each, best or {}),
+        "tpe": lambda each: samplers.TPESampler(seed=each, multivariate=True, n_startup_trials=20),
+        "nsga2": lambda each: samplers.NSGAIISampler(seed=each, population_size=40),
+        "random": samplers.RandomSampler,
+    }
+    return _Seeded(make[method], seed)
 
 
-def _cmaes(space: ScheduleSpace, seed: int, best: Mapping[str, Any] | None) -> Any:
+class _Seeded(optuna.samplers.BaseSampler):
+    """A sampler whose choices depend on its seed and the trial's number alone.
+
+    Optuna's own draw from one stream: a search that goes on would draw again what it has drawn before, and
+    two processes of one seed the same.
+    """
+
+    def __init__(self, make: Callable[[int], Any], seed: int) -> None:
+        self.make, self.seed = make, seed
+        self.inner = make(seed)
+
+    def before_trial(self, study: Any, trial: FrozenTrial) -> None:
+        self.inner = self.make(int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0]))
+        self.inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
+        return dict(self.inner.infer_relative_search_space(study, trial))
+
+    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
+        return dict(self.inner.sample_relative(study, trial, search_space))
+
+    def sample_independent(self, study: Any, trial: FrozenTrial, name: str, distribution: Any) -> Any:
+        return self.inner.sample_independent(study, trial, name, distribution)
+
+    def after_trial(self, study: Any, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        self.inner.after_trial(study, trial, state, values)
+
+
+def _cmaes(space: ScheduleSpace, seed: int, best: Mapping[str, Any]) -> Any:
     """CMA-ES on the real numbers, around the best values; the other decisions stay as they are there."""
-    if best is None:
-        raise ValueError("cmaes moves the numbers of a schedule that there is: give its values as best")
     fixed = {d.name: best[d.name] for d in space.dimensions if not d.real}
     start = {d.name: best[d.name] for d in space.dimensions if d.real}
     inner = optuna.samplers.CmaEsSampler(

@@ -73,11 +73,14 @@ class Trials:
         """The final latents [n, ...] of a run with this scheduler, float64 on the host."""
         return torch.cat([self._call(scheduler, part) for part in self._parts()])
 
-    def trajectory(self, scheduler: Any, until: int | None = None) -> Trajectory:
-        """A run with this scheduler, recorded; `until` stops it after so many evaluations."""
+    def trajectory(self, scheduler: Any, until: int | None = None, shown: Tensor | None = None) -> Trajectory:
+        """A run with this scheduler, recorded; `until` stops it after so many evaluations.
+
+        shown: [steps, n, ...] what the network is shown at each step but the first, whatever the solver does.
+        """
         runs = []
         for part in self._parts():
-            recorder = _Recorder(until)
+            recorder = _Recorder(until, None if shown is None else shown[:, part])
             undo = intercept_step(scheduler, recorder)
             try:
                 final = self._call(scheduler, part)
@@ -114,8 +117,8 @@ class _Enough(Exception):
 
 
 class _Recorder(StepInterceptor):
-    def __init__(self, until: int | None) -> None:
-        self.until = until
+    def __init__(self, until: int | None, shown: Tensor | None = None) -> None:
+        self.until, self.shown = until, shown
         self.samples: list[Tensor] = []
         self.outputs: list[Tensor] = []
         self.corrected: list[Tensor] = []
@@ -132,4 +135,14 @@ class _Recorder(StepInterceptor):
         self.corrected.append(self.samples[-1] if states[-1] is None else states[-1].detach().double().cpu())
         if len(self.samples) == self.until:
             raise _Enough
-        return result
+        if self.shown is None or len(self.samples) >= len(self.shown):
+            return result
+        return _with_sample(result, self.shown[len(self.samples)].to(call.sample))
+
+
+def _with_sample(result: Any, x: Tensor) -> Any:
+    """What a scheduler's step has returned, with another sample in it."""
+    if isinstance(result, tuple):
+        return (x, *result[1:])
+    result.prev_sample = x
+    return result

@@ -17,7 +17,7 @@ from diffplug.samplers import presets
 from diffplug.samplers.compiler import compile_schedule
 from diffplug.samplers.decisions import Scale, Update
 from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.published import export_grid, load_usf
+from diffplug.samplers.published import export_grid, load_ems, load_usf
 from diffplug.samplers.schedule import SolverSchedule
 
 SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -103,8 +103,30 @@ def test_times_of_discrete_and_continuous_models(name: str, tmp_path: Path) -> N
 def test_a_schedule_that_needs_statistics_says_so_when_it_is_run(tmp_path: Path) -> None:
     path = save(tmp_path / "v3.pth", document(USF["stable_diffusion_nfe3"], [1, 0.5984315, 0.4131815, 0.001]))
     found = load_usf(path, LEVELS)
-    with pytest.raises(ValueError, match=r"step 1: param 'ems' needs a model's empirical statistics"):
+    with pytest.raises(ValueError, match=r"step 1: param 'ems' needs the model's statistics"):
         compile_schedule(found, LEVELS)
+
+
+@pytest.mark.law
+def test_statistics_of_dpm_solver_v3_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "0.0001_1.0_30_1024"
+    folder.mkdir()
+    arrays = {name: np.random.default_rng(i).normal(size=(31, 3, 2, 2)) for i, name in enumerate("lsb")}
+    np.savez(folder / "l.npz", l=arrays["l"])
+    with pytest.raises(ValueError, match=r"1024': sb.npz is not there: a folder of DPM-Solver-v3 holds"):
+        load_ems(folder, "vp")
+    np.savez(folder / "sb.npz", s=arrays["s"])
+    with pytest.raises(ValueError, match="sb.npz has no array 'b'"):
+        load_ems(folder, "vp")
+    np.savez(folder / "sb.npz", s=arrays["s"], b=arrays["b"])
+    found = load_ems(folder, "vp")
+    assert found.shape == (3, 2, 2) and np.array_equal(found.b, arrays["b"])
+    ends = [-0.5 * math.log(math.expm1(2 * (t**2 * 19.9 / 4 + t * 0.05))) for t in (1.0, 1e-4)]
+    np.testing.assert_allclose(found.lambdas[[0, -1]], ends, rtol=1e-9)
+    assert len(load_ems(folder.rename(tmp_path / "7.5_30_8"), LEVELS).lambdas) == 31
+    np.savez(tmp_path / "7.5_30_8" / "l.npz", l=np.array([Evil()], dtype=object))
+    with pytest.raises(ValueError, match="l.npz has no array 'l'"):
+        load_ems(tmp_path / "7.5_30_8", LEVELS)
 
 
 class Evil:

@@ -37,20 +37,21 @@ def test_the_collection_is_the_published_one() -> None:
 
 @pytest.mark.law
 @pytest.mark.parametrize("name", USF)
-def test_each_survives_json_and_compiles_or_says_why_not(name: str) -> None:
+def test_each_survives_json_and_compiles_or_says_what_it_lacks(name: str) -> None:
+    """With statistics all of them run: `test_statistics.py`."""
     schedule = USF[name]
     assert SolverSchedule.from_json(schedule.to_json()) == schedule
     if name in READY:
         compile_schedule(schedule, VP_LEVELS)
     else:
-        with pytest.raises(ValueError, match=r"step \d+: param 'ems' needs a model's empirical statistics"):
+        with pytest.raises(ValueError, match=r"step \d+: param 'ems' needs the model's statistics"):
             compile_schedule(schedule, VP_LEVELS)
 
 
 @pytest.mark.law
 @pytest.mark.parametrize("name", USF)
 def test_each_runs_with_its_own_evaluations(name: str) -> None:
-    """Steps that need statistics work with data predictions instead; a point mass is nearly reached."""
+    """A point mass is nearly reached; data prediction stands for the steps that need statistics."""
     steps = tuple(replace(s, param="data" if s.param == "ems" else s.param) for s in USF[name].steps)
     schedule = replace(USF[name], steps=steps)
     calls: list[int] = []

@@ -290,7 +290,7 @@ def test_deltas_are_added_to_the_predictors_rows() -> None:
 def test_a_schedule_that_needs_statistics_is_refused_when_compiled() -> None:
     steps = (SolverStep(), SolverStep(param="ems"))
     schedule = SolverSchedule(nodes=even(-2.0, 2.0, 2), steps=steps)
-    with pytest.raises(ValueError, match="step 1: param 'ems' needs a model's empirical statistics"):
+    with pytest.raises(ValueError, match="step 1: param 'ems' needs the model's statistics"):
         compile_schedule(schedule, VP_LEVELS)
 
 

@@ -147,3 +147,29 @@ def test_models_in_closed_form_have_no_pictures() -> None:
 
     with pytest.raises(ValueError, match="closed form has no pictures"):
         FeatureDistance(extract=pixels).marks(mixture(2, 0), np.zeros((2, 16)))
+
+
+def test_functions_of_the_user_s_own_that_go_wrong_are_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "def broken(images, wanted): return images.nothing\n"
+        "def text(images, wanted): return 'good'\n"
+        "def blind(images, wanted): return [1.0] * len(images)\n"
+        "def likeness(images, wanted): return 1 / (1 + (images - wanted).flatten(1).norm(dim=1))\n"
+        "def holes(images, wanted): return (images - wanted).flatten(1).norm(dim=1) * float('nan')\n"
+        "def one(images, wanted): return 3.0\n"
+    )
+    for name, said in (
+        ("broken", "own.py:broken' raised AttributeError: 'Tensor' object has no attribute 'nothing'"),
+        ("text", "own.py:text' gives a str: return a number for each picture"),
+        ("blind", "own.py:blind' gives 1 for the converged samples and for those of a few steps alike"),
+        ("likeness", "own.py:likeness' gives 1 for the converged samples .* lower has to be better"),
+        ("holes", "own.py:holes' gives 128 of 128 numbers that are not finite"),
+        ("one", r"own.py:one' gives \(\) for 128 pairs"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_metric(parse_metric(f"{tmp_path / 'own.py'}:{name}"), PROBLEM, FAR)
+    with pytest.raises(ValueError, match=r"metric 'none.py:f': the file 'none.py' does not exist"):
+        parse_metric("none.py:f")
+    with pytest.raises(ValueError, match=r"extractor 'none.py:f': the file"):
+        parse_metric("features:none.py:f")

@@ -74,3 +74,35 @@ def test_other_pairs_decide() -> None:
     start = dpmpp(4, LINSPACE)
     found, used = refine(mixture(8, 1), start, score=lambda s: float(s != start), evaluations=40)
     assert found == start and used > 0
+
+
+@pytest.mark.law
+def test_an_interrupted_refinement_goes_on_from_what_it_has_reached() -> None:
+    optuna = pytest.importorskip("optuna")
+    from diffplug.samplers.search import schedules
+
+    storage, train, judge = optuna.storages.InMemoryStorage(), mixture(16, 1), mixture(16, 2)
+    told = {"trials": 28, "grids": ("linspace",), "storage": storage, "method": "random"}
+    plain = schedules.search_space(train, judge, SPACE, **told)  # type: ignore[arg-type]
+    seen: list[int] = []
+    keep = optuna.Study.set_user_attr
+
+    def stopping(study: object, key: str, value: object) -> None:
+        keep(study, key, value)
+        if key == schedules.REFINED:
+            seen.append(value["runs"])  # type: ignore[index]
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optuna.Study, "set_user_attr", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            schedules.search_space(train, judge, SPACE, refinement=60, **told)  # type: ignore[arg-type]
+    before = train.memo.evaluated
+    found = schedules.search_space(train, judge, SPACE, refinement=60, **told)  # type: ignore[arg-type]
+    assert 0 < seen[-1] < 60 and found.spent == plain.spent + 60
+    assert train.memo.evaluated - before < 4 * (60 - seen[-1]) + 10 * 4
+    assert found.validation["value"] < plain.validation["value"]
+    before = train.memo.evaluated
+    again = schedules.search_space(train, judge, SPACE, refinement=60, **told)  # type: ignore[arg-type]
+    assert again.schedule == found.schedule and train.memo.evaluated - before < 10 * 4

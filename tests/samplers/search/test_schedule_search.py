@@ -54,7 +54,20 @@ def test_a_schedule_is_found_for_every_family_and_runs(name: str, tmp_path: Path
         assert pipe(**inputs) is not None
     meta = SolverSchedule.load(path).meta
     assert meta["metric"] == "latent-mse" and meta["pairs"] == {"searched": 2, "validation": 1, "test": 1}
-    assert meta["evaluations"] > 0 and meta["baseline"]["solver"] == found.baseline[0]
+    assert meta["network calls"] > 0 and meta["baseline"]["solver"] == found.baseline[0]
+
+
+def test_steps_may_stand_on_measured_statistics(tmp_path: Path) -> None:
+    place = tmp_path / "s.safetensors"
+    pipe, found = search("sd15", tmp_path, statistics=place, trials=31, refinement=3)
+    seeds = [t.params for t in found.study.trials if t.user_attrs.get("preset", "").startswith("seed")]
+    assert len(seeds) == 2 and all(each["param_1"] == "ems" for each in seeds)
+    steps = tuple(replace(step, param="ems") for step in presets.ddim(3, "linspace").steps)
+    schedule = replace(presets.ddim(3, "linspace", final="sigma_min"), steps=steps, statistics=str(place))
+    with plug(pipe, Solver(schedule)):
+        pipe(**{**tiny.inputs("sd15"), "num_inference_steps": 3})
+    with pytest.raises(ValueError, match=r"s.safetensors' are of guidance .*: name another file"):
+        search_schedule(pipe, WORDS, 3, 9.0, cache=tmp_path, statistics=place, **{**SMALL, "trials": 31})
 
 
 def test_rewards_stay_below_their_ceiling(tmp_path: Path) -> None:
@@ -136,6 +149,8 @@ def test_bad_requests_cost_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="no numbers of evaluations"):
         search_front(pipe, WORDS, [])
+    with pytest.raises(ValueError, match="to begin with has 4 evaluations, the searches are of 3, 5"):
+        search_front(pipe, WORDS, [5, 3], seeds=[presets.unipc(4, "karras")])
     flux = tiny("flux")
     with pytest.raises(ValueError, match="flow models have no analytic first step"):
         search_schedule(flux, WORDS, 3, cache=tmp_path, options=options("flux"), **SMALL, analytic=True)

@@ -188,6 +188,8 @@ def test_bad_requests_are_refused() -> None:
         search_space(problem, problem, SPACE, trials=None)
     with pytest.raises(ValueError, match=r"seconds=0.001: the presets and one batch are 28 schedules"):
         search_space(problem, problem, SPACE, trials=None, seconds=1e-3, grids=("linspace",))
+    with pytest.raises(ValueError, match=r"none of the grids \(none given\) exists for 4 evaluations"):
+        search_space(problem, problem, SPACE, grids=())
     with pytest.raises(ValueError, match="refinement=-1: give 0 for none"):
         search_space(problem, problem, SPACE, refinement=-1)
     with pytest.raises(ValueError, match="batch=0: give at least 1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 optuna = pytest.importorskip("optuna")
 pytest.importorskip("sklearn")
 
+from optuna.trial import TrialState  # noqa: E402
 from test_schedules import SPACE, mixture  # noqa: E402
 
 from diffplug.samplers.search.metric import LatentError  # noqa: E402
@@ -127,3 +129,41 @@ def test_a_refused_metric_leaves_no_study_and_a_refused_study_costs_no_run(tmp_p
     with pytest.raises(ValueError, match="is one of metric 'latent-mse'"):
         search_space(train, train, SPACE, trials=30, grids=GRIDS, storage=place, metric=LatentError("log"))
     assert train.memo.evaluated == before
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(("year", "presets"), [(None, 5), (2000, 5), (9999, 4)])
+def test_a_preset_that_was_interrupted_is_run_again(year: int | None, presets: int) -> None:
+    """Stopped by hand, or run by a process that is gone; not while another process is at it."""
+    train, runs, storage = mixture(8, 1), [0], optuna.storages.InMemoryStorage()
+
+    class Stopping:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(train, name)
+
+        def final(self, schedule: Any) -> Any:
+            runs[0] += 1
+            if runs[0] == 4:  # the first one checks the metric
+                raise KeyboardInterrupt
+            return train.final(schedule)
+
+    with pytest.raises(KeyboardInterrupt):
+        search_space(Stopping(), mixture(8, 2), SPACE, trials=30, grids=GRIDS, storage=storage)  # type: ignore[arg-type]
+    if year is not None:
+        study = optuna.load_study(study_name="4 evaluations", storage=storage)
+        (lost,) = (t for t in study.trials if t.state == TrialState.FAIL)
+        told = {"params": lost.params, "distributions": lost.distributions}
+        running = optuna.trial.create_trial(state=TrialState.RUNNING, **told)
+        running.datetime_start = datetime(year, 1, 1)
+        study.add_trial(running)
+    done = [t for t in search(storage).study.trials if t.state == TrialState.COMPLETE]
+    assert len({t.user_attrs["preset"] for t in done if "preset" in t.user_attrs}) == presets
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("method", ["random", "tpe", "s3"])
+def test_what_goes_on_does_not_begin_again(method: str) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    search(storage, trials=30, method=method)
+    trials = search(storage, trials=50, method=method).study.get_trials()
+    assert len(trials) == 50 == len({tuple(sorted(t.params.items())) for t in trials})

@@ -46,6 +46,30 @@ def test_final_latents_are_the_pipeline_s_own(family: str) -> None:
 
 
 @pytest.mark.pipe
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "wan"])
+def test_prompts_are_read_once(family: str) -> None:
+    names = {"prompt", "num_inference_steps", "output_type"}
+    options = {name: value for name, value in tiny.inputs(family).items() if name not in names}
+    runs = Trials(tiny(family), PROMPTS[:2], [5, 6], 2, options=options)
+    read: list[int] = []
+    encoder = runs.pipe.text_encoder
+    handle = encoder.register_forward_hook(lambda *_: read.append(1))
+    plain = runs.final(runs.pipe.scheduler)
+    once = len(read)
+    with runs.remembering() as run:
+        for _ in range(2):
+            assert torch.equal(run.final(runs.pipe.scheduler), plain)
+        assert run.evaluations == 2 * (2 if count_twice(family) else 1)
+    handle.remove()
+    assert once > 0 and len(read) == 2 * once and "encode_prompt" not in vars(runs.pipe)
+
+
+def count_twice(family: str) -> bool:
+    """Whether a guided step is two calls of the network."""
+    return family == "wan"
+
+
+@pytest.mark.pipe
 def test_a_candidate_costs_only_what_differs() -> None:
     runs = trials(steps=5)
 
