@@ -6,8 +6,6 @@ import argparse
 import sys
 from typing import Any
 
-import torch
-
 from diffplug import load
 
 MODELS = "shapes, or the folder of such a pipeline"
@@ -31,8 +29,7 @@ def command(module: str, *, model: str | None = None, models: str = MODELS) -> a
 
 
 def opened(told: argparse.Namespace) -> Any:
-    """The pipeline of --model on --device, without progress bars; gradients are off from here on."""
-    torch.set_grad_enabled(False)
+    """The pipeline of --model on --device, without progress bars."""
     pipe = load(told.model).to(told.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -211,11 +211,11 @@ def table(name: str, steps: int, budget: int, rows: Sequence[dict[str, Any]]) ->
     return "\n".join(lines)
 
 
+@torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, searches, prints tables and verdicts, writes JSON after every search."""
     given = _parser().parse_args(arguments)
     output_folder(given.json.parent)
-    torch.set_grad_enabled(False)
     results = kept_results(given.json)
     with Bars(transient=True) as bars:
         task = bars.add_task("", total=len(given.models) * len(given.methods) * given.seeds)

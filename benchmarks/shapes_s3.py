@@ -49,10 +49,10 @@ def summary(search: ScheduleSearch, figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, searches, ships the better schedules, writes JSON after every search."""
     given = _parser().parse_args(arguments)
-    torch.set_grad_enabled(False)
     output_folder(given.out)
     pipe = shapes_pipe(given.model, given.device)
     setting = {name: value for name, value in vars(given).items() if name not in PLACES}

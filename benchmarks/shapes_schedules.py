@@ -24,6 +24,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
 from rich.progress import Progress
 
 from benchmarks.command import command, opened
@@ -195,6 +196,7 @@ def table(told: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, searches what is not found yet, ships the files and prints the table."""
     told = _parser().parse_args(arguments)

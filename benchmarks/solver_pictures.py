@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import Progress
 
 from benchmarks.command import command, opened
@@ -52,6 +53,7 @@ def rows(pipe: Any, prompts: Sequence[str], told: argparse.Namespace, advance: A
     return found
 
 
+@torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, samples and writes the sheet."""
     told = _parser().parse_args(arguments)

@@ -173,12 +173,12 @@ def held_out(told: argparse.Namespace) -> int:
     return int(told.held_out or (400 if told.model == "mixture" else told.pairs))
 
 
+@torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, searches and measures, prints tables, writes JSON and the schedules found."""
     told = _parser().parse_args(arguments)
     guidances = told.guidance or ([7.5, 1.0, 0.0] if told.model == "mixture" else [5.0])
     folder = output_folder(told.results)
-    torch.set_grad_enabled(False)
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     with Progress(transient=True) as bars:
         for guidance in guidances:

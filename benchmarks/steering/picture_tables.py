@@ -37,14 +37,19 @@ def summary(grid: Grid, chunk: int, folder: Path) -> Results:
 
 
 def figures(made: dict[str, Any], drawn: int | None) -> dict[str, list[float]]:
-    """The figures of every prompt of a cell, from its first `drawn` pictures or all; best: by the score."""
+    """The figures of every prompt of a cell, from its first `drawn` pictures or all.
+
+    best: by the score. mean: of a picture drawn by the final weights, which free draws share evenly.
+    """
     score, strict = np.array(made["score"])[:, :drawn], np.array(made["strict"], dtype=float)[:, :drawn]
     best = np.arange(len(score)), score.argmax(1)
+    weights = np.array(made["weights"])[:, :drawn]
+    weights /= weights.sum(1, keepdims=True)
     return {
         "strict_best": strict[best].tolist(),
         "score_best": score[best].tolist(),
-        "strict_mean": strict.mean(1).tolist(),
-        "score_mean": score.mean(1).tolist(),
+        "strict_mean": (weights * strict).sum(1).tolist(),
+        "score_mean": (weights * score).sum(1).tolist(),
         "roots": made["roots"] if drawn is None else [float(drawn)] * len(score),
     }
 

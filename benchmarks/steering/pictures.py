@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.steering.published import PublishedFeynmanKac
 from diffplug.files import output_folder, read_json, write_json
@@ -26,6 +27,7 @@ from diffplug.shapes import grade, sample_prompts
 
 PUBLISHED = "published-fk"
 FREE = ("best-of-n", "best-of-n-noise")
+UNWEIGHTED = (*FREE, "more-steps", "noise-search")
 RULES = (*FREE, "more-steps", "fk", "svdd", "code", "two-level", "noise-search", PUBLISHED)
 
 
@@ -41,7 +43,7 @@ class Setting:
     strength: float = 10.0
     chunk: int = 16
     weights: str = ""
-    layout: int = 2
+    layout: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ def measure(
     prompts: Sequence[str],
     max_rows: int,
 ) -> dict[str, Any]:
-    """Scores and verdicts of every picture made for each prompt of a cell, and what the cell cost."""
+    """Scores, verdicts and final weights of every picture made for each prompt, and what the cell cost."""
     first = cell.seed * 10**6 + cell.chunk * setting.chunk
     made = recipe(setting, cell.rule, cell.budget).run(
         pipe, prompts, [first + i for i in range(len(prompts))], max_rows=max_rows
@@ -105,12 +107,20 @@ def measure(
     return {
         "score": np.asarray(grades.score, dtype=np.float64).reshape(shape).tolist(),
         "strict": np.asarray(grades.strict, dtype=bool).reshape(shape).tolist(),
+        "weights": _weights(made, cell.rule, *shape),
         "roots": _roots(made, *shape),
         "evaluations": made.evaluations / len(prompts),
         "seconds": made.seconds / len(prompts),
         "decode_seconds": sum(report.decode_seconds for report in made.reports) / len(prompts),
         "reward_seconds": sum(report.reward_seconds for report in made.reports) / len(prompts),
     }
+
+
+def _weights(made: Pictures, rule: str, prompts: int, copies: int) -> list[list[float]]:
+    """The share of each picture in its prompt's population: what a picture drawn from it is drawn by."""
+    if rule in UNWEIGHTED:
+        return np.full((prompts, copies), 1 / copies).tolist()
+    return torch.cat([report.final_log_weights for report in made.reports]).softmax(1).tolist()
 
 
 def _roots(made: Pictures, prompts: int, copies: int) -> list[int]:

@@ -56,6 +56,7 @@ def made_up(cell: Cell, prompts: int) -> dict[str, Any]:
     return {
         "score": [[0.5 + 0.5 * good for good in right]] * prompts,
         "strict": [right] * prompts,
+        "weights": [[1 / n] * n] * prompts,
         "roots": [2] * prompts,
         "evaluations": 20.0 * n,
         **dict.fromkeys(costs, float(n)),
@@ -115,6 +116,14 @@ def test_figures_bars_and_the_drawing(tmp_path: Path) -> None:
     draw(results, tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert parser().parse_args([]).budgets == [4, 8, 16, 32]
+
+
+def test_the_mean_picture_is_one_drawn_by_its_weight() -> None:
+    cell = made_up(Cell(rule="best-of-n", budget=4, seed=0, chunk=0), 2)
+    assert picture_tables.figures(cell, None)["strict_mean"] == [0.25, 0.25]
+    cell["weights"] = [[0.1, 0.1, 0.1, 0.7], [0.25, 0.25, 0.5, 0.0]]
+    np.testing.assert_allclose(picture_tables.figures(cell, None)["strict_mean"], [0.7, 0.0])
+    np.testing.assert_allclose(picture_tables.figures(cell, 2)["strict_mean"], [0.0, 0.0])
 
 
 @pytest.mark.pipe
