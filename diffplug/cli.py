@@ -147,6 +147,8 @@ def compare(
 
     engine = _engine()
     recipes = [Recipe.parse(text) for text in run] if run else engine.demo_recipes()
+    if guidance is None and not run:
+        guidance = engine.DEMO_GUIDANCE
     recipes = [replace(r, guidance=guidance if r.guidance is None else r.guidance) for r in recipes]
     folder = output_folder(out)
     words = list(prompts or engine.DEMO_PROMPTS)
