@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from diffplug import cli_search_files, cli_search_s3
 from diffplug.cli_options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts, ScheduleOut
 from diffplug.cli_search_files import pipe_and_prompts
-from diffplug.console import guarded, print_json, print_table
+from diffplug.console import guarded, print_json, print_table, until_stopped
 from diffplug.files import output_folder
 
 app = typer.Typer(no_args_is_help=True, help="Find few-step solvers for your model, steps and guidance.")
@@ -73,30 +72,21 @@ def dc(
         def show(done: int) -> None:
             bars.update(task, description=f"{stages[-1]}: {done} network calls")
 
-        found = _until_stopped(
-            search,
-            pipe,
-            words,
-            steps,
-            guidance,
-            rungs=climbed,
-            grid=grid,
-            seed=seed,
-            resume=resume,
-            on_stage=stages.append,
-            on_evaluation=lambda: show(next(calls) + 1),
-        )
+        with until_stopped("the same command goes on from the last finished rung"):
+            found = search(
+                pipe,
+                words,
+                steps,
+                guidance,
+                rungs=climbed,
+                grid=grid,
+                seed=seed,
+                resume=resume,
+                on_stage=stages.append,
+                on_evaluation=lambda: show(next(calls) + 1),
+            )
     found.schedule.save(out)
     _tell(found, out, json=json)
-
-
-def _until_stopped(search: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What a search gives; at Ctrl-C a line on how to go on, and exit status 130."""
-    try:
-        return search(*args, **kwargs)
-    except KeyboardInterrupt:
-        typer.echo("stopped: the same command goes on from the last finished rung", err=True)
-        raise typer.Exit(130) from None
 
 
 def _tell(found: Any, out: Path, *, json: bool) -> None:

@@ -14,10 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from diffplug.cli_options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts
 from diffplug.cli_search_files import levels_of, pipe_and_prompts
-from diffplug.console import guarded, print_json, print_table
+from diffplug.console import guarded, print_json, print_table, until_stopped
 from diffplug.files import output_folder
-
-INTERRUPTED = 130  # exit status, as shells have it
 
 MetricSpec = Annotated[
     str,
@@ -138,12 +136,11 @@ def _search(
 ) -> Any:
     """The searches, with a bar; Ctrl-C says how to go on."""
     search = import_module("diffplug.samplers.search.front").search_front
-    try:
-        with _bar(options["trials"], hidden=hidden) as (on_search, on_trial):
-            return search(pipe, words, counts, guidance, on_search=on_search, on_trial=on_trial, **options)
-    except KeyboardInterrupt:
-        typer.secho(f"stopped; what was run is in {options['storage']}: repeat the command", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    with (
+        until_stopped(f"what was run is in {options['storage']}: repeat the command"),
+        _bar(options["trials"], hidden=hidden) as (on_search, on_trial),
+    ):
+        return search(pipe, words, counts, guidance, on_search=on_search, on_trial=on_trial, **options)
 
 
 def _counts(text: str) -> list[int]:

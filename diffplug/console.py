@@ -16,10 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["BAD_INPUT", "guarded", "hush", "print_json", "print_table", "progress"]
+__all__ = ["BAD_INPUT", "guarded", "hush", "print_json", "print_table", "progress", "until_stopped"]
 
 BAD_INPUT = 2
 """Exit status for anything that another input would cure."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -38,6 +41,16 @@ def guarded(command: Command) -> Command:
             _fail(str(error) or type(error).__name__)
 
     return wrapper  # type: ignore[return-value]
+
+
+@contextmanager
+def until_stopped(how_to_go_on: str) -> Iterator[None]:
+    """A block in which Ctrl-C ends the command with this line and exit status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"stopped: {how_to_go_on}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def hush() -> None:
