@@ -31,7 +31,8 @@ format: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff format .
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.fidelity
+	$(BIN)/python -m benchmarks.shapes_model
+	$(BIN)/python -m benchmarks.fidelity --steps 10 --strength 30
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
