@@ -9,9 +9,9 @@ schedule still shows its mean: enough, over 16x16 places, to tell a black backgr
 network is shown independent noise at the last timesteps, and learns to take the mean from the prompt there.
 
 What stands where, and how many there are, is decided between the timesteps 900 and 650: there the latents
-tell between 1.5 and 14 nats about an object, and some 9 are needed for its place, colour and shape. So half of
-a batch comes from there and above. And the text encoder goes on reading (`train_text.py`): without that it
-forgot, within 5,000 steps, who stands left of whom, since the U-Net learns to use that last.
+tell between 1.5 and 14 nats about an object, and some 9 are needed for its place, colour and shape. So half
+of a batch comes from there and above. And the text encoder goes on reading (`train_text.py`): without that
+it forgot, within 5,000 steps, who stands left of whom, since the U-Net learns to use that last.
 """
 
 from __future__ import annotations
