@@ -45,6 +45,9 @@ def dc(
         str, typer.Option(help="Any of ratios, grid, coefficients, full; the first is DC-Solver.")
     ] = "ratios,grid,coefficients,full",
     grid: Annotated[str, typer.Option(help="Name of the grid to start from.")] = "linspace",
+    loss: Annotated[
+        str, typer.Option(help="squared; or robust: forgives pairs that end in another picture.")
+    ] = "squared",
     seed: FirstSeed = 0,
     out: ScheduleOut = Path("schedule.json"),
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted search.")] = True,
@@ -80,6 +83,7 @@ def dc(
                 guidance,
                 rungs=climbed,
                 grid=grid,
+                loss=loss,
                 seed=seed,
                 resume=resume,
                 on_stage=stages.append,
@@ -97,14 +101,14 @@ def _tell(found: Any, out: Path, *, json: bool) -> None:
         record = dict(found.schedule.meta)
         print_json({"improved": found.improved, "rows": told, "schedule": str(out), "meta": record})
         return
-    best = found.stock[found.baseline]["mean"]
+    best, shown = found.stock[found.baseline]["mean"], ("mean", "median", "p95")
     print_table(
-        ["solver", "mean", "95 %", "of the best stock", ""],
+        ["solver", "mean", "median", "95 %", "of the best stock", ""],
         [
-            [name, f"{f['mean']:.5f}", f"{f['p95']:.5f}", f"{f['mean'] / best:.2f}", verdict]
+            [name, *(f"{f[figure]:.5f}" for figure in shown), f"{f['mean'] / best:.2f}", verdict]
             for name, f, verdict in rows
         ],
-        right=["mean", "95 %", "of the best stock"],
+        right=["mean", "median", "95 %", "of the best stock"],
     )
     typer.echo("Squared distance of final latents from the converged ones, on pairs that were not fitted to.")
     if not found.improved:

@@ -52,7 +52,7 @@ class RungResult:
 class Climb:
     """The schedule that a search gives, and how it got there.
 
-    stock: held-out errors of the stock solvers, by name; `baseline` is the best of them by the mean.
+    stock: held-out errors of the stock solvers, by name; `baseline` is the best of them by the loss.
     """
 
     schedule: SolverSchedule
@@ -61,7 +61,7 @@ class Climb:
 
     @property
     def baseline(self) -> str:
-        return min(self.stock, key=lambda name: self.stock[name]["mean"])
+        return min(self.stock, key=lambda name: self.stock[name]["mean_loss"])
 
     @property
     def improved(self) -> bool:
@@ -79,7 +79,7 @@ class _Leader:
 
     def watch(self, schedule: SolverSchedule) -> None:
         found = errors(self.problem, schedule)
-        if found.mean < self.errors.mean:
+        if found.mean_loss < self.errors.mean_loss:
             self.schedule, self.errors = schedule, found
 
 
@@ -122,10 +122,10 @@ def climb(
     """The best schedule of `steps` evaluations, and never one that is worse than the best stock solver.
 
     train: pairs that the numbers are fitted to. held_out: pairs that choose between candidates, and decide
-    whether a rung is taken: its mean error has to be smaller than the best so far, and neither mean nor 95th
-    percentile larger than those of the best stock solver. nodes: the grid to start from. climbed: names out
-    of `RUNGS`. done: results of an interrupted climb, which are not searched again. on_rung: told each
-    result; on_stage: told what begins. Raises ValueError for unknown rungs.
+    whether a rung is taken: its mean loss has to be smaller than the best so far, and neither mean nor 95th
+    percentile of its errors larger than those of the best stock solver. nodes: the grid to start from.
+    climbed: names out of `RUNGS`. done: results of an interrupted climb, which are not searched again.
+    on_rung: told each result; on_stage: told what begins. Raises ValueError for unknown rungs.
     """
     for name in climbed:
         if name not in RUNGS:
@@ -134,7 +134,7 @@ def climb(
     say("stock solvers")
     stock = stock_schedules(steps, nodes)
     told = {name: errors(held_out, schedule).told() for name, schedule in stock.items()}
-    climb = Climb(stock[min(told, key=lambda name: told[name]["mean"])], (), told)
+    climb = Climb(stock[min(told, key=lambda name: told[name]["mean_loss"])], (), told)
     known = {result.name: result for result in done}
     for name in RUNGS:
         if name not in climbed:
@@ -158,7 +158,8 @@ def _climb_one(
     schedule, reached = leader.schedule, leader.errors
     assert schedule is not None  # noqa: S101 - every rung shows at least one finite schedule or is refused
     best, stock = errors(held_out, climb.schedule), climb.stock[climb.baseline]
-    accepted = reached.mean < best.mean and reached.mean <= stock["mean"] and reached.p95 <= stock["p95"]
+    better = reached.mean_loss < best.mean_loss
+    accepted = better and reached.mean <= stock["mean"] and reached.p95 <= stock["p95"]
     return RungResult(
         name=name,
         schedule=schedule,
@@ -179,7 +180,7 @@ def _ratios(train: Problem, leader: _Leader, climb: Climb, steps: int, nodes: No
     """DC-Solver on the best corrector policy, on the paper's, on DDIM and on the best stock solvers."""
     times = train.levels.time_of_sigma(nodes.sigmas(train.levels, steps)[:-1]).tolist()
     policies = rungs.corrector_policies(steps, nodes, times)
-    stock = sorted(stock_schedules(steps, nodes).values(), key=lambda each: errors(train, each).mean)
+    stock = sorted(stock_schedules(steps, nodes).values(), key=lambda each: errors(train, each).mean_loss)
     starts = (rungs.best(train, policies), policies[1], ddim(steps, nodes), *stock[:2])
     for schedule in dict.fromkeys(starts):
         leader.watch(schedule)
@@ -189,7 +190,7 @@ def _ratios(train: Problem, leader: _Leader, climb: Climb, steps: int, nodes: No
 def _grid(train: Problem, leader: _Leader, climb: Climb, steps: int, nodes: Nodes) -> None:
     """Other nodes for the best multistep solver, from the given grid and from named ones."""
     starts = [each for at in (nodes, *_elsewhere(nodes)) for each in rungs.multistep(steps, at)]
-    starts.sort(key=lambda schedule: errors(train, schedule).mean)
+    starts.sort(key=lambda schedule: errors(train, schedule).mean_loss)
     for schedule in starts[:2]:
         leader.watch(schedule)
         rungs.grid(train, schedule, watch=leader.watch)

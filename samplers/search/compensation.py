@@ -16,6 +16,7 @@ from diffplug.samplers.fitted import asked_guidance
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.origin import architecture, conditioning_fingerprint, fingerprint
 from diffplug.samplers.search.climb import RUNGS, Climb, RungResult, climb
+from diffplug.samplers.search.loss import check_loss, loss_of
 from diffplug.samplers.search.memo import Memo, digest
 from diffplug.samplers.search.problem import PipelineProblem
 from diffplug.samplers.search.trials import Trials
@@ -37,6 +38,7 @@ def search_compensation(
     held_out: Sequence[str] | None = None,
     rungs: Sequence[str] = RUNGS,
     grid: str = "linspace",
+    loss: str = "squared",
     seed: int = 0,
     truth_steps: int = 200,
     options: dict[str, Any] | None = None,
@@ -58,17 +60,20 @@ def search_compensation(
         prompts: to fit to; ten are enough for "ratios", sixty for the rungs above. held_out: to judge by;
         default: every second prompt is kept back. seed: of the first pair, the others count up.
         rungs: out of "ratios" (DC-Solver), "grid", "coefficients" and "full". grid: the nodes to start from,
-        a name of `grids.GRIDS`. options: further keywords of the pipeline's call. max_rows: prompts in one
-        call. cache: folder for truths and unfinished searches, by default `truth.cache_folder()`; with
-        `resume`, rungs that an interrupted search of the same kind has finished are read from there.
+        a name of `grids.GRIDS`. loss: what is made small, "squared" errors or a "robust" loss of them, which
+        lets go of pairs that end in another picture (`search/loss.py`). options: further keywords of the
+        pipeline's call. max_rows: prompts in one call. cache: folder for truths and unfinished searches, by
+        default `truth.cache_folder()`; with `resume`, rungs that an interrupted search of the same kind has
+        finished are read from there.
         on_rung, on_stage, on_evaluation: told what is going on.
 
-    Raises ValueError for fewer than two prompts, an unknown rung or grid, steps below 2, and pipelines whose
-    scheduler is not one of ordinary noise levels.
+    Raises ValueError for fewer than two prompts, an unknown rung, grid or loss, steps below 2, and pipelines
+    whose scheduler is not one of ordinary noise levels.
     """
     fit_to, judge_by = _split(prompts, held_out)
     if num_inference_steps < 2:
         raise ValueError(f"num_inference_steps={num_inference_steps}: a search needs at least 2")
+    check_loss(loss)
     nodes, options = _nodes(pipe, grid), dict(options or {})
     folder = cache_folder() if cache is None else Path(cache)
     seeds = list(range(seed, seed + len(fit_to) + len(judge_by)))
@@ -81,6 +86,7 @@ def search_compensation(
     told = {
         **_origin(pipe, trials[0]),
         "grid": grid,
+        "loss": loss,
         "truth_steps": truth_steps,
         "pairs": {"fitted": len(fit_to), "held out": len(judge_by), "first seed": seed},
         "prompts": hashlib.sha256(json.dumps([fit_to, judge_by]).encode()).hexdigest()[:16],
@@ -95,6 +101,7 @@ def search_compensation(
     with trials[0].remembering() as run:
         trials[1].memo = memo = run.memo
         memo.on_evaluation = on_evaluation
+        train.loss = judge.loss = loss_of(loss, train)
         found = climb(
             train, judge, num_inference_steps, nodes,
             climbed=rungs, done=work.done, on_rung=keep, on_stage=on_stage,

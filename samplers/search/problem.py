@@ -23,6 +23,7 @@ from diffplug.samplers.noise_levels import NoiseLevels
 from diffplug.samplers.presets import dpmpp
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.schedule_book import book_to_config
+from diffplug.samplers.search.loss import SQUARED, Loss
 from diffplug.samplers.search.memo import Memo
 from diffplug.samplers.search.trials import Trajectory, Trials
 from diffplug.samplers.search.truth import truth
@@ -51,6 +52,8 @@ class Problem(Protocol):
     """n pairs of start noise and prompt, with the samples that a converged solver reaches from them."""
 
     levels: NoiseLevels
+    loss: Loss
+    """What searches make small of the errors of pairs."""
 
     @property
     def memo(self) -> Memo:
@@ -89,9 +92,10 @@ class Problem(Protocol):
 
 @dataclass(frozen=True)
 class Errors:
-    """Mean squared errors of the final samples, pair by pair: [n]."""
+    """Mean squared errors of the final samples, pair by pair: [n]; `loss` is what a search makes of them."""
 
     of_pairs: Floats
+    loss: Loss = SQUARED
 
     @property
     def mean(self) -> float:
@@ -101,15 +105,24 @@ class Errors:
     def p95(self) -> float:
         return float(np.quantile(self.of_pairs, 0.95))
 
+    @property
+    def median(self) -> float:
+        return float(np.median(self.of_pairs))
+
+    @property
+    def mean_loss(self) -> float:
+        """What a search compares; the mean where the loss is the squared error."""
+        return float(self.loss(self.of_pairs).mean())
+
     def told(self) -> dict[str, float]:
-        """Both figures, ready for JSON."""
-        return {"mean": self.mean, "p95": self.p95}
+        """The figures, ready for JSON."""
+        return {name: getattr(self, name) for name in ("mean", "median", "p95", "mean_loss")}
 
 
 def errors(problem: Problem, schedule: SolverSchedule) -> Errors:
     """How far a schedule ends from the truth; infinite where it leaves the finite numbers."""
     off = np.square(problem.final(schedule) - problem.truth).mean(axis=1)
-    return Errors(np.where(np.isfinite(off), off, np.inf))
+    return Errors(np.where(np.isfinite(off), off, np.inf), problem.loss)
 
 
 def refined(schedule: SolverSchedule, levels: NoiseLevels, evaluations: int) -> SolverSchedule:
@@ -142,7 +155,7 @@ class ModelProblem:
     """A model in closed form: `epsilon(x, timestep)`, its noise levels, and start noises x [n, ...] float64.
 
     epsilon has to treat all rows alike where parts of the problem are wanted. nodes: where the truth starts
-    and ends. fine: evaluations of the truth.
+    and ends. fine: evaluations of the truth. loss: what a search makes small.
     """
 
     epsilon: Callable[[Tensor, float], Tensor]
@@ -150,6 +163,7 @@ class ModelProblem:
     levels: NoiseLevels
     nodes: Nodes
     fine: int = 1000
+    loss: Loss = SQUARED
     memo: Memo = field(default_factory=Memo, init=False)
 
     @property
@@ -221,12 +235,14 @@ class PipelineProblem:
 
     trials: what to run; its number of steps does not matter, every schedule brings its own. nodes: where the
     truth starts and ends. fine: evaluations of the truth. cache: folder of kept truths, None for the default.
+    loss: what a search makes small.
     """
 
     trials: Trials
     nodes: Nodes
     fine: int = 200
     cache: Path | None = None
+    loss: Loss = SQUARED
     _shape: tuple[int, ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:

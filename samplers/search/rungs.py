@@ -46,8 +46,8 @@ def multistep(steps: int, nodes: Nodes) -> list[SolverSchedule]:
 
 
 def best(problem: Problem, schedules: Iterable[SolverSchedule]) -> SolverSchedule:
-    """The schedule with the smallest mean error."""
-    return min(schedules, key=lambda schedule: errors(problem, schedule).mean)
+    """The schedule with the smallest mean loss."""
+    return min(schedules, key=lambda schedule: errors(problem, schedule).mean_loss)
 
 
 def ratios(
@@ -93,7 +93,8 @@ def _greedy_ratios(problem: Problem, schedule: SolverSchedule, free: Sequence[in
         def error(ratio: float, i: int = i, schedule: SolverSchedule = schedule) -> float:
             run = problem.run(with_ratios(schedule, {i: ratio}))
             reached = run.final if i + 1 == len(schedule.steps) else run.states[i + 1]
-            value = float(np.square(reached - states[i + 1]).mean())
+            off = np.square(reached - states[i + 1]).mean(axis=1)
+            value = float(problem.loss(off).mean())
             return value if np.isfinite(value) else np.inf
 
         schedule = with_ratios(schedule, {i: _lowest(error, RATIO_GRID)})
@@ -270,11 +271,10 @@ def _entry(values: Sequence[float], k: int) -> float:
 
 
 def _residuals(problem: Problem, made: Callable[[Floats], SolverSchedule]) -> Callable[[Floats], Floats]:
-    """Differences from the truth whose squares sum up to the mean squared error."""
+    """Weighted differences from the truth: their squares sum up to the problem's mean loss."""
 
     def residuals(theta: Floats) -> Floats:
-        off = problem.final(made(theta)) - problem.truth
-        return off.ravel() / np.sqrt(off.size)
+        return problem.loss.residuals(problem.final(made(theta)) - problem.truth)
 
     return residuals
 

@@ -296,8 +296,7 @@ def _figures(contest: Contest, schedule: SolverSchedule) -> dict[str, float]:
     """The metric's value of a schedule, and its latent errors."""
     off = errors(contest.problem, schedule)
     share = float((off.of_pairs > 0.1).mean())
-    median = float(np.median(off.of_pairs))
-    return {"value": contest.score(schedule).value, **off.told(), "median": median, "above .1": share}
+    return {"value": contest.score(schedule).value, **off.told(), "above .1": share}
 
 
 def _history(study: Any) -> tuple[tuple[float, float], ...]:
