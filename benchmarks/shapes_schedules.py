@@ -9,7 +9,8 @@ than the stock solver is not shipped. The loss is the robust one: with few steps
 another layout than the converged one has. Prints held-out errors and writes them as JSON.
 
 Takes hours. What is finished is kept in a folder of --work that is named by model and settings, and a second
-run goes on from there; shipped files are replaced at the very end.
+run goes on from there; shipped files are replaced at the very end. Several processes may search at once, each
+with its own --steps and --only-search; a last one without either collects what they found.
 """
 
 from __future__ import annotations
@@ -152,9 +153,10 @@ def searches(
             found = unfinished.kept(name, partial(work.ratios, steps, guidance))
             searched[steps, guidance] = SolverSchedule.from_json(found.file).ratios
             yield name, found
-    say("polynomial")
-    of = hashlib.sha256(repr(sorted(searched.items())).encode()).hexdigest()[:8]
-    yield "polynomial", unfinished.kept(f"polynomial-{of}", partial(work.polynomial, searched))
+    if not told.only_search:
+        say("polynomial")
+        of = hashlib.sha256(repr(sorted(searched.items())).encode()).hexdigest()[:8]
+        yield "polynomial", unfinished.kept(f"polynomial-{of}", partial(work.polynomial, searched))
     for steps in told.steps:
         search = partial(work.solver, steps, told.guidance, told.rungs, say)
         yield f"solver-{steps}", unfinished.kept(f"solver-{steps}", search)
@@ -218,6 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 files[name] = found.file
             bars.advance(task)
     print(table(rows))
+    if told.only_search:
+        return
     write_json(figures, {"setting": setting, "results": rows})
     publish(files, folder, work.origin["model"])
     unfinished.remove()
@@ -237,6 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rungs", nargs="+", default=list(RUNGS), choices=RUNGS)
     add("--out", type=Path, default=shipped_folder("shapes"), help="folder to ship to, at the end")
     add("--work", type=Path, default=Path("runs"), help="where finished searches wait for the end")
+    add("--only-search", action="store_true", help="ship nothing yet: several runs may share the steps")
     add("--cache", type=Path, help="folder for converged latents and unfinished searches")
     add("--json", type=Path, default=RESULTS / "shapes_schedules.json")
     return parser

@@ -14,7 +14,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
+Loss = Callable[[int], tuple[Tensor, Mapping[str, float | Tensor]]]
+"""A step's number to its loss and what to log; numbers that are tensors are read once the step is over."""
+
 OnSave = Callable[[int, dict[str, dict[str, Tensor]]], None]
 
 
@@ -110,9 +112,9 @@ class Loop:
             os.replace(state, old)
         os.replace(fresh, state)
 
-    def _log(self, step: int, values: dict[str, float], seconds: float) -> None:
+    def _log(self, step: int, values: Mapping[str, float | Tensor], seconds: float) -> None:
         with (self.folder / "log.jsonl").open("a") as file:
-            rounded = {name: round(value, 6) for name, value in values.items()}
+            rounded = {name: round(float(value), 6) for name, value in values.items()}
             file.write(json.dumps({"step": step, **rounded, "seconds": round(seconds, 3)}) + "\n")
 
 

@@ -16,10 +16,11 @@ it forgot, within 5,000 steps, who stands left of whom, since the U-Net learns t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffplug.files import atomic_path
@@ -34,7 +36,7 @@ from diffplug.shapes.captions import Told, captioned_scenes, phrase
 from diffplug.shapes.loop import Loop
 from diffplug.shapes.model import scheduler
 from diffplug.shapes.rendering import render
-from diffplug.shapes.train_text import Reader
+from diffplug.shapes.train_text import Reader, wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,35 +129,31 @@ def train_denoiser(
     """Train both, resuming where the folder of `loop` stands, and return them averaged.
 
     `words` is the tokenizer of `text`, `reader` its heads. `compiled` runs the U-Net through torch.compile,
-    which needs a C++ compiler and minutes at the start.
+    which needs a C++ compiler and minutes at the start. On a GPU the objective is recorded as a graph
+    otherwise: so small a network costs it little, and starting its kernels one by one nearly everything.
     """
     unet = unet.to(memory_format=torch.channels_last)
     undo = _keep_single(unet) if recipe.dtype != torch.float32 else lambda: None
-    network = torch.compile(unet) if compiled else unet
-    abar = scheduler().alphas_cumprod.to(loop.device)
+    gpu = loop.device.type == "cuda"
+    network: Any = torch.compile(unet) if compiled else unet
+    objective = Objective(network, text, reader, recipe).to(loop.device).train()
     means = data.means.to(loop.device)
+    batches: Iterator[tuple[Tensor, ...]] = iter(())
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng([recipe.seed, step, 7])
-        rows, captions = data.draw(rng, recipe)
-        ids = words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        x0 = means[torch.from_numpy(rows).to(loop.device)]
-        t = mixed_timesteps(recipe.batch, recipe.noisy_from, loop.device)
-        eps = torch.randn_like(x0)
-        alpha, sigma = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
-        states = text(ids.to(loop.device)).last_hidden_state
-        blind = (t >= recipe.blind_from)[:, None, None, None]
-        x = torch.where(blind, eps, alpha * x0 + sigma * eps)
-        target = torch.where(blind, (x - alpha * x0) / sigma, eps)
-        with torch.autocast(loop.device.type, recipe.dtype, enabled=recipe.dtype != torch.float32):
-            output = network(x.contiguous(memory_format=torch.channels_last), t, states).sample.float()
-        error = (output - target).square().mean((1, 2, 3))
-        snr = abar[t] / (1 - abar[t])
-        denoising = (error * (snr.clamp(max=recipe.snr_cap) + recipe.snr_floor) / snr).mean()
-        told = [row for row, caption in enumerate(captions) if caption]
-        unread, read = reader.loss(states[told], [captions[row] for row in told])
-        log = {"loss": denoising.item(), "mse": error.mean().item(), "read": read}
-        return denoising + recipe.reading * unread, log
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        nonlocal batches
+        batch = next(batches, None)
+        first = batch is None
+        if batch is None:
+            batches = iter(Batches(data, recipe, words).loader(range(step, recipe.steps), workers=6 * gpu))
+            batch = next(batches)
+        rows, *told = (part.to(loop.device, non_blocking=True) for part in batch)
+        x0, t = means[rows], mixed_timesteps(recipe.batch, recipe.noisy_from, loop.device)
+        shown = (x0, torch.randn_like(x0), t, *told)
+        if first and gpu and not compiled and recipe.dtype == torch.float32:
+            torch.cuda.make_graphed_callables(objective, shown, allow_unused_input=True)
+        value, *seen = objective(*shown)
+        return value, dict(zip(("loss", "mse", "read"), seen, strict=True))
 
     parts = {"unet": unet, "text": text, "reader": reader}
     averaged = loop.run(parts, loss, steps=recipe.steps, lr=recipe.lr, ema=recipe.ema)
@@ -163,6 +161,58 @@ def train_denoiser(
     text.load_state_dict(averaged["text"])
     undo()
     return unet.eval(), text.eval()
+
+
+@dataclass(frozen=True)
+class Batches(Dataset[tuple[Tensor, ...]]):
+    """The batch of every step: rows of the latents, token ids of their captions, and what these say."""
+
+    data: Latents
+    recipe: DenoiserRecipe
+    words: CLIPTokenizer
+
+    def __getitem__(self, step: int) -> tuple[Tensor, ...]:
+        rows, captions = self.data.draw(np.random.default_rng([self.recipe.seed, step, 7]), self.recipe)
+        ids = self.words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return (torch.from_numpy(rows), ids, *wanted(captions))
+
+    def loader(self, steps: range, workers: int) -> DataLoader[tuple[Tensor, ...]]:
+        """These steps in order, prepared by so many processes; the global seed is left alone."""
+        return DataLoader(
+            self, batch_size=None, sampler=steps, num_workers=workers, generator=torch.Generator()
+        )
+
+
+class Objective(nn.Module):
+    """What training makes small: the weighed error of the noise prediction, and that of reading."""
+
+    abar: Tensor
+
+    def __init__(self, unet: nn.Module, text: nn.Module, reader: Reader, recipe: DenoiserRecipe) -> None:
+        super().__init__()
+        self.unet, self.text, self.reader, self.recipe = unet, text, reader, recipe
+        self.register_buffer("abar", scheduler().alphas_cumprod)
+
+    def forward(
+        self, x0: Tensor, eps: Tensor, t: Tensor, ids: Tensor, facts: Tensor, layouts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(the objective, its denoising part, the plain error, the share of captions read), scalars.
+
+        x0, eps: latents and noise [n, 4, 16, 16]; t: timesteps [n]; ids: tokens [n, 32]; the rest: `wanted`.
+        """
+        recipe, abar = self.recipe, self.abar[t]
+        alpha, sigma = abar.sqrt()[:, None, None, None], (1 - abar).sqrt()[:, None, None, None]
+        states = self.text(ids).last_hidden_state
+        blind = (t >= recipe.blind_from)[:, None, None, None]
+        x = torch.where(blind, eps, alpha * x0 + sigma * eps).contiguous(memory_format=torch.channels_last)
+        target = torch.where(blind, (x - alpha * x0) / sigma, eps)
+        with torch.autocast(x.device.type, recipe.dtype, enabled=recipe.dtype != torch.float32):
+            output = self.unet(x, t, states, return_dict=False)[0].float()
+        error = (output - target).square().mean((1, 2, 3))
+        snr = abar / (1 - abar)
+        denoising = (error * (snr.clamp(max=recipe.snr_cap) + recipe.snr_floor) / snr).mean()
+        unread, read = self.reader.loss(states, facts, layouts)
+        return denoising + recipe.reading * unread, denoising.detach(), error.mean().detach(), read
 
 
 def _keep_single(unet: UNet2DConditionModel) -> Callable[[], None]:

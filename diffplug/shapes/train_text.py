@@ -29,6 +29,9 @@ NOUNS = 3
 LAYOUT = -NOUNS - 1
 """The position from which it is read what stands in each direction, for captions that tell a relation."""
 
+UNTOLD = -100
+"""The class number of what an empty caption says: cross entropies leave it out."""
+
 _CHOICES = {
     "color": (None, *COLORS),
     "shape": (None, *SHAPES, HELD_OUT_SHAPE),
@@ -96,28 +99,35 @@ class Reader(nn.Module):
         slots = states[:, -NOUNS:]
         return [head(slots) for head in self.heads.values()]
 
-    def loss(self, states: Tensor, prompts: Sequence[str]) -> tuple[Tensor, float]:
-        """The summed cross entropies of all facts, and the share of prompts of which every fact was read."""
-        told = [parse(prompt) for prompt in prompts]
-        wanted = torch.from_numpy(np.stack([classes(each) for each in told])).to(states.device)
-        logits = self(states)
-        errors = [
-            nn.functional.cross_entropy(row.flatten(0, 1), wanted[..., i].flatten())
-            for i, row in enumerate(logits)
-        ]
-        right = torch.stack([row.argmax(-1) == wanted[..., i] for i, row in enumerate(logits)])
-        read = right.all(0).all(-1).double().mean().item()
-        return torch.stack([*errors, *self._layout_errors(states, told)]).sum(), read
+    def loss(self, states: Tensor, facts: Tensor, layouts: Tensor) -> tuple[Tensor, Tensor]:
+        """The summed cross entropies of all facts, and the share of captions of which every fact was read.
 
-    def _layout_errors(self, states: Tensor, told: Sequence[Told]) -> list[Tensor]:
-        wanted = torch.from_numpy(np.stack([layout(each) for each in told])).to(states.device)
-        logits = [
+        facts, layouts: of `wanted`; captions that say nothing do not count.
+        """
+        logits = self(states)
+        across = [
             head(states[:, LAYOUT]).unflatten(-1, (len(_DIRECTIONS), -1)) for head in self.layout.values()
         ]
-        return [
-            nn.functional.cross_entropy(row.flatten(0, 1), wanted[..., i].flatten())
-            for i, row in enumerate(logits)
+        asked = [(row, facts[..., i]) for i, row in enumerate(logits)]
+        asked += [(row, layouts[..., i]) for i, row in enumerate(across)]
+        errors = [
+            nn.functional.cross_entropy(row.flatten(0, 1), answers.flatten(), ignore_index=UNTOLD)
+            for row, answers in asked
         ]
+        right = torch.stack([row.argmax(-1) == facts[..., i] for i, row in enumerate(logits)])
+        told = facts[:, 0, 0] != UNTOLD
+        return torch.stack(errors).sum(), right.all(0).all(-1).double().sum() / told.sum()
+
+
+def wanted(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """What captions say as class numbers: facts [n, 3, 5], layouts [n, 4, 2]; UNTOLD where one is empty."""
+    facts = np.full((len(captions), NOUNS, len(_CHOICES)), UNTOLD)
+    layouts = np.full((len(captions), len(_DIRECTIONS), 2), UNTOLD)
+    for i, caption in enumerate(captions):
+        if caption:
+            told = parse(caption)
+            facts[i], layouts[i] = classes(told), layout(told)
+    return torch.from_numpy(facts), torch.from_numpy(layouts)
 
 
 def train_text(
@@ -131,12 +141,13 @@ def train_text(
     text = text_encoder(words)
     reader = Reader(text.config.hidden_size)
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(step: int) -> tuple[Tensor, dict[str, float | Tensor]]:
         rng = np.random.default_rng([recipe.seed, step, 11])
         prompts = [phrase(captions[row], rng) for row in rng.integers(len(captions), size=recipe.batch)]
         ids = words(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        value, read = reader.loss(text(ids.to(loop.device)).last_hidden_state, prompts)
-        return value, {"loss": value.item(), "read": read}
+        told = (each.to(loop.device) for each in wanted(prompts))
+        value, read = reader.loss(text(ids.to(loop.device)).last_hidden_state, *told)
+        return value, {"loss": value.detach(), "read": read}
 
     averaged = loop.run(
         {"text": text, "reader": reader}, loss, steps=recipe.steps, lr=recipe.lr, ema=recipe.ema

@@ -188,12 +188,16 @@ def _ratios(train: Problem, leader: _Leader, climb: Climb, steps: int, nodes: No
 
 
 def _grid(train: Problem, leader: _Leader, climb: Climb, steps: int, nodes: Nodes) -> None:
-    """Other nodes for the best multistep solver, from the given grid and from named ones."""
-    starts = [each for at in (nodes, *_elsewhere(nodes)) for each in rungs.multistep(steps, at)]
-    starts.sort(key=lambda schedule: errors(train, schedule).mean_loss)
-    for schedule in starts[:2]:
-        leader.watch(schedule)
-        rungs.grid(train, schedule, watch=leader.watch)
+    """Other nodes for the best multistep solver and for DDIM, from the better of all named grids each.
+
+    With few evaluations, large guidance and sharp data, nodes in the right places are worth more than order.
+    """
+    grids = (nodes, *_elsewhere(nodes))
+    families = ([each for at in grids for each in rungs.multistep(steps, at)], [ddim(steps, at) for at in grids])
+    for family in families:
+        start = rungs.best(train, family)
+        leader.watch(start)
+        rungs.grid(train, start, watch=leader.watch)
 
 
 def _coefficients(train: Problem, leader: _Leader, climb: Climb, steps: int, nodes: Nodes) -> None:

@@ -1,4 +1,8 @@
-"""Nonlinear least squares for a few numbers of a sampler, from runs alone: no gradient of the network."""
+"""Fits of a few numbers of a sampler, from runs alone: no gradient of the network.
+
+Least squares where the errors are smooth in the numbers; a simplex where they are not, as when nodes move
+and pictures tip over into other ones.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, minimize
 
-__all__ = ["fit"]
+__all__ = ["fit", "simplex"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -55,6 +59,47 @@ def fit(
         gtol=1e-12,
     )
     told(found.x.copy())
+    return np.asarray(found.x, dtype=np.float64)
+
+
+def simplex(
+    value: Callable[[Floats], float],
+    start: Floats,
+    *,
+    size: float = 0.5,
+    evaluations: int = 60,
+    on_better: Callable[[Floats], None] | None = None,
+) -> Floats:
+    """The numbers with the smallest value that the simplex method of Nelder and Mead (1965) comes to.
+
+    The first simplex is `start` and one point `size` away along each axis. on_better: told every point that
+    is better than all before it, `start` first. A value that is not finite counts as infinite.
+    """
+    if start.size == 0:
+        return start.copy()
+    best = np.inf
+
+    def told(theta: Floats) -> float:
+        nonlocal best
+        found = value(theta)
+        found = found if np.isfinite(found) else np.inf
+        if found < best or best == np.inf:
+            best = min(best, found)
+            if on_better is not None:
+                on_better(theta.copy())
+        return found
+
+    found = minimize(
+        told,
+        start,
+        method="Nelder-Mead",
+        options={
+            "initial_simplex": np.vstack([start, start + size * np.eye(start.size)]),
+            "maxfev": evaluations,
+            "xatol": 1e-3,
+            "fatol": 1e-9,
+        },
+    )
     return np.asarray(found.x, dtype=np.float64)
 
 

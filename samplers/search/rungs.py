@@ -16,7 +16,7 @@ from diffplug.samplers.decisions import Delta
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.presets import dpmpp, ipndm, res_multistep, unipc
 from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.search.fit import fit
+from diffplug.samplers.search.fit import fit, simplex
 from diffplug.samplers.search.problem import Problem, errors
 
 __all__ = ["Watch", "coefficients", "corrector_policies", "grid", "multistep", "ratios"]
@@ -41,7 +41,7 @@ def corrector_policies(steps: int, nodes: Nodes, times: Sequence[float]) -> list
 
 
 def multistep(steps: int, nodes: Nodes) -> list[SolverSchedule]:
-    """Sampers without a corrector on these nodes: what the rungs above the ratios start from."""
+    """Samplers without a corrector on these nodes: what the rungs above the ratios start from."""
     return [dpmpp(steps, nodes), res_multistep(steps, nodes), ipndm(steps, nodes, order=3)]
 
 
@@ -153,26 +153,30 @@ def grid(
     *,
     ridge: float = 1e-5,
     iterations: int = 8,
+    evaluations: int | None = None,
     watch: Watch | None = None,
 ) -> SolverSchedule:
-    """Other nodes between the same ends, by least squares on the final samples.
+    """Other nodes between the same ends: a simplex looks round, least squares on the final samples follow.
 
-    For schedules without a corrector: with one, uneven grids make rare but large errors at large guidance.
+    evaluations: runs of the simplex, 15 for each node that can move by default. For schedules without a
+    corrector: with one, uneven grids make rare but large errors at large guidance.
     """
     times, start = _Times.of(problem, schedule)
 
     def made(theta: Floats) -> SolverSchedule:
         return replace(schedule, nodes=times.nodes(theta))
 
-    found = fit(
-        _residuals(problem, made),
+    seen = _watched(watch, made)
+    near = simplex(
+        lambda theta: errors(problem, made(theta)).mean_loss,
         start,
-        step=2e-2,
-        ridge=ridge,
-        iterations=iterations,
-        on_iterate=_watched(watch, made),
+        evaluations=15 * len(start) if evaluations is None else evaluations,
+        on_better=seen,
     )
-    return made(found)
+    found = fit(
+        _residuals(problem, made), near, step=2e-2, ridge=ridge, iterations=iterations, on_iterate=seen
+    )
+    return best(problem, [made(near), made(found)])
 
 
 def coefficients(
