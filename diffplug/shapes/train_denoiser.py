@@ -153,7 +153,7 @@ def train_denoiser(
         if first and gpu and not compiled and recipe.dtype == torch.float32:
             torch.cuda.make_graphed_callables(objective, shown, allow_unused_input=True)
         value, *seen = objective(*shown)
-        return value, dict(zip(("loss", "mse", "read"), seen, strict=True))
+        return value, {name: each.detach() for name, each in zip(("loss", "mse", "read"), seen, strict=True)}
 
     parts = {"unet": unet, "text": text, "reader": reader}
     averaged = loop.run(parts, loss, steps=recipe.steps, lr=recipe.lr, ema=recipe.ema)
@@ -212,7 +212,7 @@ class Objective(nn.Module):
         snr = abar / (1 - abar)
         denoising = (error * (snr.clamp(max=recipe.snr_cap) + recipe.snr_floor) / snr).mean()
         unread, read = self.reader.loss(states, facts, layouts)
-        return denoising + recipe.reading * unread, denoising.detach(), error.mean().detach(), read
+        return denoising + recipe.reading * unread, denoising, error.mean(), read
 
 
 def _keep_single(unet: UNet2DConditionModel) -> Callable[[], None]:

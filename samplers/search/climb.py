@@ -193,7 +193,10 @@ def _grid(train: Problem, leader: _Leader, climb: Climb, steps: int, nodes: Node
     With few evaluations, large guidance and sharp data, nodes in the right places are worth more than order.
     """
     grids = (nodes, *_elsewhere(nodes))
-    families = ([each for at in grids for each in rungs.multistep(steps, at)], [ddim(steps, at) for at in grids])
+    families = (
+        [each for at in grids for each in rungs.multistep(steps, at)],
+        [ddim(steps, at) for at in grids],
+    )
     for family in families:
         start = rungs.best(train, family)
         leader.watch(start)

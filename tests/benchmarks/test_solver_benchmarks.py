@@ -29,9 +29,9 @@ def gradients() -> Any:
 
 
 def search(model: Path, home: Path, *more: str) -> None:
-    """The command on a tiny model: three steps, three guidance scales, two pairs."""
+    """The command on a tiny model: three steps, three guidance scales, four pairs."""
     words = ["--model", str(model), "--steps", "3", "--guidances", "3", "5", "7", "--rungs", "ratios"]
-    words += ["--pairs", "2", "--truth", "4", "--out", str(home / "shipped"), "--work", str(home / "work")]
+    words += ["--pairs", "4", "--truth", "4", "--out", str(home / "shipped"), "--work", str(home / "work")]
     words += ["--cache", str(home / "cache"), "--json", str(home / "figures.json"), *more]
     shapes_schedules.main(words)
 
@@ -85,6 +85,22 @@ def test_shipped_files_are_replaced_at_the_end_and_a_second_run_goes_on(
     assert [row["kind"] for row in rows] == ["ratios"] * 3 + ["polynomial"] * 3 + ["solver"]
     check_shipped(home, rows)
     assert "| solver | 3 | 5 |" in capsys.readouterr().out
+
+
+@pytest.mark.pipe
+def test_processes_share_a_search_and_the_last_one_ships(home: Path, tiny_folder: Path) -> None:
+    """Searches alone leave the shipped files as they are; who comes last finds all of them finished."""
+    before = shipped(home)
+    search(tiny_folder, home, "--guidances", "3", "--only-search")
+    search(tiny_folder, home, "--guidances", "5", "7", "--only-search", "--rungs", "grid")
+    assert shipped(home) == before and not (home / "figures.json").exists()
+    (work,) = (home / "work").iterdir()
+    found = {path.name: path.read_text() for path in work.iterdir()}
+    assert set(found) == {"ratios-3-3.json", "ratios-3-5.json", "ratios-3-7.json", "solver-3.json"}
+    search(tiny_folder, home)
+    assert shipped(home).keys() - before.keys() == {"ratios-3-3.json", "ratios-3-7.json"}
+    solver = next(row for row in read_json(home / "figures.json")["results"] if row["kind"] == "solver")
+    assert solver["rung"] in ("ratios", "none")
 
 
 def check_shipped(home: Path, rows: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from diffusers import UniPCMultistepScheduler
 
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.presets import unipc
+from diffplug.samplers.presets import ddim, unipc
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.search import rungs
 from diffplug.samplers.search.climb import climb, stock_schedules
 from diffplug.samplers.search.compensation import search_compensation
-from diffplug.samplers.search.fit import fit
+from diffplug.samplers.search.fit import fit, simplex
 from diffplug.samplers.search.problem import ModelProblem, errors, refined
 from diffplug.testing import tiny
 from diffplug.testing.guided_mixture import GuidedMixture
@@ -84,6 +85,36 @@ def test_a_ridge_keeps_numbers_near_their_start() -> None:
         return x - 1.0
 
     assert fit(residuals, np.zeros(2), ridge=np.array([1.0, 0.0])) == pytest.approx([0.5, 1.0], abs=1e-6)
+
+
+@pytest.mark.law
+def test_a_simplex_leaves_a_basin_that_least_squares_cannot() -> None:
+    """Ripples on a bowl: slopes lead to the nearest one, and a value may be infinite on the way."""
+
+    def value(x: np.ndarray) -> float:
+        ripples = 1 - np.cos(12 * (x - 1.0))
+        return float(np.square(x - 1.0).sum() + 0.3 * ripples.sum()) if x[0] < 1.8 else np.inf
+
+    seen: list[float] = []
+    start = np.array([-0.5, 0.4])
+    found = simplex(value, start, evaluations=80, on_better=lambda x: seen.append(value(x)))
+    assert value(found) < 0.2 * value(start) and value(found) == min(seen)
+    assert seen[0] == value(start) and seen == sorted(seen, reverse=True)
+    assert simplex(value, np.array([])).size == 0
+
+
+@pytest.mark.law
+def test_the_grid_rung_finds_nodes_that_carry_the_secret() -> None:
+    """The truth is what DDIM does on an uneven grid: starting from the even one, its end is found again."""
+    plain = mixture(12, seed=1)
+    problem = SecretProblem(plain.epsilon, plain.noises, plain.levels, LINSPACE)
+    secret = Nodes(kind="timesteps", values=(999.0, 820.0, 540.0, 200.0), final="sigma_min")
+    problem.secret = ddim(4, secret)
+    start = ddim(4, LINSPACE)
+    seen: list[SolverSchedule] = []
+    found = rungs.grid(problem, start, iterations=12, watch=seen.append)
+    assert found.nodes.values == pytest.approx(secret.values, abs=1.0)
+    assert seen[0] == replace(start, nodes=seen[0].nodes) and found in seen
 
 
 @pytest.mark.law
