@@ -300,6 +300,16 @@ class PipelineProblem:
         shown = torch.from_numpy(states).reshape(len(states), n, *self.sample_shape)
         return _data(scheduler, self._trials(schedule).trajectory(scheduler, shown=shown))
 
+    def final_from(self, schedule: SolverSchedule, states: Floats) -> Floats:
+        """The final samples [n, d] of a run that is put on given states [k, n, d] at its first k nodes.
+
+        The first ones are those of the start.
+        """
+        shown = torch.from_numpy(states).reshape(*states.shape[:2], *self.sample_shape)
+        path = self._trials(schedule).trajectory(self._scheduler(schedule), shown=shown)
+        assert path.final is not None  # noqa: S101 - the run was not stopped
+        return self._kept(path.final)
+
     @property
     def sample_shape(self) -> tuple[int, ...]:
         return self._shape[1:]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import shapes_schedules, solver_pictures, solver_plot, solvers
+from benchmarks import shapes_schedules, solver_limits, solver_pictures, solver_plot, solvers
 from diffplug.files import read_json
 from diffplug.samplers import CompensationPolynomial, SolverSchedule, presets
 
@@ -228,3 +228,37 @@ def test_curves_take_the_best_of_a_family() -> None:
     document = {"results": {"10": {"rows": rows}, "5": {"rows": rows[:1]}}}
     assert solver_plot.curve(document, "UniPC") == ([5, 10], [3.0, 2.0])
     assert solver_plot.curve(document, "given") == ([10], [1.0])
+
+
+# --------------------------------------------------------------------------------------------- solver_limits
+
+
+@pytest.mark.pipe
+def test_more_converged_nodes_leave_less_error(
+    home: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without converged nodes the error is the solver's own; with all of them that of the last step."""
+    words = [
+        "--model",
+        str(tiny_folder),
+        "--steps",
+        "3",
+        "--fresh",
+        "2",
+        "--truth",
+        "30",
+        "--shares",
+        "0.25",
+        "0",
+    ]
+    solver_limits.main([*words, "--truths", str(home), "--json", str(home / "limits.json")])
+    document = read_json(home / "limits.json")
+    rows = [row for row in document["results"]["3"] if row["solver"] == "DDIM"]
+    assert [row["converged"] for row in rows] == [1, 2, 3]
+    bench = solver_limits.PipelineBench(str(tiny_folder), 5.0, 1, 1, 2, 30, folder=home)
+    own = bench.ours(solver_limits.solvers(3)["DDIM"])
+    assert rows[0]["mean"] == pytest.approx(own["mean"], rel=1e-6)
+    assert rows[2]["mean"] < rows[0]["mean"]
+    far, near = document["moved"]
+    assert near["mean"] < 1e-8 < far["mean"]
+    assert "| DDIM |" in capsys.readouterr().out
