@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ def build(cls: Any, pipe: Any, **config: Any) -> Any:
     """
     current = current_scheduler(pipe)
     try:
-        built = cls.from_config(current.config, **{**_flow_settings(cls, current), **config})
+        built = cls.from_config(_known(cls, current.config), **{**_flow_settings(cls, current), **config})
     except TypeError as error:
         raise ValueError(
             f"{cls.__name__} cannot be built from the configuration of {type(current).__name__} ({error}): "
@@ -95,6 +95,12 @@ def build(cls: Any, pipe: Any, **config: Any) -> Any:
     read = {name: current.config[name] for name in _READ_BY_PIPELINES if name in current.config}
     built.register_to_config(**{name: value for name, value in read.items() if name not in built.config})
     return built
+
+
+def _known(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a class takes of another's configuration: Diffusers warns of all else, which nobody can help."""
+    takes = _parameters(cls)
+    return {name: value for name, value in config.items() if name in takes or name.startswith("_")}
 
 
 def check(scheduler: Any, current: Any, pipe: Any) -> None:

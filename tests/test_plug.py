@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -250,6 +251,20 @@ def test_a_pipeline_without_a_scheduler_is_refused() -> None:
 
     with pytest.raises(ValueError, match="Bare has no scheduler"):
         plug(Bare(), DDIMScheduler)
+
+
+def test_a_translated_configuration_is_no_reason_to_warn(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the new class does not know is left out, and what pipelines read is kept."""
+    logger = logging.getLogger("diffusers.configuration_utils")
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    logger.addHandler(caplog.handler)
+    for name in PIPES.keys() - {"lcm"}:
+        build(UniPCMultistepScheduler, PIPES[name])
+    logger.removeHandler(caplog.handler)
+    assert not caplog.messages
+    assert build(UniPCMultistepScheduler, PIPES["flux"]).config.max_shift == 1.15
 
 
 def test_flow_configurations_are_translated() -> None:
