@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -59,18 +60,18 @@ def test_with_numbers_in_float64_it_is_ours(order: int, kind: str, predict_x0: b
 def step_errors(order: int, kind: str, predict_x0: bool) -> list[tuple[float, float, int]]:
     """(of ours, of UniPC's, number of terms) for each step of a float32 run.
 
-    Errors are the largest distance of an entry from the exact update of the same states, in roundings: halves
-    of a unit in the last place of the largest number that is added up for that entry.
+    Errors are the largest distance of an entry from the exact update of the same states and stored
+    predictions, in roundings: halves of a unit in the last place of the largest number that is added up.
     """
     scheduler = ours(**options(order, kind, predict_x0))
     scheduler.set_timesteps(STEPS)
     exact, rough = (arithmetic(dtype, kind, predict_x0) for dtype in (torch.float64, torch.float32))
-    x, found, history = start(torch.float32), [], list[Tensor]()
+    x, outputs, found = start(torch.float32), list[Tensor](), []
     for i, t in enumerate(scheduler.timesteps):
-        output = network(x, i)
-        history.insert(0, exact.convert(output.double(), x.double(), i).float())
-        x = scheduler.step(output, t, x).prev_sample
+        outputs.insert(0, network(x, i))
+        x = scheduler.step(outputs[0], t, x).prev_sample
         state, used = scheduler.solver_states[-1], min(order, i + 1, STEPS - i)
+        history = scheduler.model_outputs[::-1] if predict_x0 else outputs
         wanted = exact.update(i, state.double(), [each.double() for each in history], used)
         parts = terms(scheduler, i)
         unit = torch.stack(parts).amax(0).double() * torch.finfo(torch.float32).eps / 2
@@ -92,7 +93,12 @@ def terms(scheduler: Any, i: int) -> list[Tensor]:
 @KINDS
 @PARAMS
 def test_a_step_in_float32_is_a_rounding_of_each_number_away(order: int, kind: str, predict_x0: bool) -> None:
-    """Each term rounds its weight and its sum, no more; UniPC's float32 numbers cost it more than that."""
-    found = step_errors(order, kind, predict_x0)
-    assert all(ours <= 2 * count for ours, _, count in found)
-    assert max(ours for ours, _, _ in found) < max(theirs for _, theirs, _ in found)
+    """Each term rounds its weight, its product and its sum, no more."""
+    assert all(ours <= 3 * count for ours, _, count in step_errors(order, kind, predict_x0))
+
+
+@pytest.mark.law
+def test_numbers_in_float32_cost_unipc_more_than_the_rounding_of_its_terms() -> None:
+    cases = itertools.product([1, 2, 3], ["bh1", "bh2"], [True, False])
+    found = [each for case in cases for each in step_errors(*case)]
+    assert sum(ours for ours, _, _ in found) < 0.9 * sum(theirs for _, theirs, _ in found)
