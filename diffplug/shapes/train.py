@@ -62,7 +62,13 @@ def train(
         raise typer.BadParameter("device 'cuda' was asked for and PyTorch finds no GPU: take --device cpu.")
     if dtype not in _DTYPES:
         raise typer.BadParameter(f"dtype {dtype!r} is not known: take {' or '.join(_DTYPES)}.")
-    cpu = device == "cpu"
+    cpu = device == "cpu" or not torch.accelerator.is_available()
+    if cpu and dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        typer.echo(
+            "warning: this processor has no bfloat16 arithmetic and imitates it at a tenth of the speed: "
+            "take --dtype float32",
+            err=True,
+        )
     trained = load(start) if start else None
     vae = (
         trained.vae.eval()
