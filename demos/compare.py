@@ -47,8 +47,7 @@ DEMO_GUIDANCE = 5.0
 def demo_recipes() -> list[Recipe]:
     """What `diffplug compare` shows when nothing else is asked for.
 
-    The reward there is the share of facts that hold: one fact of four is worth 30 / 4 in log weight. Clean
-    predictions tell what will stand where from two fifths of the run on.
+    The reward there is the share of facts that hold: one fact of four is worth 30 / 4 in log weight.
     """
     return [
         Recipe(label="DDIM, 50 steps", sampler="ddim", steps=50),
@@ -57,12 +56,10 @@ def demo_recipes() -> list[Recipe]:
         Recipe(
             label="FK steering, 8 particles, 20 steps",
             sampler="ddim",
-            eta=1.0,
             steps=20,
             steer="fk",
             particles=8,
             strength=30.0,
-            options={"score_at": (0.4, 0.5, 0.6, 0.7, 0.8)},
         ),
     ]
 

@@ -54,7 +54,7 @@ def generate(
     negative_prompt: Negative = None,
     eta: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Noise of DDIM: 0 none, 1 as in DDPM; 1 where a steerer needs it."),
+        typer.Option(min=0, max=1, help="Noise of DDIM's steps: 0 none, 1 as in DDPM."),
     ] = None,
     seed: Seed = 0,
     images: Images = 1,
@@ -111,6 +111,8 @@ def generate(
     )
     if recipe.eta != eta:
         typer.echo(f"{steer} copies particles, which part in the noise of DDIM's steps: eta {recipe.eta:g}")
+    elif "churn" in recipe.options:
+        typer.echo(f"{steer} copies particles, which part in noise added where they are scored: churn 1")
     typer.echo(f"{cost['evaluations']:.0f} network evaluations for each picture, {made.seconds:.1f} s in all")
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 from time import perf_counter
 from typing import Any
 
@@ -79,22 +80,35 @@ class Recipe:
         return {key: value for key, value in values.items() if key not in idle}
 
     def settled(self, pipe: Any) -> Recipe:
-        """The recipe with eta = 1 where it says none, steers by copying particles, and DDIM is the solver.
+        """The recipe with noise where it says none, steers by copying particles, and its solver adds none.
 
-        Copies part in the noise of the steps, and DDIM adds none by default. `run` does this itself.
+        Copies part in noise. Rules that know churn get it, `churn=1`: the solver stays what it is but for the
+        scored calls. Others, and twists, get DDIM with eta = 1. `run` does this itself.
         """
-        bare = self.eta is None and not self.options.get("churn")
-        copies = self.steer is not None and getattr(STEERERS.get(self.steer), "copies", False)
-        own = original_class(getattr(pipe, "scheduler", None)).__name__ if self.sampler is None else ""
-        ddim = self.sampler == "ddim" or own == "DDIMScheduler"
+        if self.steer is None or self.eta is not None or "churn" in self.options:
+            return self
+        steerer, noise = STEERERS.get(self.steer), import_module("diffplug.steering.solvers")
+        if not getattr(steerer, "copies", False):
+            return self
+        with plug(pipe, *self._sampler(pipe)):
+            scheduler = pipe.scheduler
+            if noise.adds_noise(scheduler):
+                return self
+            churned = noise.takes_churn(scheduler) and "churn" in inspect.signature(steerer).parameters
+            ddim = original_class(scheduler).__name__ == "DDIMScheduler"
+        if churned and not self.options.get("twist"):
+            return replace(self, options={**self.options, "churn": 1.0})
         takes = "eta" in inspect.signature(pipe.__call__).parameters
-        return replace(self, eta=1.0) if bare and copies and ddim and takes else self
+        return replace(self, eta=1.0) if ddim and takes else self
 
     def plugs(self, pipe: Any, seeds: Sequence[int]) -> list[Any]:
         """The plugs for a call of `pipe` with these seeds of its pictures: sampler, seeds, steerer last."""
-        found = [] if self.sampler is None else [stock.sampler(self.sampler, pipe)]
-        found.append(Seeds(list(seeds)))
+        found = [*self._sampler(pipe), Seeds(list(seeds))]
         return found if self.steer is None else [*found, self.steerer(seeds)]
+
+    def _sampler(self, pipe: Any) -> list[Any]:
+        """The plug of the sampler; none for the pipeline's own."""
+        return [] if self.sampler is None else [stock.sampler(self.sampler, pipe)]
 
     def steerer(self, seeds: Sequence[int]) -> Any:
         """A fresh steerer; one that chooses at random chooses by the pictures' seeds, batch or no batch.
@@ -139,7 +153,7 @@ class Recipe:
         with _quiet(pipe), count_network(pipe) as count:
             for first in range(0, len(prompts), per_call):
                 part = slice(first, first + per_call)
-                plugs = self.plugs(pipe, seeds[part])
+                plugs = recipe.plugs(pipe, seeds[part])
                 with plug(pipe, *plugs):
                     images += _images(pipe, pipe(**recipe._call(pipe, prompts[part])))
                 reports += [plugs[-1].report] if self.steer else []

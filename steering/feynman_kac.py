@@ -43,8 +43,8 @@ class FeynmanKac(Tilted):
     deviation of clean latents, for its slope. strength, tilt, target_ess, seed, churn: see `Tilted`. The
     rest: see `Steerer`. After a call `report` is a SteeringReport.
 
-        with plug(pipe, FeynmanKac("shapes", particles=8)):
-            image = pipe("a red circle", num_inference_steps=20, eta=1.0).images[0]
+        with plug(pipe, FeynmanKac("shapes", particles=8, churn=1.0)):
+            image = pipe("a red circle", num_inference_steps=20).images[0]
     """
 
     _: KW_ONLY

@@ -6,6 +6,7 @@ from typing import Any
 
 from diffplug.noise import FLOW, family
 from diffplug.noise_level import base_name
+from diffplug.steering.churn import CHURNED
 
 _RANDOM = (
     "DDPM DDPMParallel EulerAncestralDiscrete KDPM2AncestralDiscrete DPMSolverSDE LCM FlowMatchLCM "
@@ -33,6 +34,11 @@ def adds_noise(scheduler: Any, eta: float | None = None) -> bool:
         bool(config.get("stochastic_sampling", False))
         or base_name(scheduler, frozenset({"SASolverScheduler", "CogVideoXDPMScheduler"})) != ""
     )
+
+
+def takes_churn(scheduler: Any) -> bool:
+    """Return whether `churn` gives this solver noise at the scored calls (see `diffplug.steering.churn`)."""
+    return base_name(scheduler, CHURNED) != ""
 
 
 def stochastic(scheduler: Any) -> Any:

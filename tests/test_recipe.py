@@ -128,18 +128,37 @@ def test_steering_by_name(pipe: Any, red_reward: str, steer: str) -> None:
 
 
 @pytest.mark.pipe
+@pytest.mark.parametrize("sampler", ["ddim", "dc-solver", None])
 @pytest.mark.parametrize("steer", STEERERS.names())
-def test_steered_ddim_has_noise_where_particles_are_copied(pipe: Any, red_reward: str, steer: str) -> None:
-    """Without noise the rules of SVDD would be refused; what needs none keeps the deterministic solver."""
-    recipe = Recipe(sampler="ddim", steps=3, steer=steer, particles=2, reward=red_reward)
+def test_solvers_get_noise_where_particles_are_copied(
+    pipe: Any, red_reward: str, steer: str, sampler: str | None
+) -> None:
+    """Without noise SVDD would be refused; what copies nothing keeps the deterministic solver."""
+    recipe = Recipe(sampler=sampler, steps=3, steer=steer, particles=2, reward=red_reward)
     free = steer in ("best-of-n", "importance", "noise-search")
-    assert recipe.settled(pipe).settings().get("eta") == (None if free else 1.0)
-    assert len(recipe.run(pipe, ["a"], [0]).images) == 1
-    assert replace(recipe, sampler=None).settled(pipe).eta == recipe.settled(pipe).eta  # its own is DDIM
-    assert replace(recipe, sampler="euler-a").settled(pipe).eta is None
-    assert replace(recipe, eta=0.0).settled(pipe).eta == 0.0
-    if steer not in ("beam", "best-of-n", "noise-search"):
-        assert replace(recipe, options={"churn": 1.0}).settled(pipe).eta is None
+    settled = recipe.settled(pipe)
+    if steer == "beam":  # knows no churn; the pipeline's own solver is DDIM
+        assert settled.eta == (None if sampler == "dc-solver" else 1.0)
+    else:
+        assert settled.eta is None and settled.options.get("churn") == (None if free else 1.0)
+    assert settled.settled(pipe) == settled
+    if steer != "beam" or sampler != "dc-solver":
+        assert len(recipe.run(pipe, ["a"], [0]).images) == 1
+
+
+@pytest.mark.pipe
+def test_noise_that_was_asked_for_or_is_there_stays(pipe: Any, red_reward: str) -> None:
+    recipe = Recipe(sampler="ddim", steps=3, steer="fk", particles=2, reward=red_reward)
+    for own in (
+        {"sampler": "euler-a"},
+        {"eta": 0.0},
+        {"eta": 0.5},
+        {"options": {"churn": 0.0}},
+        {"options": {"churn": 0.5}},
+    ):
+        given = replace(recipe, **own)
+        assert given.settled(pipe) == given
+    assert replace(recipe, options={"twist": 2.0}).settled(pipe).eta == 1.0  # leans the solver's own noise
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ FREE = ("best-of-n", "best-of-n-noise")
 UNWEIGHTED = (*FREE, "more-steps", "noise-search")
 RULES = (*FREE, "more-steps", "fk", "svdd", "code", "two-level", "noise-search", PUBLISHED)
 
+_TOO_WEAK = 1e-9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -43,7 +45,7 @@ class Setting:
     strength: float = 10.0
     chunk: int = 16
     weights: str = ""
-    layout: int = 3
+    layout: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +67,19 @@ def recipe(setting: Setting, rule: str, n: int) -> Recipe:
     """How a rule spends n * steps evaluations on a picture; steerers hand back all that they made.
 
     Everything else is what a person gets who names the rule: DDIM without noise for rules that copy nothing,
-    eta = 1 for those that do. "best-of-n-noise" draws from the very law that those select from. Noise search
-    has 3 rounds by default; here 2 or 4, which divide the budgets.
+    noise at the scored calls for those that do. "best-of-n-noise" draws from the very law that Feynman-Kac
+    selects from: it is that rule, too weak ever to select. Noise search has 3 rounds by default; here 2 or 4,
+    which divide the budgets. The published bookkeeping copies after the step, and gets eta = 1 as it had it.
     """
     common: dict[str, Any] = {"label": rule, "sampler": setting.sampler, "guidance": setting.guidance}
     if rule == "more-steps":
         return Recipe(steps=min(1000, setting.steps * n), **common)
     options: dict[str, Any] = {"returns": "all"}
-    if rule == "best-of-n-noise":
-        rule, common["eta"] = "best-of-n", 1.0
     particles, strength = n, None if rule in ("best-of-n", "noise-search") else setting.strength
+    if rule == "best-of-n-noise":
+        rule, strength = "fk", _TOO_WEAK
+    if rule == PUBLISHED:
+        common["eta"] = 1.0
     if rule == "noise-search":
         options["rounds"] = 2 if n < 8 else 4
         particles = max(n // options["rounds"], 1)
