@@ -198,11 +198,12 @@ def test_the_command_line_says_it_in_a_line(text: str, said: str, tmp_path: Path
         (["--rungs", ","], "--rungs names none"),
         (["--rungs", "ratio"], "Did you mean 'ratios'"),
         (["--grid", "karas"], "Did you mean 'karras'"),
+        (["--loss", "robst"], "Did you mean 'robust'"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
         (["--model", "shapez"], "which prompts"),
         (["-o", "."], "is a folder"),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_a_search_is_refused_before_it_begins(
     options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
