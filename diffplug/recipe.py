@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from importlib import import_module
 from time import perf_counter
 from typing import Any
 
@@ -82,22 +81,19 @@ class Recipe:
     def settled(self, pipe: Any) -> Recipe:
         """The recipe with noise where it says none, steers by copying particles, and its solver adds none.
 
-        Copies part in noise. Rules that know churn get it, `churn=1`: the solver stays what it is but for the
-        scored calls. Others, and twists, get DDIM with eta = 1. `run` does this itself.
+        Copies part in noise. A rule that knows how its copies get some (`noise_for`) is given that; under
+        others DDIM has eta = 1. `run` does this itself.
         """
         if self.steer is None or self.eta is not None or "churn" in self.options:
             return self
-        steerer, noise = STEERERS.get(self.steer), import_module("diffplug.steering.solvers")
+        steerer = STEERERS.get(self.steer)
         if not getattr(steerer, "copies", False):
             return self
         with plug(pipe, *self._sampler(pipe)):
-            scheduler = pipe.scheduler
-            if noise.adds_noise(scheduler):
-                return self
-            churned = noise.takes_churn(scheduler) and "churn" in inspect.signature(steerer).parameters
-            ddim = original_class(scheduler).__name__ == "DDIMScheduler"
-        if churned and not self.options.get("twist"):
-            return replace(self, options={**self.options, "churn": 1.0})
+            ddim = original_class(pipe.scheduler).__name__ == "DDIMScheduler"
+            noise = steerer.noise_for(pipe.scheduler, self.options) if hasattr(steerer, "noise_for") else {}
+        if noise:
+            return replace(self, options={**self.options, **noise})
         takes = "eta" in inspect.signature(pipe.__call__).parameters
         return replace(self, eta=1.0) if ddim and takes else self
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -67,6 +67,11 @@ class FeynmanKac(Tilted):
             check_twist(self.twist, self.spread)
         if self.twist and self.churn:
             raise ValueError("twist shifts the noise that a solver adds, churn replaces it: give one of them")
+
+    @classmethod
+    def noise_for(cls, scheduler: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return churn where it is needed, unless a twist leans the noise of the solver."""
+        return {} if options.get("twist") else super().noise_for(scheduler, options)
 
     def build_proposal(self, gradient: Callable[[Tensor], Tensor]) -> Proposal | None:
         """Return the twist or the churn that was asked for."""

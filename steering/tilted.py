@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from diffplug.steering.populations import Populations
 from diffplug.steering.potentials import Potential, potential
 from diffplug.steering.proposal import Proposal
 from diffplug.steering.selection import Rule
+from diffplug.steering.solvers import adds_noise, takes_churn
 from diffplug.steering.steerer import Steerer
 
 
@@ -46,6 +48,16 @@ class Tilted(Steerer):
         check_seed(self.seed)
         if self.churn != 0:
             check_eta(self.churn)
+
+    @classmethod
+    def noise_for(cls, scheduler: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what to add to a steerer's options for noise under this scheduler: churn where it adds none.
+
+        Churn leaves the solver what it is but for the scored calls. Empty where nothing is needed, or nothing
+        helps.
+        """
+        wanted = cls.copies and not adds_noise(scheduler) and takes_churn(scheduler)
+        return {"churn": 1.0} if wanted else {}
 
     @property
     def weight(self) -> float:
