@@ -230,6 +230,9 @@ def test_noise_is_recognised() -> None:
     assert adds_noise(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))
     ancestral = EulerAncestralDiscreteScheduler()
     assert stochastic(ancestral) is ancestral
+    assert stochastic(ddim()).config.solver_order == 1  # the second goes astray with guidance and few steps
+    with pytest.raises(ValueError, match="order=3: SDE-DPM-Solver"):
+        stochastic(ddim(), order=3)
 
 
 def red(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
