@@ -34,6 +34,11 @@ CHURNED = frozenset(f"{name}Scheduler" for name in (_ONE_STEP + " " + _TWO_STAGE
 _STREAM = 1 << 20  # of the particles' churn, away from the streams of the selections
 
 
+def takes_churn(scheduler: Any) -> bool:
+    """Return whether noise between the steps of this solver stays and does it no harm."""
+    return base_name(scheduler, CHURNED) != ""
+
+
 class Churn(Proposal):
     """Makes the steps of scored calls ancestral with strength eta.
 
@@ -52,7 +57,7 @@ class Churn(Proposal):
 
     def begin(self, scheduler: Any, groups: int, slots: range) -> None:
         """Start the streams of a run."""
-        if not base_name(scheduler, CHURNED):
+        if not takes_churn(scheduler):
             raise ValueError(
                 f"{type(scheduler).__name__} cannot be churned: take one of {', '.join(sorted(CHURNED))}, "
                 "or a stochastic solver without churn"

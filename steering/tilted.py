@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffplug.seeds import particle_seed
-from diffplug.steering.churn import Churn, check_eta
+from diffplug.steering.churn import Churn, check_eta, takes_churn
 from diffplug.steering.options import check_seed
 from diffplug.steering.particle_filter import ParticleFilter
 from diffplug.steering.particles import Filter
@@ -18,7 +18,7 @@ from diffplug.steering.populations import Populations
 from diffplug.steering.potentials import Potential, potential
 from diffplug.steering.proposal import Proposal
 from diffplug.steering.selection import Rule
-from diffplug.steering.solvers import adds_noise, takes_churn
+from diffplug.steering.solvers import adds_noise
 from diffplug.steering.steerer import Steerer
 
 
