@@ -112,7 +112,10 @@ def generate(
     if recipe.eta != eta:
         typer.echo(f"{steer} copies particles, which part in the noise of DDIM's steps: eta {recipe.eta:g}")
     elif "churn" in recipe.options:
-        typer.echo(f"{steer} copies particles, which part in noise added where they are scored: churn 1")
+        churn = recipe.options["churn"]
+        typer.echo(
+            f"{steer} copies particles, which part in noise added where they are scored: churn {churn:g}"
+        )
     typer.echo(f"{cost['evaluations']:.0f} network evaluations for each picture, {made.seconds:.1f} s in all")
 
 

@@ -63,7 +63,7 @@ def train(
     if dtype not in _DTYPES:
         raise typer.BadParameter(f"dtype {dtype!r} is not known: take {' or '.join(_DTYPES)}.")
     cpu = device == "cpu" or not torch.accelerator.is_available()
-    if cpu and dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if cpu and dtype == "bfloat16" and _imitates_bfloat16():
         typer.echo(
             "warning: this processor has no bfloat16 arithmetic and imitates it at a tenth of the speed: "
             "take --dtype float32",
@@ -91,6 +91,11 @@ def train(
     unet, text = train_denoiser(recipe, loop, data, **parts, compiled=compiled)
     export(pipeline(vae.cpu(), text.cpu(), words, unet.cpu()), output / "pipeline")
     typer.echo(str(output / "pipeline"))
+
+
+def _imitates_bfloat16() -> bool:
+    """Whether this processor is known to lack bfloat16 arithmetic; builds without oneDNN do not tell."""
+    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def finished_vae(folder: Path, recipe: VaeRecipe, *, cpu: bool, minutes: float | None) -> AutoencoderKL:

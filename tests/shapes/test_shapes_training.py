@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from diffplug.shapes import train
 from diffplug.shapes.captions import VOCABULARY, captioned_scenes, parse, phrase, sample_prompts
 from diffplug.shapes.loop import Loop
 from diffplug.shapes.model import TOKENS, autoencoder, byte_pair_merges, denoiser, text_encoder, tokenizer
@@ -194,6 +196,19 @@ def test_latents_of_another_recipe_are_refused(tmp_path: Path) -> None:
     assert data.means.shape == (64, 4, 16, 16) and len(data.told) == 64
     with pytest.raises(ValueError, match="holds 64 latents, the recipe asks for 128: remove it"):
         encode_scenes(autoencoder(), DenoiserRecipe(scenes=128), cache)
+
+
+def test_imitated_bfloat16_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise typer.Exit(0)
+
+    monkeypatch.setattr(train, "finished_vae", stop)
+    for imitated in (True, False):
+        monkeypatch.setattr(train, "_imitates_bfloat16", lambda found=imitated: found)
+        words = ["-o", str(tmp_path), "--device", "cpu", "--dtype", "bfloat16"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0
+        assert ("take --dtype float32" in result.output) == imitated
 
 
 def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
