@@ -43,7 +43,7 @@ def truth(trials: Trials, scheduler: Any, cache: Path | None = None) -> Tensor:
         "steps": trials.steps,
         "guidance": trials.guidance,
         "options": {name: digest(value).hex() for name, value in trials.options.items()},
-        "scheduler": {type(scheduler).__name__: {k: repr(v) for k, v in sorted(scheduler.config.items())}},
+        "scheduler": {type(scheduler).__name__: _settings(scheduler)},
     }
     text = json.dumps(told, sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -60,6 +60,11 @@ def truth(trials: Trials, scheduler: Any, cache: Path | None = None) -> Tensor:
     with atomic_path(path) as temporary:
         save_file({"latents": latents.contiguous()}, temporary, metadata={"told": text})
     return latents
+
+
+def _settings(scheduler: Any) -> dict[str, str]:
+    """The configuration without Diffusers' own notes, one of which is in another order in every process."""
+    return {name: repr(value) for name, value in sorted(scheduler.config.items()) if not name.startswith("_")}
 
 
 def cache_folder() -> Path:

@@ -141,6 +141,19 @@ def test_the_truth_is_computed_once_and_tied_to_everything_it_depends_on(tmp_pat
     assert len(list(tmp_path.iterdir())) == 5
 
 
+@pytest.mark.pipe
+def test_a_truth_is_found_again_by_another_process(tmp_path: Path) -> None:
+    """Diffusers notes the settings that were not given, as a set is sorted: otherwise in every process."""
+    runs = trials(steps=6)
+    ddim = DDIMScheduler.from_config(runs.pipe.scheduler.config)
+    truth(runs, ddim, tmp_path)
+    noted = list(ddim.config["_use_default_values"])
+    assert len(noted) > 1
+    ddim.register_to_config(_use_default_values=noted[::-1])
+    truth(runs, ddim, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_truth_that_is_not_finite_is_not_kept(tmp_path: Path) -> None:
     runs = trials(steps=2)
     with torch.no_grad():
