@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from diffplug import load
+from benchmarks.command import opened
 from diffplug.files import output_folder, write_json
 from diffplug.recipe import Recipe
 from diffplug.shapes import grade, sample_prompts
@@ -108,7 +108,7 @@ def _with_error(figure: dict[str, float], *, percent: bool) -> str:
 
 def run(setting: Setting, max_rows: int = 64) -> dict[str, Any]:
     """All methods over all seeds; the document that is written and printed."""
-    pipe = load("shapes").to(setting.device)
+    pipe = opened("shapes", setting.device)
     prompts = sample_prompts(setting.prompts, seed=0, kind=setting.kind, split="test")
     recipes = setting.recipes()
     runs: dict[str, list[dict[str, float]]] = {recipe.label: [] for recipe in recipes}

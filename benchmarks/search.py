@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from rich.progress import Progress as Bars
 
+from benchmarks.command import opened
 from benchmarks.compact import kept_results, thinned, written
 from benchmarks.search_models import LEVELS, MODELS, NODES, problems
-from diffplug import load
 from diffplug.files import output_folder
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.origin import fingerprint
@@ -89,13 +89,6 @@ def closed_form(name: str, steps: int) -> Bench:
     train, validation, fresh = problems(name, SIZES[name])
     mean = tuple(train.truth.mean(axis=0).tolist())
     return Bench(train, validation, fresh, ScheduleSpace(steps, LEVELS, NODES, analytic=True, mean=mean))
-
-
-def shapes_pipe(model: str, device: str) -> Any:
-    """The pipeline, silent, on its device."""
-    pipe = load(model).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def shapes(pipe: Any, steps: int, guidance: float, pairs: int, fresh: int) -> Bench:
@@ -270,7 +263,7 @@ def _bench(
     """(the model, what it is, where its studies are); a pipeline's outputs are remembered in the stack."""
     if model in MODELS:
         return closed_form(model, given.steps), {"model": model, "steps": given.steps}, None
-    pipe = shapes_pipe(model, given.device)
+    pipe = opened(model, given.device)
     bench = shapes(pipe, given.steps, given.guidance, given.pairs, given.fresh)
     stack.enter_context(bench.train.trials.remembering())  # type: ignore[attr-defined]
     mark = fingerprint(pipe)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from diffplug import load
+from benchmarks.command import opened
 from diffplug.demos.contact_sheet import Cell, contact_sheet
 from diffplug.files import atomic_path, output_folder, write_json
 from diffplug.recipe import Recipe
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=RESULTS / "shapes_model.json")
     given = parser.parse_args(arguments)
     output_folder(given.json.parent)
-    pipe = load(given.model)
+    pipe = opened(given.model, "cpu")
     trip = round_trip(pipe)
     results, sheet = {}, []
     with Progress() as bars:

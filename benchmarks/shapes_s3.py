@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from benchmarks.command import opened
 from benchmarks.compact import thinned, written
-from benchmarks.search import shapes, shapes_pipe
+from benchmarks.search import shapes
 from diffplug.files import output_folder
 from diffplug.samplers.origin import architecture, fingerprint
 from diffplug.samplers.schedule import SolverSchedule
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, searches, ships the better schedules, writes JSON after every search."""
     given = _parser().parse_args(arguments)
     output_folder(given.out)
-    pipe = shapes_pipe(given.model, given.device)
+    pipe = opened(given.model, given.device)
     setting = {name: value for name, value in vars(given).items() if name not in PLACES}
     rows: list[dict[str, Any]] = []
     previous: SolverSchedule | None = None

@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, searches what is not found yet, ships the files and prints the table."""
     told = _parser().parse_args(arguments)
     folder, figures = output_folder(told.out), output_folder(told.json.parent) / told.json.name
-    work = Workshop(opened(told), told.pairs, told.truth, told.loss, told.cache)
+    work = Workshop(opened(told.model, told.device), told.pairs, told.truth, told.loss, told.cache)
     setting = {name: getattr(told, name) for name in ("pairs", "truth", "guidance", "loss")}
     unfinished = Unfinished(told.work, **work.origin, **setting)
     files, rows = {}, []

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.command import opened
 from benchmarks.solver_peers import PEERS, SD, steps_for
-from diffplug import latents, load
+from diffplug import latents
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
 from diffplug.samplers.origin import fingerprint
@@ -128,8 +129,7 @@ class PipelineBench(Bench):
         device: str = "cpu",
         folder: Path | None = None,
     ) -> None:
-        self.pipe = load(model).to(device)
-        self.pipe.set_progress_bar_config(disable=True)
+        self.pipe = opened(model, device)
         self.prompts = sample_prompts(fresh, seed=20_000, split="test")
         sets = [(sample_prompts(n, seed=k, split="search"), k) for n, k in ((pairs, 0), (held_out, 10_000))]
         self.runs = [

@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, samples and writes the sheet."""
     told = _parser().parse_args(arguments)
     output_folder(told.out.parent)
-    pipe, prompts = opened(told), sample_prompts(told.prompts, seed=told.seed, split="test")
+    pipe = opened(told.model, told.device)
+    prompts = sample_prompts(told.prompts, seed=told.seed, split="test")
     with Progress(transient=True) as bars:
         task = bars.add_task("pictures", total=1 + len(told.steps) * len(COLUMNS))
         cells = rows(pipe, prompts, told, partial(bars.advance, task))

@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import opened
 from benchmarks.steering import analytic_fk, analytic_svdd, overhead, picture_tables, pictures, rows
 from benchmarks.steering.clock import Clock
-from diffplug import load
 from diffplug.files import output_folder, write_json
 from diffplug.shapes.world import KINDS
 
@@ -45,7 +45,7 @@ def analytic(given: argparse.Namespace) -> dict[str, Any]:
 
 def of_pictures(given: argparse.Namespace) -> dict[str, Any]:
     """Tables and bars of the cells, after those that were missing are made."""
-    pipe = load("shapes").to(given.device)
+    pipe = opened("shapes", given.device)
     setting = pictures.Setting(
         kind=given.kind,
         steps=given.steps,
@@ -78,7 +78,7 @@ def of_pictures(given: argparse.Namespace) -> dict[str, Any]:
 
 def of_overhead(given: argparse.Namespace) -> dict[str, Any]:
     """Shares of the seconds of a steered run."""
-    found = overhead.measure(load("shapes").to(given.device), steps=given.steps, repeats=given.repeats)
+    found = overhead.measure(opened("shapes", given.device), steps=given.steps, repeats=given.repeats)
     for name, share in found["shares"].items():
         print(f"{name}: {100 * share:.1f} %")
     print(f"previews: scoring takes {found['preview scoring / network call']:.2f} network calls")

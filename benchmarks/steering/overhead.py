@@ -52,7 +52,6 @@ def clocked(pipe: Any) -> Iterator[Clock]:
 
 def measure(pipe: Any, *, steps: int = 20, particles: int = 8, repeats: int = 5) -> dict[str, Any]:
     """Medians over repeats: shares of a Feynman-Kac run, and a preview's scoring against a network call."""
-    pipe.set_progress_bar_config(disable=True)
     rows = [_shares(pipe, steps, particles, repeat) for repeat in range(repeats + 1)][1:]
     shares = {name: median(row[name] for row in rows) for name in rows[0]}
     previews = [_preview(pipe, steps, particles, repeat) for repeat in range(repeats + 1)][1:]

@@ -29,7 +29,7 @@ def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "SIZES", {"mixture": (8, 8, 16)})
     for module in (search, shapes_s3):
         monkeypatch.setattr(module, "search_space", partial(search_space, grids=GRIDS))
-        monkeypatch.setattr(module, "shapes_pipe", lambda model, device: quiet())
+        monkeypatch.setattr(module, "opened", lambda model, device: quiet())
     monkeypatch.setattr(search, "preset_schedules", partial(preset_schedules, grids=GRIDS))
     monkeypatch.setattr(search, "PipelineProblem", partial(PipelineProblem, fine=4))
     monkeypatch.setattr(search, "shown_strict", lambda problem, final: 0.5)
