@@ -3,7 +3,8 @@
 Each is a function (steps, levels, final) -> the N + 1 stored sigmas of its nodes, float64, decreasing; final
 is "zero" or "sigma_min". Grids over sigmas run from the largest to the smallest of training: with "zero" the
 smallest is the last evaluation and 0 follows; with "sigma_min" the smallest is the end itself, so that no
-evaluation is spent on a step of length 0. Flow models: sigma itself, and grids over time are shifted.
+evaluation is spent on a step of length 0. Flow models: sigma itself, and grids over time are shifted; with a
+terminal sigma that is the smallest one, and `Nodes` stretches the grids over time down to it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _times(times: Any, levels: NoiseLevels, final: str) -> Floats:
 def _between(curve: Callable[[Floats], Floats], steps: int, levels: NoiseLevels, final: str) -> Floats:
     """curve(u) at even u in [0, 1], from the largest sigma (0) to the smallest (1)."""
     if final == "sigma_min":
-        return np.append(curve(np.linspace(0.0, 1.0, steps + 1))[:-1], levels.sigma_min)
+        return np.append(curve(np.linspace(0.0, 1.0, steps + 1))[:-1], levels.last)
     return np.append(curve(np.linspace(0.0, 1.0, steps)), 0.0)
 
 
@@ -65,20 +66,20 @@ def trailing(steps: int, levels: NoiseLevels, final: str) -> Floats:
 
 def karras(steps: int, levels: NoiseLevels, final: str) -> Floats:
     """Even in sigma^(1/7) (arXiv 2206.00364, eq. 5)."""
-    low, high = levels.sigma_min ** (1 / 7), levels.sigma_max ** (1 / 7)
+    low, high = levels.last ** (1 / 7), levels.sigma_max ** (1 / 7)
     return _between(lambda u: (high + u * (low - high)) ** 7, steps, levels, final)
 
 
 def exponential(steps: int, levels: NoiseLevels, final: str) -> Floats:
     """Even in log sigma."""
-    low, high = math.log(levels.sigma_min), math.log(levels.sigma_max)
+    low, high = math.log(levels.last), math.log(levels.sigma_max)
     return _between(lambda u: np.exp(high + u * (low - high)), steps, levels, final)
 
 
 def log_snr(steps: int, levels: NoiseLevels, final: str) -> Floats:
     """Even in lambda; flow models start at sigma 1 (lambda is infinite there) and go on from 1 - 1/T."""
     high = levels.sigma_max if not levels.flow else 1.0 - 1.0 / levels.train_steps
-    first, last = levels.level(high).lam, levels.level(levels.sigma_min).lam
+    first, last = levels.level(high).lam, levels.level(levels.last).lam
     nodes = _between(lambda u: levels.sigma_of_lambda(first + u * (last - first)), steps, levels, final)
     nodes[0] = levels.sigma_max
     return nodes
@@ -92,7 +93,7 @@ def _beta_quantiles(u: Floats, a: float, b: float) -> Floats:
 
 def beta(steps: int, levels: NoiseLevels, final: str) -> Floats:
     """Quantiles of Beta(0.6, 0.6) over sigma (arXiv 2407.12173), as Diffusers' use_beta_sigmas."""
-    low, high = levels.sigma_min, levels.sigma_max
+    low, high = levels.last, levels.sigma_max
     return _between(lambda u: low + (high - low) * _beta_quantiles(u, 0.6, 0.6), steps, levels, final)
 
 
@@ -117,7 +118,7 @@ def _ays(table: list[int]) -> Grid:
         count = steps + 1 if final == "sigma_min" else steps
         at = np.linspace(0, len(known) - 1 if final == "sigma_min" else len(known) - 2, count)
         nodes = np.exp(np.interp(at, np.arange(len(known)), known))
-        return np.append(nodes[:-1], levels.sigma_min) if final == "sigma_min" else np.append(nodes, 0.0)
+        return np.append(nodes[:-1], levels.last) if final == "sigma_min" else np.append(nodes, 0.0)
 
     return grid
 
@@ -137,7 +138,7 @@ def bong_tangent(steps: int, levels: NoiseLevels, final: str) -> Floats:
         return low + (high - low) * (curve - curve[-1]) / (curve[0] - curve[-1])
 
     if first < 2 or count - first < 2:
-        return _between(lambda u: levels.sigma_max * (1 - u) + levels.sigma_min * u, steps, levels, final)
+        return _between(lambda u: levels.sigma_max * (1 - u) + levels.last * u, steps, levels, final)
     shape = np.concatenate([arc(first, first, 1.0, 0.5)[:-1], arc(count - first, 0, 0.5, 0.0)])
     nodes = levels.sigma_max * shape
     nodes[-1] = 0.0 if final == "zero" else levels.sigma_min

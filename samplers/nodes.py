@@ -98,7 +98,7 @@ class Nodes:
         Raises ValueError when the model's noise levels leave no room for the nodes.
         """
         if self.kind == "name":
-            return checked(GRIDS[self.name](steps, levels, self.final), self.final)
+            return checked(levels.stretched(GRIDS[self.name](steps, levels, self.final)), self.final)
         values = np.asarray(self.values)
         if self.kind == "timesteps":
             _check_start("timesteps", values, levels.train_steps - (not levels.flow))

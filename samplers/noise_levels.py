@@ -22,12 +22,14 @@ class NoiseLevels:
 
     table: sigma / alpha [T] of every training timestep, increasing; None for flow models.
     train_steps: T, the time of pure noise. shift: S of a flow model: time t has sigma
-    S t / (T + (S - 1) t).
+    S t / (T + (S - 1) t). terminal: the sigma at which a flow model's runs take their last step
+    (shift_terminal), None where that is the smallest of training.
     """
 
     table: FloatArray | None
     train_steps: int = 1000
     shift: float = 1.0
+    terminal: float | None = None
 
     @classmethod
     def from_scheduler(cls, scheduler: Any, mu: float | None = None) -> NoiseLevels:
@@ -37,10 +39,12 @@ class NoiseLevels:
         if not config.use_flow_sigmas:
             cumprod = scheduler.alphas_cumprod.cpu()
             return cls((((1 - cumprod) / cumprod) ** 0.5).numpy(), steps)
+        terminal = config.shift_terminal or None
         if not config.use_dynamic_shifting:
-            return cls(None, steps, float(config.flow_shift))
+            return cls(None, steps, float(config.flow_shift), terminal)
         strength = 1.0 if mu is None else mu
-        return cls(None, steps, math.exp(strength) if config.time_shift_type == "exponential" else strength)
+        shift = math.exp(strength) if config.time_shift_type == "exponential" else strength
+        return cls(None, steps, shift, terminal)
 
     @property
     def flow(self) -> bool:
@@ -56,6 +60,11 @@ class NoiseLevels:
     def sigma_max(self) -> float:
         """The largest stored sigma of training (flow: 1)."""
         return 1.0 if self.table is None else float(self.table[-1])
+
+    @property
+    def last(self) -> float:
+        """The smallest stored sigma of a run: the terminal one where there is one, else that of training."""
+        return self.sigma_min if self.terminal is None else self.terminal
 
     def level(self, sigma: float) -> Level:
         """(alpha, sigma) at a stored sigma >= 0; flow models keep a tiny alpha, so that its log exists."""
@@ -74,6 +83,14 @@ class NoiseLevels:
     def shifted(self, sigmas: Floats) -> Floats:
         """S s / (1 + (S - 1) s): what a flow model's shift makes of plain sigmas."""
         return sigmas if self.shift == 1 else self.shift * sigmas / (1.0 + (self.shift - 1.0) * sigmas)
+
+    def stretched(self, sigmas: Floats) -> Floats:
+        """Decreasing sigmas, their distances from 1 stretched so that the last one above 0 is the terminal."""
+        lowest = sigmas[sigmas > 0].min()
+        if self.terminal is None or lowest == 1:
+            return sigmas
+        scale = (1.0 - self.terminal) / (1.0 - lowest)
+        return np.where(sigmas > 0, 1.0 - scale * (1.0 - sigmas), 0.0)
 
     def time_of_sigma(self, sigmas: Any) -> Floats:
         """What the network is told at stored sigmas > 0: VP by the table (log-linear), flow T sigma."""

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import AysSchedules
 from hypothesis import given
 from hypothesis import strategies as st
 from table_runs import FLOW_LEVELS, SD, VP_LEVELS
 
 from diffplug.samplers.grids import GRIDS, named_grid
+from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
+from diffplug.samplers.solver import SolverScheduler
 
 FINALS = ("zero", "sigma_min")
 
@@ -117,3 +119,33 @@ def test_levels_convert_both_ways() -> None:
     assert FLOW_LEVELS.sigma_max == 1 and FLOW_LEVELS.level(1.0).alpha > 0
     dynamic = NoiseLevels(None, 1000, math.e)
     assert dynamic.sigma_of_time(500.0) == pytest.approx(math.e / (math.e + 1))
+
+
+CONVERTED = {name: {f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta")}
+TERMINAL: dict[str, dict[str, bool]] = {"trailing": {}, **CONVERTED}
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("name", TERMINAL)
+def test_runs_end_at_the_terminal_sigma_where_diffusers_ends_them(name: str) -> None:
+    theirs = FlowMatchEulerDiscreteScheduler(shift=3.0, shift_terminal=0.02, **TERMINAL[name])
+    theirs.set_timesteps(sigmas=np.linspace(1.0, 1 / 8, 8).tolist())
+    ours = SolverScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0, shift_terminal=0.02,
+        grid=name, final_sigmas_type="zero",
+    )  # fmt: skip
+    ours.set_timesteps(8)
+    np.testing.assert_allclose(ours.sigmas, theirs.sigmas, atol=2e-6)
+    assert float(ours.sigmas[-2]) == pytest.approx(0.02, abs=1e-7)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("final", FINALS)
+@pytest.mark.parametrize("name", [name for name in GRIDS if not name.startswith("ays")])
+def test_every_grid_reaches_the_terminal_sigma(name: str, final: str) -> None:
+    levels = NoiseLevels(None, 1000, 3.0, 0.1)
+    for steps in (1, 2, 7, 30):
+        sigmas = Nodes(kind="name", name=name, final=final).sigmas(levels, steps)
+        assert (np.diff(sigmas) < 0).all()
+        reached = sigmas[-1] if final == "sigma_min" else sigmas[-2]
+        assert reached == pytest.approx(0.1, rel=1e-12) or (steps == 1 and final == "zero")
