@@ -85,7 +85,7 @@ class NoiseLevels:
         return sigmas if self.shift == 1 else self.shift * sigmas / (1.0 + (self.shift - 1.0) * sigmas)
 
     def stretched(self, sigmas: Floats) -> Floats:
-        """Decreasing sigmas, their distances from 1 stretched so that the last one above 0 is the terminal."""
+        """Decreasing sigmas, their distances from 1 stretched: the last one above 0 becomes the terminal."""
         lowest = sigmas[sigmas > 0].min()
         if self.terminal is None or lowest == 1:
             return sigmas

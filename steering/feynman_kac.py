@@ -36,12 +36,14 @@ class FeynmanKac(Tilted):
     scored in any case; () is importance sampling. ess_threshold: resample where the effective sample size is
     below this share of k, weights are carried otherwise; None resamples at every scored call. resampler: a
     name of `diffplug.steering.resampling.RESAMPLERS`. populations: split the k particles of a prompt into
-    this many that never meet; "best" then returns the best of each first, so that pictures asked for together
-    share no ancestor. twist: for differentiable rewards and stochastic solvers, lean the noise of scored
-    steps towards the gradient by at most this many standard deviations (2 is a start; see
-    `diffplug.steering.twist`); costs one decoding with gradient more for each scored call. spread: standard
-    deviation of clean latents, for its slope. strength, tilt, target_ess, seed, churn: see `Tilted`. The
-    rest: see `Steerer`. After a call `report` is a SteeringReport.
+    this many that never meet; by default into pairs (one population for an odd k). Few large populations
+    descend from few start noises and stand or fall together; 1 is the published filter. "best" returns the
+    best of each population first, so that pictures asked for together share no ancestor. twist: for
+    differentiable rewards and stochastic solvers, lean the noise of scored steps towards the gradient by at
+    most this many standard deviations (2 is a start; see `diffplug.steering.twist`); costs one decoding with
+    gradient more for each scored call. spread: standard deviation of clean latents, for its slope. strength,
+    tilt, target_ess, seed, churn: see `Tilted`. The rest: see `Steerer`. After a call `report` is a
+    SteeringReport.
 
         with plug(pipe, FeynmanKac("shapes", particles=8, churn=1.0)):
             image = pipe("a red circle", num_inference_steps=20).images[0]
@@ -52,7 +54,7 @@ class FeynmanKac(Tilted):
     score_at: Sequence[float] | str = FRACTIONS
     ess_threshold: float | None = 0.9
     resampler: str = "systematic"
-    populations: int = 1
+    populations: int | None = None
     twist: float = 0.0
     spread: float = 1.0
 
@@ -62,7 +64,7 @@ class FeynmanKac(Tilted):
         check_threshold(self.ess_threshold)
         check_resampler(self.resampler)
         plan_of(self.score_at)
-        check_split(self.particles, "populations", self.populations)
+        check_split(self.particles, "populations", self.apart)
         if self.twist != 0:
             check_twist(self.twist, self.spread)
         if self.twist and self.churn:
@@ -85,6 +87,13 @@ class FeynmanKac(Tilted):
             rising=self.tilt != "constant",
         )
 
+    @property
+    def apart(self) -> int:
+        """Return how many populations there are: those asked for, or pairs where particles are even."""
+        if self.populations is not None:
+            return self.populations
+        return 1 if self.particles % 2 else self.particles // 2
+
     def plan(self) -> Plan:
         """Return the plan of scored calls before the end."""
         return plan_of(self.score_at)
@@ -95,7 +104,7 @@ class FeynmanKac(Tilted):
             groups,
             resampler=self.resampler,
             ess_threshold=self.ess_threshold,
-            populations=self.populations,
+            populations=self.apart,
             potential=self._potential(self.potential),
         )
 

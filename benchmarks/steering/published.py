@@ -61,12 +61,13 @@ class _PublishedRun(SteeredRun):
 
 @dataclass(frozen=True)
 class PublishedFeynmanKac(FeynmanKac):
-    """The published rule with its defaults: maximum, multinomial, ESS below one half, constant strength."""
+    """The published rule with its defaults: one population, maximum, multinomial, ESS below .5, full tilt."""
 
     potential: str = "max"
     resampler: str = "multinomial"
     ess_threshold: float | None = 0.5
     tilt: str = "constant"
+    populations: int | None = 1
 
     def build_run(self, pipe: Any, request: Request, ranks: Ranks | None) -> SteeredRun:
         """Return a run whose engine lags."""

@@ -82,3 +82,10 @@ def test_bad_options_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown potential 'maxi'"):
         FeynmanKac(red, potential="maxi")
     assert Beam(red, particles=3).kept == 1
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(("particles", "apart"), [(1, 1), (2, 1), (5, 1), (8, 4)])
+def test_particles_go_in_pairs_unless_told_otherwise(particles: int, apart: int) -> None:
+    assert FeynmanKac(red, particles=particles).apart == apart
+    assert FeynmanKac(red, particles=particles, populations=1).apart == 1

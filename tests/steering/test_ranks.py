@@ -43,8 +43,10 @@ class FailsIn:
 
 
 RUNS: dict[str, Any] = {
-    "generators": lambda: FeynmanKac(red, particles=4, strength=3000.0, ess_threshold=None, ranks=True),
-    "all": lambda: FeynmanKac(red, particles=4, strength=3000.0, ranks=True, returns="all"),
+    "generators": lambda: FeynmanKac(
+        red, particles=4, strength=3000.0, ess_threshold=None, populations=1, ranks=True
+    ),
+    "all": lambda: FeynmanKac(red, particles=4, strength=3000.0, populations=1, ranks=True, returns="all"),
     "churn": lambda: SVDD(red, particles=4, duplicates=4, strength=300.0, block=2, churn=1.0, ranks=True),
 }
 
@@ -126,7 +128,7 @@ def test_two_processes_make_the_pictures_of_one(both: list[dict[str, Any]], name
 @pytest.mark.pipe
 def test_generators_of_pictures_make_the_same_without_ranks(both: list[dict[str, Any]]) -> None:
     pipe = tiny("sd15")
-    steerer = FeynmanKac(red, particles=4, strength=3000.0, ess_threshold=None)
+    steerer = FeynmanKac(red, particles=4, strength=3000.0, ess_threshold=None, populations=1)
     with plug(pipe, steerer) as plugged:
         images = plugged(
             PROMPTS, num_inference_steps=5, output_type="pt", eta=1.0, generator=generators(0, 2)
