@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from diffplug.files import atomic_path
 
-_PANELS = (("score_best", "the picture handed back"), ("score_mean", "all pictures made, mean"))
+_PANELS = (("score_best", "the picture handed back"), ("score_mean", "a picture drawn by its weight"))
 
 
 def draw(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:

@@ -42,7 +42,8 @@ def test_every_rule_costs_the_same() -> None:
 
 @pytest.mark.parametrize("rule", ["best-of-n", "fk", "svdd", "code", "two-level"])
 def test_rules_are_those_that_a_person_gets_by_name(rule: str) -> None:
-    mine, theirs = pictures.recipe(Setting(), rule, 8), Recipe(sampler="ddim", steer=rule, particles=8)
+    mine = pictures.recipe(Setting(strength=10.0, steps=20), rule, 8)
+    theirs = Recipe(sampler="ddim", steer=rule, particles=8)
     here, there = mine.steerer([0]), theirs.steerer([0])
     assert replace(here, returns="best") == replace(there, reward=here.reward)
     assert (mine.steps, mine.eta, mine.sampler) == (theirs.steps, theirs.eta, theirs.sampler)
