@@ -2,9 +2,10 @@
 
     python -m benchmarks.fidelity --prompts 200 --seeds 3 --steps 20 --particles 8
 
-"best" columns grade the picture that a person gets, "mean" columns all pictures that were made. Plain
-sampling runs twice: with the same steps, and with as many evaluations as the others. Prompts are
-`sample_prompts(n, seed=0, kind, split="test")`; in seed s, prompt i starts from the generator s * 10**6 + i.
+"best" columns grade the picture that a person gets, "drawn" columns one that is drawn by the final weights
+(returns="sample"), evenly from free pictures. Plain sampling runs twice: with the same steps, and with as
+many evaluations as the others. Prompts are `sample_prompts(n, seed=0, kind, split="test")`; in seed s, prompt
+i starts from the generator s * 10**6 + i.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from rich.progress import Progress
 
 from benchmarks.command import opened
+from benchmarks.steering.pictures import shares
 from diffplug.files import output_folder, write_json
 from diffplug.recipe import Recipe
 from diffplug.shapes import grade, sample_prompts
@@ -60,7 +62,9 @@ class Setting:
 
 
 def measure(pipe: Any, recipe: Recipe, prompts: Sequence[str], seed: int, max_rows: int) -> dict[str, float]:
-    """The figures of one recipe and one seed: strict share and mean score, of the best and of all."""
+    """The figures of one recipe and one seed: strict share and mean score, of the best picture and of one
+    that is drawn by the final weights (free draws: evenly).
+    """
     seeds = [seed * 10**6 + i for i in range(len(prompts))]
     made = recipe.run(pipe, prompts, seeds, max_rows=max_rows)
     copies = len(made.images) // len(prompts)
@@ -68,11 +72,12 @@ def measure(pipe: Any, recipe: Recipe, prompts: Sequence[str], seed: int, max_ro
     scores = np.asarray(grades.score, dtype=np.float64).reshape(len(prompts), copies)
     strict = np.asarray(grades.strict, dtype=np.float64).reshape(len(prompts), copies)
     best = (np.arange(len(prompts)), scores.argmax(1))
+    drawn = shares(made, len(prompts), copies, weighted=recipe.steer == "fk")
     return {
         "strict_best": float(strict[best].mean()),
         "score_best": float(scores[best].mean()),
-        "strict_mean": float(strict.mean()),
-        "score_mean": float(scores.mean()),
+        "strict_mean": float((drawn * strict).sum(1).mean()),
+        "score_mean": float((drawn * scores).sum(1).mean()),
         "evaluations": made.evaluations / len(prompts),
         "seconds": made.seconds,
     }
@@ -91,7 +96,8 @@ def summary(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """The results as a markdown table: percentages and scores with their standard errors."""
-    heads = ["method", "strict, best", "score, best", "strict, mean", "score, mean", "evaluations", "seconds"]
+    graded = ["strict, best", "score, best", "strict, drawn", "score, drawn"]
+    heads = ["method", *graded, "evaluations", "seconds"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for label, figures in results.items():
         cells = [_with_error(figures[key], percent=key.startswith("strict")) for key in list(figures)[:4]]

@@ -115,7 +115,7 @@ def measure(
     return {
         "score": np.asarray(grades.score, dtype=np.float64).reshape(shape).tolist(),
         "strict": np.asarray(grades.strict, dtype=bool).reshape(shape).tolist(),
-        "weights": _weights(made, cell.rule, *shape),
+        "weights": shares(made, *shape, weighted=cell.rule not in UNWEIGHTED).tolist(),
         "roots": _roots(made, *shape),
         "evaluations": made.evaluations / len(prompts),
         "seconds": made.seconds / len(prompts),
@@ -124,11 +124,14 @@ def measure(
     }
 
 
-def _weights(made: Pictures, rule: str, prompts: int, copies: int) -> list[list[float]]:
-    """The share of each picture in its prompt's population: what a picture drawn from it is drawn by."""
-    if rule in UNWEIGHTED:
-        return np.full((prompts, copies), 1 / copies).tolist()
-    return torch.cat([report.final_log_weights for report in made.reports]).softmax(1).tolist()
+def shares(made: Pictures, prompts: int, copies: int, *, weighted: bool) -> np.ndarray[Any, Any]:
+    """The share of each picture in its prompt's population [prompts, copies]: what a picture is drawn by.
+
+    weighted: by the final weights that steering left, else evenly.
+    """
+    if not weighted:
+        return np.full((prompts, copies), 1 / copies)
+    return torch.cat([report.final_log_weights for report in made.reports]).softmax(1).numpy()
 
 
 def _roots(made: Pictures, prompts: int, copies: int) -> list[int]:
