@@ -38,11 +38,11 @@ class FeynmanKac(Tilted):
     name of `diffplug.steering.resampling.RESAMPLERS`. populations: split the k particles of a prompt into
     this many that never meet; by default into pairs (one population for an odd k). Few large populations
     descend from few start noises and stand or fall together; 1 is the published filter. "best" returns the
-    best of each population first, so that pictures asked for together share no ancestor. twist: for
-    differentiable rewards and stochastic solvers, lean the noise of scored steps towards the gradient by at
-    most this many standard deviations (2 is a start; see `diffplug.steering.twist`); costs one decoding with
-    gradient more for each scored call. spread: standard deviation of clean latents, for its slope. strength,
-    tilt, target_ess, seed, churn: see `Tilted`. The rest: see `Steerer`. After a call `report` is a
+    best of each first where a number is given, so that pictures asked for together share no ancestor. twist:
+    for differentiable rewards and stochastic solvers, lean the noise of scored steps towards the gradient by
+    at most this many standard deviations (2 is a start; see `diffplug.steering.twist`); costs one decoding
+    with gradient more for each scored call. spread: standard deviation of clean latents, for its slope.
+    strength, tilt, target_ess, seed, churn: see `Tilted`. The rest: see `Steerer`. After a call `report` is a
     SteeringReport.
 
         with plug(pipe, FeynmanKac("shapes", particles=8, churn=1.0)):
@@ -93,6 +93,11 @@ class FeynmanKac(Tilted):
         if self.populations is not None:
             return self.populations
         return 1 if self.particles % 2 else self.particles // 2
+
+    @property
+    def leaders_first(self) -> bool:
+        """Return whether populations were asked for: those that nobody asked for do not change the order."""
+        return self.populations is not None
 
     def plan(self) -> Plan:
         """Return the plan of scored calls before the end."""

@@ -163,8 +163,10 @@ class SteeredRun:
         return slots if self.steerer.returns == "all" else slots[:wanted]
 
     def _apart(self) -> int:
-        """Return how many populations of a prompt never met."""
+        """Return how many populations of a prompt never met and each send their best picture first."""
         found = self._filter()
+        if not self.steerer.leaders_first:
+            return 1
         if isinstance(found, Populations) and found.ess_threshold is None:
             return found.count
         return 1

@@ -106,6 +106,11 @@ class Steerer:
         """Return whether the reward is needed at all."""
         return True
 
+    @property
+    def leaders_first(self) -> bool:
+        """Return whether "best" gives the best of every separate population before any other picture."""
+        return True
+
     def plan(self) -> Plan:
         """Return the plan of scored calls before the end."""
         raise NotImplementedError

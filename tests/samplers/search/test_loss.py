@@ -28,7 +28,7 @@ def test_the_robust_loss_is_below_the_squared_one_and_keeps_the_order(
     of_pairs: np.ndarray, scale: float
 ) -> None:
     robust = Loss(scale)(of_pairs)
-    assert (robust <= of_pairs * (1 + 1e-12)).all()
+    assert (robust <= of_pairs * (1 + 1e-12) + np.finfo(np.float64).tiny).all()  # below it, digits are few
     order = np.argsort(of_pairs)
     assert (np.diff(robust[order]) >= 0).all()
 
