@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from benchmarks import steering_sheet
 from benchmarks.steering import picture_tables, pictures
 from benchmarks.steering.__main__ import parser
 from benchmarks.steering.analytic_fk import LINEAR, every, twists
@@ -179,3 +181,12 @@ def test_the_published_rule_runs_in_a_pipeline() -> None:
         images = plugged("a red circle", num_inference_steps=5, eta=1.0, output_type="pt").images
     assert len(images) == 1 and steerer.report is not None
     assert steerer.report.calls == (0, 1, 2, 3) and int(steerer.report.distinct_roots[-1]) < 4
+
+
+@pytest.mark.pipe
+def test_the_sheet_shows_every_particle_of_every_rule(tmp_path: Path) -> None:
+    place = tmp_path / "sheet.png"
+    steering_sheet.main(["--steps", "6", "--particles", "2", "--prompts", "1", "-o", str(place)])
+    torch.set_grad_enabled(True)
+    sheet = Image.open(place)
+    assert sheet.height > len(steering_sheet.ROWS) * 64 and sheet.width > 2 * 64

@@ -1,0 +1,78 @@
+"""What eight particles of a prompt look like: free draws, and what each rule of steering makes of them.
+
+    python -m benchmarks.steering_sheet -o docs/steering_pictures.png
+
+A row for each rule, a column for each prompt, and in a cell all its particles, in order; the same seeds
+everywhere. Rules run with the settings that their names give, as in `benchmarks.steering`. Marks say whether
+a picture holds every fact of its prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from benchmarks.command import command, opened
+from benchmarks.steering.pictures import Setting, recipe
+from diffplug.demos.contact_sheet import Cell, contact_sheet
+from diffplug.files import atomic_path, output_folder
+from diffplug.shapes import grade, sample_prompts
+
+ROWS = {
+    "best-of-n": "free pictures",
+    "fk": "Feynman-Kac, in pairs",
+    "svdd": "SVDD",
+    "code": "CoDe",
+    "two-level": "two-level",
+}
+
+
+def row(pipe: Any, setting: Setting, rule: str, particles: int, prompts: Sequence[str]) -> list[Cell]:
+    """All particles of each prompt under a rule."""
+    images = recipe(setting, rule, particles).run(pipe, prompts, list(range(len(prompts)))).images
+    cells = []
+    for i, prompt in enumerate(prompts):
+        own = images[i * particles : (i + 1) * particles]
+        cells.append(Cell(own, [bool(good) for good in grade(own, [prompt] * particles).strict]))
+    return cells
+
+
+@torch.no_grad()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line, samples and writes the sheet."""
+    told = _parser().parse_args(arguments)
+    output_folder(told.out.parent)
+    pipe = opened(told.model, told.device)
+    setting = Setting(kind=told.kind, steps=told.steps, strength=told.strength)
+    prompts = sample_prompts(told.prompts, seed=told.seed, kind=told.kind, split="test")
+    with Progress(transient=True) as bars:
+        cells = [row(pipe, setting, rule, told.particles, prompts) for rule in bars.track(ROWS)]
+    sheet = contact_sheet(
+        cells, row_labels=list(ROWS.values()), column_labels=prompts, size=64,
+        footer=f"{told.particles} particles, {told.steps} steps, strength {told.strength:g}, DDIM",
+    )  # fmt: skip
+    with atomic_path(told.out) as temporary:
+        sheet.save(temporary)
+    print(told.out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command(__name__, model="shapes")
+    add = parser.add_argument
+    add("--kind", choices=("one", "two", "relation", "three", "mixed"), default="three")
+    add("--steps", type=int, default=10)
+    add("--strength", type=float, default=30.0)
+    add("--particles", type=int, default=8)
+    add("--prompts", type=int, default=2)
+    add("--seed", type=int, default=1, help="of the prompts, out of the test split")
+    add("-o", "--out", type=Path, default=Path("docs/steering_pictures.png"))
+    return parser
+
+
+if __name__ == "__main__":
+    main()
