@@ -4,8 +4,9 @@
     python -m benchmarks.shapes_s3            then: schedules for 4, 5, 6, 8 and 10 evaluations
 
 Prompts to search on and to choose by are those of the search split, the judging ones those of the test split.
-A schedule takes the place of `solver-N.json` where its error on the pairs that choose is smaller; summaries
-of all studies are shipped as `studies.json`. Unfinished studies are kept in --studies and gone on with.
+Searches begin with presets, with the schedule found for one length less and with what is shipped already. A
+schedule takes the place of `solver-N.json` where its error on the pairs that choose is smaller; summaries of
+all studies are shipped as `studies.json`. Unfinished studies are kept in --studies and gone on with.
 """
 
 from __future__ import annotations
@@ -85,11 +86,12 @@ def searched(
     storage = output_folder(given.studies) / f"s3-{told['model'][:8]}.log"
     path = given.out / f"solver-{steps}.json"
     old = SolverSchedule.load(path) if path.exists() else None
+    seeds = [] if previous is None else [longer(previous, steps)]
+    seeds += [] if old is None else [old]
     with bench.train.trials.remembering():  # type: ignore[attr-defined]
         search = search_space(
             bench.train, bench.validation, bench.space, trials=given.trials, refinement=given.refinement,
-            seeds=[longer(previous, steps)] if previous is not None else [], told=told, on_trial=say,
-            storage=storage,
+            seeds=seeds, told=told, on_trial=say, storage=storage,
         )  # fmt: skip
         found = search.schedule
         rival = float("inf") if old is None else errors(bench.validation, old).mean
