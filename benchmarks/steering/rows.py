@@ -49,29 +49,22 @@ def normaliser(part: str, case: str, run: Steered, z: float, *, shown: bool = Fa
 
 def weighted_mean(part: str, case: str, run: Steered, expected: float, slack: float = 0.004) -> Row:
     """The mean of a group's weighted mean."""
-    found, error = run.weighted_mean()
-    return Row(
-        part=part,
-        case=case,
-        quantity="weighted mean",
-        expected=expected,
-        found=found,
-        error=error,
-        slack=slack,
-    )
+    return _mean(part, case, "weighted mean", run.weighted_mean(), expected, slack)
 
 
 def plain_mean(part: str, case: str, run: Steered, expected: float, slack: float = 0.004) -> Row:
     """The mean of all particles as they are."""
     mean, _, error = moments(run.x.mean(-1))
+    return _mean(part, case, "plain mean", (mean, error), expected, slack)
+
+
+def _mean(
+    part: str, case: str, quantity: str, found: tuple[float, float], expected: float, slack: float
+) -> Row:
+    """A mean and its standard error beside what is expected."""
+    mean, error = found
     return Row(
-        part=part,
-        case=case,
-        quantity="plain mean",
-        expected=expected,
-        found=mean,
-        error=error,
-        slack=slack,
+        part=part, case=case, quantity=quantity, expected=expected, found=mean, error=error, slack=slack
     )
 
 
