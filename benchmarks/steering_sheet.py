@@ -48,13 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     told = _parser().parse_args(arguments)
     output_folder(told.out.parent)
     pipe = opened(told.model, told.device)
-    setting = Setting(kind=told.kind, steps=told.steps, strength=told.strength)
+    names = ("kind", "steps", "guidance", "strength")
+    setting = Setting(**{name: getattr(told, name) for name in names})
     prompts = sample_prompts(told.prompts, seed=told.seed, kind=told.kind, split="test")
     with Progress(transient=True) as bars:
         cells = [row(pipe, setting, rule, told.particles, prompts) for rule in bars.track(ROWS)]
     sheet = contact_sheet(
         cells, row_labels=list(ROWS.values()), column_labels=prompts, size=64,
-        footer=f"{told.particles} particles, {told.steps} steps, strength {told.strength:g}, DDIM",
+        footer=f"{told.particles} particles, DDIM in {told.steps} steps, guidance {told.guidance:g}, "
+        f"strength {told.strength:g}",
     )  # fmt: skip
     with atomic_path(told.out) as temporary:
         sheet.save(temporary)
@@ -64,9 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = command(__name__, model="shapes")
     add = parser.add_argument
-    add("--kind", choices=("one", "two", "relation", "three", "mixed"), default="three")
-    add("--steps", type=int, default=10)
-    add("--strength", type=float, default=30.0)
+    usual = Setting()
+    add("--kind", choices=("one", "two", "relation", "three", "mixed"), default=usual.kind)
+    add("--steps", type=int, default=usual.steps)
+    add("--guidance", type=float, default=usual.guidance)
+    add("--strength", type=float, default=usual.strength)
     add("--particles", type=int, default=8)
     add("--prompts", type=int, default=2)
     add("--seed", type=int, default=1, help="of the prompts, out of the test split")
