@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE ?= 1
 demo: $(VENV)/.installed
 	$(BIN)/diffplug compare -o $(OUT)
 
-# One process a core, one thread a process: twice as fast on two cores as two threads in one process.
+# One process a core, one thread a process.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(TESTS)
 

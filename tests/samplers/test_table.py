@@ -184,7 +184,7 @@ OFF = {"disable_corrector": range(200), **FREE}
         (presets.singlestep, {"order": 2}, 1.8, 2.3),
         (presets.singlestep, {"order": 3, "kind": "heun"}, 1.7, 2.4),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_order_of_convergence(make: Any, options: dict[str, Any], low: float, high: float) -> None:
     """A first step of order 1 limits what is not corrected to order 2 in all."""
