@@ -5,8 +5,11 @@
 
 Prompts to search on and to choose by are those of the search split, the judging ones those of the test split.
 Searches begin with presets, with the schedule found for one length less and with what is shipped already. A
-schedule takes the place of `solver-N.json` where its error on the pairs that choose is smaller; summaries of
-all studies are shipped as `studies.json`. Unfinished studies are kept in --studies and gone on with.
+schedule takes the place of `solver-N.json` where it is better on the pairs that choose; summaries of all studies
+are shipped as `studies.json`. Unfinished studies are kept in --studies and gone on with.
+
+Pairs that end in another picture than the converged one, whatever the solver does, are most of a mean error, and
+what lowers it is to blur: so the mean logarithm of the errors is what counts here.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from diffplug.files import output_folder
 from diffplug.samplers.origin import architecture, fingerprint
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.search.front import longer
-from diffplug.samplers.search.problem import errors
+from diffplug.samplers.search.metric import Metric, parse_metric
+from diffplug.samplers.search.problem import Problem
 from diffplug.samplers.search.schedules import Progress as Told
 from diffplug.samplers.search.schedules import ScheduleSearch, search_space
 from diffplug.samplers.shipped import shipped_folder
@@ -81,7 +85,7 @@ def searched(
     pipe: Any, steps: int, given: argparse.Namespace, previous: SolverSchedule | None, say: Told
 ) -> tuple[dict[str, Any], SolverSchedule]:
     """(the row of a number of evaluations, its schedule), which is shipped if it is the best there is."""
-    bench = shapes(pipe, steps, given.guidance, given.pairs, given.fresh)
+    bench, metric = shapes(pipe, steps, given.guidance, given.pairs, given.fresh), parse_metric(given.metric)
     told = {"model": fingerprint(pipe), "guidance_scale": given.guidance}
     storage = output_folder(given.studies) / f"s3-{told['model'][:8]}.log"
     path = given.out / f"solver-{steps}.json"
@@ -91,20 +95,25 @@ def searched(
     with bench.train.trials.remembering():  # type: ignore[attr-defined]
         search = search_space(
             bench.train, bench.validation, bench.space, trials=given.trials, refinement=given.refinement,
-            seeds=seeds, told=told, on_trial=say, storage=storage,
+            metric=metric, seeds=seeds, told=told, on_trial=say, storage=storage,
         )  # fmt: skip
         found = search.schedule
-        rival = float("inf") if old is None else errors(bench.validation, old).mean
+        rival = float("inf") if old is None else worth(metric, bench.validation, old)
         name, preset = bench.best_preset()
         best = {"solver": name, "test": bench.figures(preset)}
         row = summary(search, {"test": bench.figures(found), "best preset": best})
     again = old is not None and replace(old, meta={}) == replace(found, meta={})
-    row["shipped"] = again or (search.improved and search.validation["mean"] < rival)
+    row["shipped"] = again or (search.improved and search.validation["value"] < rival)
     if row["shipped"]:
         meta = {**told, "architecture": architecture(pipe), "steps": steps, "method": "s3"}
         figures = {name: row[name] for name in ("baseline", "validation", "test", "metric", "spent")}
         replace(found, meta={**meta, **figures}).save(path)
     return row, found
+
+
+def worth(metric: Metric, problem: Problem, schedule: SolverSchedule) -> float:
+    """The metric's value of a schedule on all pairs of a problem."""
+    return metric.value(problem, metric.marks(problem, problem.final(schedule)))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -134,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fresh", type=int, default=300, help="test prompts that judge")
     add("--trials", type=int, default=200, help="schedules for each number of evaluations")
     add("--refinement", type=int, default=80, help="runs for least squares at the end")
+    add("--metric", default="latent-mse:log", help="as for diffplug search s3")
     add("--device", default="cpu")
     add("--out", type=Path, default=shipped_folder("shapes"))
     add("--studies", type=Path, default=Path("runs") / "studies", help="folder for unfinished studies")
