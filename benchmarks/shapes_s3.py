@@ -5,11 +5,11 @@
 
 Prompts to search on and to choose by are those of the search split, the judging ones those of the test split.
 Searches begin with presets, with the schedule found for one length less and with what is shipped already. A
-schedule takes the place of `solver-N.json` where it is better on the pairs that choose; summaries of all studies
-are shipped as `studies.json`. Unfinished studies are kept in --studies and gone on with.
+schedule takes the place of `solver-N.json` where it is better on the pairs that choose; summaries of all
+studies are shipped as `studies.json`. Unfinished studies are kept in --studies and gone on with.
 
-Pairs that end in another picture than the converged one, whatever the solver does, are most of a mean error, and
-what lowers it is to blur: so the mean logarithm of the errors is what counts here.
+Pairs that end in another picture than the converged one, whatever the solver does, are most of a mean error,
+and what lowers it is to blur: so the mean logarithm of the errors is what counts here.
 """
 
 from __future__ import annotations
