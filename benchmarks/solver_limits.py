@@ -76,7 +76,7 @@ def table(steps: int, found: Sequence[Row]) -> str:
 
 @torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line, prints mean (and median) errors, writes JSON."""
+    """Reads the command line, prints mean (and median) errors, writes JSON after each of them."""
     told = _parser().parse_args(arguments)
     output_folder(told.json.parent)
     bench = PipelineBench(
@@ -90,12 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for steps in bars.track(told.steps, description="evaluations"):
             document["results"][steps] = found = list(rows(bench, steps))
             bars.console.print(table(steps, found) + "\n", markup=False, soft_wrap=True)
+            write_json(told.json, document)
         for share in bars.track(told.shares, description="start noise"):
             document["moved"].append(moved(bench, share))
             line = f"{share:g} of the start noise's variance: moved by {document['moved'][-1]['mean']:.3f}"
             bars.console.print(line, markup=False)
+            write_json(told.json, document)
     print(f"variance of converged latents: {document['variance']:.3f}")
-    write_json(told.json, document)
 
 
 def _variance(bench: PipelineBench) -> float:
