@@ -29,9 +29,9 @@ from benchmarks.search import shapes
 from diffplug.files import output_folder
 from diffplug.samplers.origin import architecture, fingerprint
 from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.search.contest import Contest
 from diffplug.samplers.search.front import longer
-from diffplug.samplers.search.metric import Metric, parse_metric
-from diffplug.samplers.search.problem import Problem
+from diffplug.samplers.search.metric import parse_metric
 from diffplug.samplers.search.schedules import Progress as Told
 from diffplug.samplers.search.schedules import ScheduleSearch, search_space
 from diffplug.samplers.shipped import shipped_folder
@@ -98,7 +98,8 @@ def searched(
             metric=metric, seeds=seeds, told=told, on_trial=say, storage=storage,
         )  # fmt: skip
         found = search.schedule
-        rival = float("inf") if old is None else worth(metric, bench.validation, old)
+        judge = Contest(bench.validation, metric, prune=False)
+        rival = float("inf") if old is None else judge.score(old).value
         name, preset = bench.best_preset()
         best = {"solver": name, "test": bench.figures(preset)}
         row = summary(search, {"test": bench.figures(found), "best preset": best})
@@ -109,11 +110,6 @@ def searched(
         figures = {name: row[name] for name in ("baseline", "validation", "test", "metric", "spent")}
         replace(found, meta={**meta, **figures}).save(path)
     return row, found
-
-
-def worth(metric: Metric, problem: Problem, schedule: SolverSchedule) -> float:
-    """The metric's value of a schedule on all pairs of a problem."""
-    return metric.value(problem, metric.marks(problem, problem.final(schedule)))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -18,10 +18,11 @@ import torch
 from rich.progress import Progress
 
 from benchmarks.command import command, opened
+from benchmarks.sheets import graded, save
 from diffplug.demos.contact_sheet import Cell, contact_sheet
-from diffplug.files import atomic_path, output_folder
+from diffplug.files import output_folder
 from diffplug.recipe import Recipe
-from diffplug.shapes import grade, sample_prompts
+from diffplug.shapes import sample_prompts
 
 Advance = Callable[[], None]
 COLUMNS = {
@@ -37,7 +38,7 @@ def cell(pipe: Any, prompts: Sequence[str], sampler: str, steps: int, guidance: 
     """Pictures of the prompts, in order, with their marks."""
     recipe = Recipe(sampler=sampler, steps=steps, guidance=guidance)
     images = recipe.run(pipe, prompts, list(range(len(prompts)))).images
-    return Cell(images, [bool(good) for good in grade(images, prompts).strict])
+    return graded(images, prompts)
 
 
 def rows(pipe: Any, prompts: Sequence[str], told: argparse.Namespace, advance: Advance) -> list[list[Cell]]:
@@ -66,9 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     labels = [f"converged ({told.converged} steps)", *(f"{steps} evaluations" for steps in told.steps)]
     names, footer = list(COLUMNS.values()), " / ".join(prompts)
     sheet = contact_sheet(cells, row_labels=labels, column_labels=names, footer=footer, size=64)
-    with atomic_path(told.out) as temporary:
-        sheet.save(temporary)
-    print(told.out)
+    save(sheet, told.out)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,10 +18,11 @@ import torch
 from rich.progress import Progress
 
 from benchmarks.command import command, opened
+from benchmarks.sheets import graded, save
 from benchmarks.steering.pictures import Setting, recipe
 from diffplug.demos.contact_sheet import Cell, contact_sheet
-from diffplug.files import atomic_path, output_folder
-from diffplug.shapes import grade, sample_prompts
+from diffplug.files import output_folder
+from diffplug.shapes import sample_prompts
 
 ROWS = {
     "best-of-n": "free pictures",
@@ -35,11 +36,8 @@ ROWS = {
 def row(pipe: Any, setting: Setting, rule: str, particles: int, prompts: Sequence[str]) -> list[Cell]:
     """All particles of each prompt under a rule."""
     images = recipe(setting, rule, particles).run(pipe, prompts, list(range(len(prompts)))).images
-    cells = []
-    for i, prompt in enumerate(prompts):
-        own = images[i * particles : (i + 1) * particles]
-        cells.append(Cell(own, [bool(good) for good in grade(own, [prompt] * particles).strict]))
-    return cells
+    own = [images[i : i + particles] for i in range(0, len(images), particles)]
+    return [graded(each, [prompt] * particles) for each, prompt in zip(own, prompts, strict=True)]
 
 
 @torch.no_grad()
@@ -58,9 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         footer=f"{told.particles} particles, DDIM in {told.steps} steps, guidance {told.guidance:g}, "
         f"strength {told.strength:g}",
     )  # fmt: skip
-    with atomic_path(told.out) as temporary:
-        sheet.save(temporary)
-    print(told.out)
+    save(sheet, told.out)
 
 
 def _parser() -> argparse.ArgumentParser:

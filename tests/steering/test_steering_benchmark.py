@@ -184,9 +184,17 @@ def test_the_published_rule_runs_in_a_pipeline() -> None:
 
 
 @pytest.mark.pipe
-def test_the_sheet_shows_every_particle_of_every_rule(tmp_path: Path) -> None:
-    place = tmp_path / "sheet.png"
+def test_the_sheet_shows_every_particle_of_every_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, own, drawn = tmp_path / "sheet.png", steering_sheet.contact_sheet, []
+
+    def sheet(cells: Any, **labels: Any) -> Any:
+        drawn.extend(cells)
+        return own(cells, **labels)
+
+    monkeypatch.setattr(steering_sheet, "contact_sheet", sheet)
     steering_sheet.main(["--steps", "6", "--particles", "2", "--prompts", "1", "-o", str(place)])
-    torch.set_grad_enabled(True)
-    sheet = Image.open(place)
-    assert sheet.height > len(steering_sheet.ROWS) * 64 and sheet.width > 2 * 64
+    assert [[len(cell.images) for cell in row] for row in drawn] == [[2]] * len(steering_sheet.ROWS)
+    assert all(len(cell.marks) == 2 for row in drawn for cell in row)
+    assert Image.open(place).height > len(steering_sheet.ROWS) * 64
