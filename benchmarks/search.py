@@ -1,13 +1,14 @@
 """Searches over solver schedules: S3 beside TPE, evolution and chance, at equal cost, judged on fresh noises.
 
     python -m benchmarks.search                                    the two models in closed form, three seeds
-    python -m benchmarks.search --models shapes --guidance 5       the Shapes model, strict percentages too
+    python -m benchmarks.search --models shapes --guidance 5       Shapes, and right pictures counted
 
 The mixture and the digits are those of the project's bars: 2,048 and 1,024 noises to search on, as many again
 to choose by, twice as many to judge by. Cost is counted in schedules run on all searched pairs, those of
 the refinement included; what is run on the pairs that choose is not counted. Runs that are in the file
 already, of the same model, budget and pairs, are not repeated; those of other models stay as they are.
-Studies of pipelines are kept in --studies and gone on with.
+Studies of pipelines are kept in --studies and gone on with; they search by --metric, the models in closed
+form by the mean error, and all are judged by the mean error.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.origin import fingerprint
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.search.measure import measure_statistics
+from diffplug.samplers.search.metric import parse_metric
 from diffplug.samplers.search.preset_schedules import on_statistics, preset_schedules
 from diffplug.samplers.search.problem import ModelProblem, PipelineProblem, Problem, errors
 from diffplug.samplers.search.schedules import search_space
@@ -126,6 +128,7 @@ def run(
         bench.space,
         trials=budget - refinement,
         method=method.partition(" ")[0],
+        metric=parse_metric(told.get("metric", "latent-mse")),
         refinement=refinement,
         seeds=on_statistics(bench.space),
         seed=seed,
@@ -268,7 +271,7 @@ def _bench(
     stack.enter_context(bench.train.trials.remembering())  # type: ignore[attr-defined]
     mark = fingerprint(pipe)
     told = {"model": mark, "steps": given.steps, "guidance_scale": given.guidance}
-    told |= {"searched": given.pairs, "fresh": given.fresh}
+    told |= {"metric": given.metric, "searched": given.pairs, "fresh": given.fresh}
     return bench, told, output_folder(given.studies) / f"methods-{mark[:8]}.log"
 
 
@@ -285,6 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--guidance", type=float, default=5.0, help="of the Shapes model")
     add("--pairs", type=int, default=64, help="of the Shapes model, to search on; twice as many choose")
     add("--fresh", type=int, default=400, help="of the Shapes model, to judge by")
+    add("--metric", default="latent-mse:log", help="of the Shapes model, as for diffplug search s3")
     add("--device", default="cpu", help="of the Shapes model")
     add("--studies", type=Path, default=Path("runs") / "studies", help="folder for unfinished studies")
     add("--json", type=Path, default=RESULTS / "search.json")

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from diffplug import cli_search_files, cli_search_s3
+from diffplug import cli_search_files, cli_search_s3, cli_search_tune
 from diffplug.cli_options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts, ScheduleOut
 from diffplug.cli_search_files import pipe_and_prompts
 from diffplug.console import guarded, print_json, print_table, until_stopped
@@ -21,6 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="Find few-step solvers for your mod
 
 
 app.command()(cli_search_s3.s3)
+app.command()(cli_search_tune.tune)
 app.command(name="statistics")(cli_search_files.statistics)
 app.command(name="import")(cli_search_files.from_usf)
 app.command(name="export")(cli_search_files.to_list)

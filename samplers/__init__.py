@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diffplug.samplers.search.compensation import search_compensation
     from diffplug.samplers.search.front import search_front
     from diffplug.samplers.search.schedule_search import search_schedule
+    from diffplug.samplers.search.tuning import tune_schedule
     from diffplug.samplers.solver import SolverScheduler
     from diffplug.samplers.solver_plug import Solver
     from diffplug.samplers.statistics import ModelStatistics
@@ -43,6 +44,7 @@ __all__ = [
     "search_compensation",
     "search_front",
     "search_schedule",
+    "tune_schedule",
 ]
 
 _HOMES = {
@@ -62,6 +64,7 @@ _HOMES = {
     "search_compensation": "diffplug.samplers.search.compensation",
     "search_front": "diffplug.samplers.search.front",
     "search_schedule": "diffplug.samplers.search.schedule_search",
+    "tune_schedule": "diffplug.samplers.search.tuning",
 }
 
 

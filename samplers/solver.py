@@ -199,6 +199,11 @@ class SolverScheduler(NodeScheduler):
     def last_sample(self, value: torch.Tensor | None) -> None:
         self._linked = value is not None
 
+    @property
+    def table(self) -> SolverTable:
+        """The numbers of the run that `set_timesteps` has set up."""
+        return self._table
+
     def per_sample_state(self) -> tuple[str, ...]:
         """Names of the attributes that hold one row per sample: what particle methods have to reorder."""
         return ("model_outputs", "solver_states", "seen_samples")

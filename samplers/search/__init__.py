@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from diffplug.samplers.search.compensation import search_compensation
     from diffplug.samplers.search.front import search_front
     from diffplug.samplers.search.schedule_search import search_schedule
+    from diffplug.samplers.search.tuning import tune_schedule
 
-__all__ = ["search_compensation", "search_front", "search_schedule"]
+__all__ = ["search_compensation", "search_front", "search_schedule", "tune_schedule"]
 
 _HOMES = {
     "search_compensation": "compensation",
     "search_front": "front",
     "search_schedule": "schedule_search",
+    "tune_schedule": "tuning",
 }
 
 

@@ -13,16 +13,14 @@ from typing import Any
 
 from diffplug.files import output_folder, read_json, write_json
 from diffplug.samplers.fitted import asked_guidance
-from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.origin import architecture, conditioning_fingerprint, fingerprint
 from diffplug.samplers.search.climb import RUNGS, Climb, RungResult, climb
 from diffplug.samplers.search.loss import check_loss, loss_of
 from diffplug.samplers.search.memo import Memo, digest
+from diffplug.samplers.search.plan import ends_of
 from diffplug.samplers.search.problem import PipelineProblem
 from diffplug.samplers.search.trials import Trials
 from diffplug.samplers.search.truth import cache_folder
-from diffplug.samplers.solver import SolverScheduler
-from diffplug.scheduler_plug import build, current_scheduler, world
 
 __all__ = ["search_compensation"]
 
@@ -74,7 +72,7 @@ def search_compensation(
     if num_inference_steps < 2:
         raise ValueError(f"num_inference_steps={num_inference_steps}: a search needs at least 2")
     check_loss(loss)
-    nodes, options = _nodes(pipe, grid), dict(options or {})
+    nodes, options = ends_of(pipe, grid), dict(options or {})
     folder = cache_folder() if cache is None else Path(cache)
     seeds = list(range(seed, seed + len(fit_to) + len(judge_by)))
     trials = [
@@ -109,13 +107,6 @@ def search_compensation(
     work.finish()
     meta = {**told, "metric": "mean squared error of the final latents", **_figures(found, memo)}
     return replace(found, schedule=replace(found.schedule, meta=meta))
-
-
-def _nodes(pipe: Any, grid: str) -> Nodes:
-    """The nodes to start from; ValueError for a pipeline without such noise levels."""
-    flow = world(current_scheduler(pipe)) == "flow matching"
-    build(SolverScheduler, pipe)
-    return Nodes(kind="name", name=grid, final="zero" if flow else "sigma_min")
 
 
 def _origin(pipe: Any, trials: Trials) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from diffplug.registry import unknown
 from diffplug.samplers.search.problem import Problem
 
-__all__ = ["AGGREGATES", "WORST", "LatentError", "Metric", "check_metric", "parse_metric"]
+__all__ = ["AGGREGATES", "FORGIVING", "WORST", "LatentError", "Metric", "check_metric", "parse_metric"]
 
 Floats = npt.NDArray[np.float64]
 WORST = 1e6
@@ -41,6 +41,9 @@ AGGREGATES: Mapping[str, Callable[[Floats], Any]] = MappingProxyType(
 )
 """One number of many, along the last axis. "mean" counts pairs that end in another place; "trimmed" (without
 the worst 5 %), "median" and "log" forgive some of them, and then their share has to be watched."""
+
+FORGIVING = ("trimmed", "median", "log")
+"""Aggregates that a few large marks do not move far."""
 
 
 class Metric(Protocol):

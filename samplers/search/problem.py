@@ -276,13 +276,17 @@ class PipelineProblem:
         dtype = torch.float32 if vae is None else next(vae.parameters()).dtype
         device = self.trials.pipe._execution_device
         x = torch.from_numpy(final).reshape(-1, *self._shape[1:]).to(device, dtype)
-        size: dict[str, Any] = {n: self.trials.options.get(n) for n in ("height", "width", "num_frames")}
         with torch.no_grad():
-            shown = decode(self.trials.pipe, x, **size).float().cpu()
+            return self.decoded(x).cpu()
+
+    def decoded(self, latents: Tensor) -> Tensor:
+        """The pictures [n, 3, h, w] of latents as the pipeline has them, float32; gradients flow."""
+        size: dict[str, Any] = {n: self.trials.options.get(n) for n in ("height", "width", "num_frames")}
+        shown = decode(self.trials.pipe, latents, **size).float()
         return shown[:, shown.shape[1] // 2] if shown.ndim == 5 else shown  # of a video, the middle
 
     def final(self, schedule: SolverSchedule) -> Floats:
-        return self._kept(self._trials(schedule).final(self._scheduler(schedule)))
+        return self._kept(self._trials(schedule).final(self.scheduler(schedule)))
 
     def _kept(self, latents: Tensor) -> Floats:
         """Flat latents; their shape is remembered for the decoder."""
@@ -290,13 +294,13 @@ class PipelineProblem:
         return _flat(latents)
 
     def run(self, schedule: SolverSchedule) -> Run:
-        scheduler = self._scheduler(schedule)
+        scheduler = self.scheduler(schedule)
         path = self._trials(schedule).trajectory(scheduler)
         assert path.final is not None  # noqa: S101 - the run was not stopped
         return Run(self._kept(path.final), _stacked(list(path.corrected)), _data(scheduler, path))
 
     def predictions(self, schedule: SolverSchedule, states: Floats) -> Floats:
-        scheduler, n = self._scheduler(schedule), len(self.prompts)
+        scheduler, n = self.scheduler(schedule), len(self.prompts)
         shown = torch.from_numpy(states).reshape(len(states), n, *self.sample_shape)
         return _data(scheduler, self._trials(schedule).trajectory(scheduler, shown=shown))
 
@@ -306,7 +310,7 @@ class PipelineProblem:
         The first ones are those of the start.
         """
         shown = torch.from_numpy(states).reshape(*states.shape[:2], *self.sample_shape)
-        path = self._trials(schedule).trajectory(self._scheduler(schedule), shown=shown)
+        path = self._trials(schedule).trajectory(self.scheduler(schedule), shown=shown)
         assert path.final is not None  # noqa: S101 - the run was not stopped
         return self._kept(path.final)
 
@@ -317,7 +321,7 @@ class PipelineProblem:
     @cached_property
     def truth(self) -> Floats:
         fine = refined(dpmpp(1, self.nodes, order=1, lower_order_final=False), self.levels, self.fine)
-        return self._kept(truth(self._trials(fine), self._scheduler(fine), self.cache))
+        return self._kept(truth(self._trials(fine), self.scheduler(fine), self.cache))
 
     def truth_states(self, schedule: SolverSchedule) -> Floats:
         fine = refined(schedule, self.levels, self.fine)
@@ -325,7 +329,8 @@ class PipelineProblem:
         m = len(fine.steps) // len(schedule.steps)
         return np.concatenate([run.states[::m], run.final[None]])
 
-    def _scheduler(self, schedule: SolverSchedule) -> Any:
+    def scheduler(self, schedule: SolverSchedule) -> Any:
+        """A scheduler for the pipeline that runs this schedule."""
         scheduler = copy.deepcopy(self._base)
         scheduler.register_to_config(schedules=book_to_config(schedule))
         return scheduler

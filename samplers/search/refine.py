@@ -19,6 +19,7 @@ from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.search.fit import fit
+from diffplug.samplers.search.loss import SQUARED, Loss
 from diffplug.samplers.search.problem import Problem
 
 __all__ = ["BLOCKS", "STAGES", "Block", "explicit", "refine"]
@@ -172,16 +173,18 @@ def refine(
     *,
     score: Callable[[SolverSchedule], float],
     evaluations: int,
+    loss: Loss = SQUARED,
     stages: Sequence[Sequence[str]] = STAGES,
     iterations: int = 8,
     on_better: Callable[[SolverSchedule, int], None] | None = None,
 ) -> tuple[SolverSchedule, int]:
     """The schedule with the lowest score that the fits pass through, and how many runs they took.
 
-    The squared distance of final samples from the truth is what they lower (Levenberg-Marquardt, arXiv
-    2409.03755 for the ratios); `score`, on other pairs, decides what is kept. Each stage begins at the best
-    so far and gets the same share of the runs, of which there are at most `evaluations`. on_better: told
-    every new best one, and the runs so far.
+    The distance of final samples from the truth is what they lower, squared or as `loss` counts it
+    (Levenberg-Marquardt, arXiv 2409.03755 for the ratios); `score`, on other pairs, decides what is kept.
+    Each stage begins at the best so far and gets the same share of the runs, of which there are at most
+    `evaluations`: where the shares are too small for one step of every stage, the first gets all of them.
+    on_better: told every new best one, and the runs so far.
     """
     best, used = schedule, 0
     known = {best: score(best)}
@@ -194,14 +197,23 @@ def refine(
             if on_better is not None:
                 on_better(best, used + runs)
 
+    begin = explicit(best, problem.levels)
+    if any(_step_cost(begin, names) > evaluations // len(stages) for names in stages):
+        stages = stages[:1]
     for left, names in zip(range(len(stages), 0, -1), stages, strict=True):
         start = explicit(best, problem.levels)
-        used += _stage(problem, start, names, (evaluations - used) // left, iterations, watch)
+        used += _stage(problem, loss, start, names, (evaluations - used) // left, iterations, watch)
     return best, used
+
+
+def _step_cost(schedule: SolverSchedule, names: Sequence[str]) -> int:
+    """The runs that one step of a stage takes: where it begins, its differences, where it ends."""
+    return 2 + sum(len(BLOCKS[name].read(schedule)) for name in names)
 
 
 def _stage(
     problem: Problem,
+    loss: Loss,
     schedule: SolverSchedule,
     names: Sequence[str],
     evaluations: int,
@@ -230,7 +242,7 @@ def _stage(
             off = problem.final(made(theta)) - problem.truth
         except ValueError:  # nodes that ran into each other, for one
             off = np.full_like(problem.truth, 1e3)
-        return off.ravel() / np.sqrt(off.size)
+        return loss.residuals(off)
 
     with suppress(_Spent):
         fit(

@@ -7,7 +7,7 @@ pairs that no rung has seen. None needs a gradient of the network.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from diffplug.samplers.presets import dpmpp, ipndm, res_multistep, unipc
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.search.fit import fit, simplex
 from diffplug.samplers.search.problem import Problem, errors
+from diffplug.samplers.search.schedule_numbers import Numbers, Times
 
 __all__ = ["Watch", "coefficients", "corrector_policies", "grid", "multistep", "ratios"]
 
@@ -27,7 +28,6 @@ Watch = Callable[[SolverSchedule], None]
 
 RATIO_GRID = tuple(tenths / 10 for tenths in range(4, 19))
 LOWEST_RATIO, HIGHEST_RATIO = 0.3, 2.0
-LEAST_SHARE = 1e-4  # of the whole time, the shortest step of a learned grid
 
 
 def corrector_policies(steps: int, nodes: Nodes, times: Sequence[float]) -> list[SolverSchedule]:
@@ -119,34 +119,6 @@ def _lowest(error: Callable[[float], float], grid: Sequence[float], refinements:
     return min(known, key=lambda x: known[x])
 
 
-@dataclass(frozen=True)
-class _Times:
-    """A grid as the logarithms of its N steps in time over the last one's: any N - 1 numbers are a grid."""
-
-    start: float
-    end: float
-    flow_steps: int | None
-    final: str
-
-    @classmethod
-    def of(cls, problem: Problem, schedule: SolverSchedule) -> tuple[_Times, Floats]:
-        sigmas = schedule.nodes.sigmas(problem.levels, len(schedule.steps))
-        times = np.append(problem.levels.time_of_sigma(sigmas[:-1]), 0.0)
-        flow = problem.levels.train_steps if problem.levels.flow else None
-        final = "zero" if schedule.nodes.ends_clean else "sigma_min"
-        shares = np.maximum(-np.diff(times) / times[0], LEAST_SHARE)
-        return cls(float(times[0]), 0.0, flow, final), np.log(shares[:-1] / shares[-1])
-
-    def nodes(self, theta: Floats) -> Nodes:
-        shares = np.exp(np.append(theta, 0.0) - max(0.0, theta.max(initial=0.0)))
-        shares = np.maximum(shares / shares.sum(), LEAST_SHARE)
-        left = 1.0 - np.cumsum(shares / shares.sum())[:-1]
-        times = self.start * np.append(1.0, left)
-        if self.flow_steps is not None:
-            return Nodes(kind="sigmas", values=tuple((times / self.flow_steps).tolist()), final=self.final)
-        return Nodes(kind="timesteps", values=tuple(times.tolist()), final=self.final)
-
-
 def grid(
     problem: Problem,
     schedule: SolverSchedule,
@@ -161,7 +133,7 @@ def grid(
     evaluations: runs of the simplex, 15 for each node that can move by default. For schedules without a
     corrector: with one, uneven grids make rare but large errors at large guidance.
     """
-    times, start = _Times.of(problem, schedule)
+    times, start = Times.of(problem, schedule)
 
     def made(theta: Floats) -> SolverSchedule:
         return replace(schedule, nodes=times.nodes(theta))
@@ -200,8 +172,8 @@ def coefficients(
     start = schedule if known else _greedy_deltas(problem, schedule, ridge)
     if watch is not None:
         watch(start)
-    times, shares = _Times.of(problem, start)
-    numbers = _Numbers(start, times, shares, states, shifts, nodes)
+    times, shares = Times.of(problem, start)
+    numbers = Numbers(start, times, shares, states, shifts, nodes)
     found = fit(
         _residuals(problem, numbers.write),
         numbers.read(),
@@ -210,50 +182,6 @@ def coefficients(
         on_iterate=_watched(watch, numbers.write),
     )
     return best(problem, [start, numbers.write(found)])
-
-
-@dataclass(frozen=True)
-class _Numbers:
-    """What `coefficients` fits, as one list: weights of outputs, weights of states, time shifts, the grid."""
-
-    schedule: SolverSchedule
-    times: _Times
-    shares: Floats
-    states: bool
-    shifts: bool
-    nodes: bool
-
-    @property
-    def counts(self) -> list[int]:
-        """How many numbers of each kind there are."""
-        steps = len(self.schedule.steps)
-        weights = steps * (steps + 1) // 2
-        return [weights, weights * self.states, steps * self.shifts, (steps - 1) * self.nodes]
-
-    def read(self) -> Floats:
-        steps = len(self.schedule.steps)
-        deltas = [delta or Delta() for delta in self.schedule.deltas or (Delta(),) * steps]
-        data = [_entry(delta.data, k) for i, delta in enumerate(deltas) for k in range(i + 1)]
-        olds = [_entry(delta.states, k) for i, delta in enumerate(deltas) for k in range(i + 1)]
-        shifts = np.array(self.schedule.time_shift or (0.0,) * steps) / 10
-        parts = zip((data, olds, shifts, self.shares), self.counts, strict=True)
-        return np.concatenate([part for part, count in parts if count])
-
-    def write(self, values: Floats) -> SolverSchedule:
-        data, olds, shifts, shares = np.split(values, np.cumsum(self.counts)[:-1])
-        ends = np.cumsum(range(len(self.schedule.steps)))
-        rows = (_rows(part, ends) if len(part) else [()] * len(ends) for part in (data, olds))
-        return replace(
-            self.schedule,
-            deltas=tuple(Delta(*row) for row in zip(*rows, strict=True)),
-            time_shift=tuple((10 * shifts).tolist()) if self.shifts else self.schedule.time_shift,
-            nodes=self.times.nodes(shares) if self.nodes else self.schedule.nodes,
-        )
-
-
-def _rows(values: Floats, begins: npt.NDArray[np.int_]) -> list[tuple[float, ...]]:
-    """A triangle of numbers, row by row: one number, then two, and so on."""
-    return [tuple(row.tolist()) for row in np.split(values, begins[1:])]
 
 
 def _greedy_deltas(problem: Problem, schedule: SolverSchedule, ridge: float) -> SolverSchedule:
@@ -268,10 +196,6 @@ def _greedy_deltas(problem: Problem, schedule: SolverSchedule, ridge: float) -> 
         gram = design.T @ design / len(missing) + ridge * np.eye(i + 1)
         deltas[i] = Delta(tuple(np.linalg.solve(gram, design.T @ missing / len(missing)).tolist()))
     return replace(schedule, deltas=tuple(deltas))
-
-
-def _entry(values: Sequence[float], k: int) -> float:
-    return values[k] if k < len(values) else 0.0
 
 
 def _residuals(problem: Problem, made: Callable[[Floats], SolverSchedule]) -> Callable[[Floats], Floats]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
-from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,26 +16,21 @@ import torch
 
 from diffplug.files import output_folder
 from diffplug.report import denoisers
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.origin import architecture, fingerprint
+from diffplug.samplers.origin import fingerprint
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.search.measure import measure_statistics
-from diffplug.samplers.search.memo import digest
 from diffplug.samplers.search.metric import Metric, parse_metric
+from diffplug.samplers.search.plan import Plan, ends_of, parted, text_digest
 from diffplug.samplers.search.preset_schedules import SEED_GRIDS, on_statistics
 from diffplug.samplers.search.problem import PipelineProblem
 from diffplug.samplers.search.schedules import Progress, ScheduleSearch, search_space
 from diffplug.samplers.search.space import ScheduleSpace
 from diffplug.samplers.search.trials import Trials
-from diffplug.samplers.solver import SolverScheduler
 from diffplug.samplers.statistics import ModelStatistics, load_statistics
-from diffplug.scheduler_plug import build, current_scheduler, world
 
 __all__ = ["pipeline_statistics", "search_schedule"]
 
 MEASURED = 16  # pairs for statistics by channel
-FIRST_SEEDS = (0, 1_000_000, 2_000_000)
-"""Where the seeds of the three sets of pairs begin, counted from the search's own."""
 
 
 def search_schedule(
@@ -90,17 +83,17 @@ def search_schedule(
     """
     counts = (pairs, 2 * pairs if validation is None else validation, pairs if test is None else test)
     measure = parse_metric(metric) if isinstance(metric, str) else metric
-    plan = _Plan(pipe, guidance_scale, options or {}, max_rows, seed, _nodes(pipe, grid), truth_steps, cache)
-    sets = plan.sets(_parts(prompts), counts)
+    plan = Plan(pipe, guidance_scale, options or {}, max_rows, seed, ends_of(pipe, grid), truth_steps, cache)
+    sets = plan.sets(parted(prompts), counts)
     began = perf_counter()
     with ExitStack() as stack:
         memo = stack.enter_context(sets[0].trials.remembering()).memo
         for each in sets[1:]:
             each.trials.memo = memo
-        space = plan.space(sets[0], num_inference_steps, analytic)
-        told = {**plan.told(), "analytic": analytic, "prompts": _digest(prompts), "first seed": seed}
+        space = _space(plan, sets[0], num_inference_steps, analytic)
+        told = {**plan.told(), "analytic": analytic, "prompts": text_digest(prompts), "first seed": seed}
         if statistics is not None:
-            space = replace(space, statistics=plan.statistics(sets[0], Path(statistics)))
+            space = replace(space, statistics=_statistics(plan, sets[0], Path(statistics)))
             told["statistics"] = hashlib.sha256(Path(statistics).read_bytes()).hexdigest()[:16]
         found = search_space(
             sets[0], sets[1], space, test=sets[2], trials=trials, seconds=seconds, method=method,
@@ -132,7 +125,7 @@ def pipeline_statistics(
     """
     seeds = list(range(seed, seed + len(prompts)))
     trials = Trials(pipe, list(prompts), seeds, points, guidance_scale, options or {}, max_rows)
-    problem = PipelineProblem(trials, _nodes(pipe, "linspace"))
+    problem = PipelineProblem(trials, ends_of(pipe, "linspace"))
     return _measured(problem, points=points, elements=elements, told=_whose(pipe, guidance_scale))
 
 
@@ -148,89 +141,28 @@ def _whose(pipe: Any, guidance: float | None) -> dict[str, str]:
     return {"model": fingerprint(pipe), "guidance": told}
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How the pipeline is run, whatever the schedule."""
+def _space(plan: Plan, train: PipelineProblem, steps: int, analytic: bool) -> ScheduleSpace:
+    if steps < 2:
+        raise ValueError(f"num_inference_steps={steps}: a search needs at least 2")
+    if analytic and train.levels.flow:
+        raise ValueError("flow models have no analytic first step: their pipelines do not scale the noise")
+    return ScheduleSpace(steps, train.levels, plan.nodes, analytic, train.mean() if analytic else None)
 
-    pipe: Any
-    guidance: float | None
-    options: dict[str, Any]
-    max_rows: int
-    seed: int
-    nodes: Nodes
-    fine: int
-    cache: Path | None
 
-    def sets(self, prompts: Sequence[Sequence[str]], counts: Sequence[int]) -> list[PipelineProblem]:
-        """The pairs to search on, to choose by and to judge by."""
-        for name, count in zip(("pairs", "validation", "test"), counts, strict=True):
-            if count < 1:
-                raise ValueError(f"{name}={count}: give at least 1 pair of prompt and noise")
-        found = []
-        for part, count, first in zip(prompts, counts, FIRST_SEEDS, strict=True):
-            words = list(islice(cycle(part), count))
-            seeds = list(range(self.seed + first, self.seed + first + count))
-            trials = Trials(self.pipe, words, seeds, 4, self.guidance, self.options, self.max_rows)
-            found.append(PipelineProblem(trials, self.nodes, self.fine, self.cache))
-        return found
-
-    def space(self, train: PipelineProblem, steps: int, analytic: bool) -> ScheduleSpace:
-        if steps < 2:
-            raise ValueError(f"num_inference_steps={steps}: a search needs at least 2")
-        if analytic and train.levels.flow:
+def _statistics(plan: Plan, train: PipelineProblem, path: Path) -> str:
+    """The path of the model's statistics; ValueError for those of another model or guidance."""
+    if not path.exists():
+        output_folder(path.absolute().parent)
+        some = train.part(0, min(MEASURED, len(train.prompts)))
+        _measured(some, told=_whose(plan.pipe, plan.guidance)).save(path)
+    known = load_statistics(path).told
+    for name, here in _whose(plan.pipe, plan.guidance).items():
+        if known.get(name, here) != here:
             raise ValueError(
-                "flow models have no analytic first step: their pipelines do not scale the noise"
+                f"the statistics in {str(path)!r} are of {name} {known[name]}, this is {here}: "
+                "name another file, and they are measured"
             )
-        return ScheduleSpace(steps, train.levels, self.nodes, analytic, train.mean() if analytic else None)
-
-    def statistics(self, train: PipelineProblem, path: Path) -> str:
-        """The path of the model's statistics; ValueError for those of another model or guidance."""
-        if not path.exists():
-            output_folder(path.absolute().parent)
-            some = train.part(0, min(MEASURED, len(train.prompts)))
-            _measured(some, told=_whose(self.pipe, self.guidance)).save(path)
-        known = load_statistics(path).told
-        for name, here in _whose(self.pipe, self.guidance).items():
-            if known.get(name, here) != here:
-                raise ValueError(
-                    f"the statistics in {str(path)!r} are of {name} {known[name]}, this is {here}: "
-                    "name another file, and they are measured"
-                )
-        return str(path.absolute())
-
-    def told(self) -> dict[str, Any]:
-        """What the schedule is for, JSON."""
-        return {
-            "model": fingerprint(self.pipe),
-            "architecture": architecture(self.pipe),
-            "pipeline": type(self.pipe).__name__,
-            "guidance_scale": self.guidance,
-            "grid": self.nodes.name,
-            "truth_steps": self.fine,
-            "options": {name: digest(value).hex()[:16] for name, value in self.options.items()},
-        }
-
-
-def _nodes(pipe: Any, grid: str) -> Nodes:
-    """The grid whose ends are kept; refuses schedulers without ordinary noise levels."""
-    build(SolverScheduler, pipe)
-    flow = world(current_scheduler(pipe)) == "flow matching"
-    return Nodes(kind="name", name=grid, final="zero" if flow else "sigma_min")
-
-
-def _parts(prompts: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Prompts to search on, to choose by and to judge by: none is in two sets."""
-    words = list(dict.fromkeys(prompts))
-    if len(words) < 3:
-        raise ValueError(
-            f"{len(words)} different prompts: give at least 3, as some are searched on, some choose and some "
-            "judge; sixty or more for a result that holds"
-        )
-    return [*words[::4], *words[3::4]], words[1::4], words[2::4]
-
-
-def _digest(prompts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
+    return str(path.absolute())
 
 
 def _figures(found: ScheduleSearch) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from diffplug.registry import unknown
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.search.contest import Contest
-from diffplug.samplers.search.metric import WORST, LatentError, Metric, check_metric
+from diffplug.samplers.search.loss import Loss, loss_of
+from diffplug.samplers.search.metric import FORGIVING, WORST, LatentError, Metric, check_metric
 from diffplug.samplers.search.preset_schedules import SEED_GRIDS, preset_schedules
 from diffplug.samplers.search.problem import Problem, errors
 from diffplug.samplers.search.refine import refine
@@ -286,10 +287,17 @@ def _refined(run: _Run, judge: Contest, winner: SolverSchedule, runs: int) -> tu
         start,
         score=lambda each: judge.score(each).value,
         evaluations=runs - before,
+        loss=_loss(run.contest),
         on_better=keep,
     )
     keep(best, used, runs)
     return best, before + used
+
+
+def _loss(contest: Contest) -> Loss:
+    """What least squares lower: errors of pairs that the metric forgives count by their logarithm."""
+    problem, forgiving = contest.problem, getattr(contest.metric, "aggregate", None) in FORGIVING
+    return loss_of("robust", problem) if forgiving and len(problem.truth) > 1 else problem.loss
 
 
 def _figures(contest: Contest, schedule: SolverSchedule) -> dict[str, float]:

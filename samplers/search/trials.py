@@ -15,7 +15,7 @@ from diffplug.plug import plug
 from diffplug.samplers.search.memo import Memo, remember
 from diffplug.seeds import Seeds
 
-__all__ = ["Trajectory", "Trials"]
+__all__ = ["Trajectory", "Trials", "with_sample"]
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,15 @@ class Trials:
         return [slice(i, i + self.max_rows) for i in range(0, len(self.prompts), self.max_rows)]
 
     def _call(self, scheduler: Any, part: slice) -> Tensor:
+        return self.latents(scheduler, part).detach().double().cpu()
+
+    def latents(self, scheduler: Any, part: slice, *plugs: Any) -> Tensor:
+        """What one call of the pipeline gives with this scheduler, and more plugs, for some of the pairs."""
         call: dict[str, Any] = {"num_inference_steps": self.steps, "output_type": "latent", **self.options}
         if self.guidance is not None:
             call["guidance_scale"] = self.guidance
-        with plug(self.pipe, scheduler, Seeds(list(self.seeds[part]))):
-            output = self.pipe(prompt=list(self.prompts[part]), **call)
-        return output[0].detach().double().cpu()
+        with plug(self.pipe, scheduler, Seeds(list(self.seeds[part])), *plugs):
+            return self.pipe(prompt=list(self.prompts[part]), **call)[0]
 
 
 _RECORDED = ("samples", "outputs", "corrected")
@@ -137,10 +140,10 @@ class _Recorder(StepInterceptor):
             raise _Enough
         if self.shown is None or len(self.samples) >= len(self.shown):
             return result
-        return _with_sample(result, self.shown[len(self.samples)].to(call.sample))
+        return with_sample(result, self.shown[len(self.samples)].to(call.sample))
 
 
-def _with_sample(result: Any, x: Tensor) -> Any:
+def with_sample(result: Any, x: Tensor) -> Any:
     """What a scheduler's step has returned, with another sample in it."""
     if isinstance(result, tuple):
         return (x, *result[1:])

@@ -10,6 +10,7 @@ from diffplug.samplers.compiler import compile_schedule
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.presets import dpmpp, unipc
 from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.search.loss import SQUARED, Loss
 from diffplug.samplers.search.mutation import random_values
 from diffplug.samplers.search.problem import errors
 from diffplug.samplers.search.refine import BLOCKS, explicit, refine
@@ -66,6 +67,36 @@ def test_refinement_lowers_the_error_of_fresh_pairs_within_its_budget() -> None:
     found, used = refine(train, start, score=lambda s: errors(judge, s).mean, evaluations=90)
     assert used <= 90
     assert errors(fresh, found).mean < 0.3 * errors(fresh, start).mean
+
+
+@pytest.mark.law
+def test_a_budget_too_small_for_every_stage_is_spent_on_the_first_one() -> None:
+    """Four evaluations have 3 + 10 numbers in the first stage, more in the second: 15 runs make one step."""
+    seen: list[SolverSchedule] = []
+
+    def score(schedule: SolverSchedule) -> float:
+        seen.append(schedule)
+        return errors(judge, schedule).mean
+
+    train, judge, start = mixture(32, 1), mixture(32, 2), dpmpp(4, LINSPACE)
+    _, used = refine(train, start, score=score, evaluations=29)
+    assert 15 <= used <= 29
+    assert all(each.ratios == start.ratios for each in seen)
+    assert min(errors(judge, each).mean for each in seen) < errors(judge, start).mean
+
+
+@pytest.mark.law
+def test_errors_without_hope_are_left_out_where_the_loss_forgives() -> None:
+    """One pair is asked for what no solver reaches: with a robust loss the others still come near."""
+    train, start = mixture(32, 1), dpmpp(4, LINSPACE)
+    train.truth[0] = 100.0
+    means = []
+    for loss in (SQUARED, Loss(0.01)):
+        found, _ = refine(
+            train, start, score=lambda s: errors(mixture(32, 2), s).median, evaluations=60, loss=loss
+        )
+        means.append(errors(mixture(64, 3), found).median)
+    assert means[1] < 0.5 * means[0]
 
 
 @pytest.mark.law
