@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ Start = Annotated[
     str, typer.Argument(help="Schedule file to begin with, or a preset's name with --evaluations.")
 ]
 Evaluations = Annotated[int | None, typer.Option(min=2, max=100, help="Of a preset; a file has its own.")]
+Grid = Annotated[str | None, typer.Option(help="Of a preset; linspace if not given.")]
 RewardSpec = Annotated[
     str, typer.Option("--reward", help="Differentiable: clip, shapes-clip, 0.7*clip+0.3*aesthetic, ...")
 ]
@@ -40,6 +42,7 @@ def tune(
     start: Start,
     reward: RewardSpec,
     evaluations: Evaluations = None,
+    grid: Grid = None,
     model: Model = "shapes",
     prompts: Prompts = None,
     prompt_count: Count = 600,
@@ -68,7 +71,7 @@ def tune(
     Interrupted, the same command goes on from the last look at other prompts.
     """
     output_folder(out.parent)
-    schedule = _schedule(start, evaluations)
+    schedule_for = _start(start, evaluations, grid)
     pipe, words = pipe_and_prompts(model, device, dtype, prompts, prompt_count, seed)
     kept = out.with_suffix(".tuning.json")
     tune_schedule = import_module("diffplug.samplers.search.tuning").tune_schedule
@@ -84,7 +87,7 @@ def tune(
             bars.update(task, completed=done, description=text)
 
         found = tune_schedule(
-            pipe, words, schedule, reward, guidance, steps=steps, batch=batch, rate=rate,
+            pipe, words, schedule_for(pipe), reward, guidance, steps=steps, batch=batch, rate=rate,
             check_every=check_every, validation=validation, test=test, ceiling=ceiling, truth_steps=truth,
             checkpoints=checkpoints, max_rows=rows, seed=seed, storage=kept, on_step=on_step,
         )  # fmt: skip
@@ -92,17 +95,21 @@ def tune(
     _tell(found, reward, out, json=json)
 
 
-def _schedule(start: str, evaluations: int | None) -> Any:
-    """The schedule of a file, or a preset."""
+def _start(start: str, evaluations: int | None, grid: str | None) -> Callable[[Any], Any]:
+    """What gives the schedule of a file, or a preset between the noise levels of a pipeline."""
     if Path(start).suffix == ".json" or Path(start).exists():
         schedule = import_module("diffplug.samplers.schedule").SolverSchedule.load(start)
-        if evaluations not in (None, schedule.nfe):
-            raise ValueError(f"--evaluations {evaluations}: the schedule in {start!r} has {schedule.nfe}")
-        return schedule
+        if evaluations not in (None, schedule.nfe) or grid is not None:
+            raise ValueError(
+                f"the schedule in {start!r} has {schedule.nfe} evaluations and a grid of its own: leave out "
+                "--evaluations and --grid, which are for presets"
+            )
+        return lambda pipe: schedule
     preset = import_module("diffplug.samplers.presets").preset(start)
     if evaluations is None:
         raise ValueError(f"the preset {start!r} needs --evaluations N; a schedule's file has its own number")
-    return preset(evaluations, "linspace")
+    ends_of = import_module("diffplug.samplers.search.plan").ends_of
+    return lambda pipe: preset(evaluations, ends_of(pipe, grid or "linspace"))
 
 
 def _tell(found: Any, reward: str, out: Path, *, json: bool) -> None:
