@@ -5,8 +5,9 @@
 
 Prompts to search on and to choose by are those of the search split, the judging ones those of the test split.
 Searches begin with presets, with the schedule found for one length less and with what is shipped already. A
-schedule takes the place of `solver-N.json` where it is better on the pairs that choose; summaries of all
-studies are shipped as `studies.json`. Unfinished studies are kept in --studies and gone on with.
+schedule takes the place of `solver-N.json` where a paired test on the pairs that choose finds that one worse;
+summaries of all studies are shipped as `studies.json`. Unfinished studies are kept in --studies and gone on
+with.
 
 Pairs that end in another picture than the converged one, whatever the solver does, are most of a mean error,
 and what lowers it is to blur: so the mean logarithm of the errors is what counts here.
@@ -29,15 +30,16 @@ from benchmarks.search import shapes
 from diffplug.files import output_folder
 from diffplug.samplers.origin import architecture, fingerprint
 from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.search.contest import Contest
+from diffplug.samplers.search.contest import Contest, p_value
 from diffplug.samplers.search.front import longer
-from diffplug.samplers.search.metric import parse_metric
+from diffplug.samplers.search.metric import AGGREGATES, parse_metric
 from diffplug.samplers.search.schedules import Progress as Told
 from diffplug.samplers.search.schedules import ScheduleSearch, search_space
 from diffplug.samplers.shipped import shipped_folder
 
 RESULTS = Path(__file__).parent / "results"
 PLACES = ("out", "studies", "json")
+LEVEL = 0.05  # of the test that a schedule has to pass to take another one's place
 
 
 def summary(search: ScheduleSearch, figures: dict[str, Any]) -> dict[str, Any]:
@@ -99,17 +101,25 @@ def searched(
         )  # fmt: skip
         found = search.schedule
         judge = Contest(bench.validation, metric, prune=False)
-        rival = float("inf") if old is None else judge.score(old).value
+        better = old is None or surely_worse(judge, old, found)
         name, preset = bench.best_preset()
         best = {"solver": name, "test": bench.figures(preset)}
         row = summary(search, {"test": bench.figures(found), "best preset": best})
     again = old is not None and replace(old, meta={}) == replace(found, meta={})
-    row["shipped"] = again or (search.improved and search.validation["value"] < rival)
+    row["shipped"] = again or (search.improved and better)
     if row["shipped"]:
         meta = {**told, "architecture": architecture(pipe), "steps": steps, "method": "s3"}
         figures = {name: row[name] for name in ("baseline", "validation", "test", "metric", "spent")}
         replace(found, meta={**meta, **figures}).save(path)
     return row, found
+
+
+def surely_worse(judge: Contest, one: SolverSchedule, other: SolverSchedule) -> bool:
+    """Whether a paired test finds `one` worse; metrics of whole sets of pictures are only compared."""
+    first, second = judge.score(one), judge.score(other)
+    if not judge.metric.paired:
+        return first.value > second.value
+    return p_value(first.marks, second.marks, AGGREGATES[judge.metric.aggregate]) <= LEVEL  # type: ignore[attr-defined]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
