@@ -69,8 +69,8 @@ class Problem(Protocol):
     def truth(self) -> Floats:
         """The converged final samples [n, d]."""
 
-    def truth_states(self, schedule: SolverSchedule) -> Floats:
-        """The converged states [N + 1, n, d] at the nodes of a schedule."""
+    def truth_states(self, schedule: SolverSchedule, evaluations: int | None = None) -> Floats:
+        """The converged states [N + 1, n, d] at the nodes of a schedule, from so many evaluations."""
 
     def predictions(self, schedule: SolverSchedule, states: Floats) -> Floats:
         """Data predictions [N, n, d] at given states [N, n, d]; the first ones are those of the start."""
@@ -217,8 +217,8 @@ class ModelProblem:
         base = dpmpp(1, self.nodes, order=1, lower_order_final=False)
         return self._uncounted(refined(base, self.levels, self.fine)).final
 
-    def truth_states(self, schedule: SolverSchedule) -> Floats:
-        fine = refined(schedule, self.levels, self.fine)
+    def truth_states(self, schedule: SolverSchedule, evaluations: int | None = None) -> Floats:
+        fine = refined(schedule, self.levels, evaluations or self.fine)
         run = self._uncounted(fine)
         m = len(fine.steps) // len(schedule.steps)
         return np.concatenate([run.states[::m], run.final[None]])
@@ -323,8 +323,8 @@ class PipelineProblem:
         fine = refined(dpmpp(1, self.nodes, order=1, lower_order_final=False), self.levels, self.fine)
         return self._kept(truth(self._trials(fine), self.scheduler(fine), self.cache))
 
-    def truth_states(self, schedule: SolverSchedule) -> Floats:
-        fine = refined(schedule, self.levels, self.fine)
+    def truth_states(self, schedule: SolverSchedule, evaluations: int | None = None) -> Floats:
+        fine = refined(schedule, self.levels, evaluations or self.fine)
         run = self.run(fine)
         m = len(fine.steps) // len(schedule.steps)
         return np.concatenate([run.states[::m], run.final[None]])

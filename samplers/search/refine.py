@@ -1,4 +1,4 @@
-"""Least squares on all real numbers of a schedule at once, through the sampler as it is: no gradient needed.
+"""Fits of all real numbers of a schedule at once, through the sampler as it is: no gradient needed.
 
 What a search over decisions leaves: the grid, relaxations, mixtures of prediction types and DC-Solver's
 compensation ratios, and after those the weights of every step (arXiv 2502.17423).
@@ -18,14 +18,18 @@ from diffplug.samplers.decisions import Delta, Derivative, Linear, Scale, Solver
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.noise_levels import NoiseLevels
 from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.search.fit import fit
+from diffplug.samplers.search.fit import fit, simplex
 from diffplug.samplers.search.loss import SQUARED, Loss
 from diffplug.samplers.search.problem import Problem
+from diffplug.samplers.search.rungs import regressed
 
 __all__ = ["BLOCKS", "STAGES", "Block", "explicit", "refine"]
 
 Floats = npt.NDArray[np.float64]
 NO_SIGNAL = -8.0  # the lambda below which noise predictions say nothing
+LOOK = 0.3  # the share of the runs in which a simplex looks round for other nodes,
+LEAST_LOOK = 3  # and how many it needs for each of them to be of use
+FINER = 10  # steps of the converged run for each of the schedule's, in a regression
 
 
 @dataclass(frozen=True)
@@ -175,35 +179,75 @@ def refine(
     evaluations: int,
     loss: Loss = SQUARED,
     stages: Sequence[Sequence[str]] = STAGES,
-    iterations: int = 8,
+    iterations: int = 16,
     on_better: Callable[[SolverSchedule, int], None] | None = None,
 ) -> tuple[SolverSchedule, int]:
     """The schedule with the lowest score that the fits pass through, and how many runs they took.
 
-    The distance of final samples from the truth is what they lower, squared or as `loss` counts it
-    (Levenberg-Marquardt, arXiv 2409.03755 for the ratios); `score`, on other pairs, decides what is kept.
-    Each stage begins at the best so far and gets the same share of the runs, of which there are at most
-    `evaluations`: where the shares are too small for one step of every stage, the first gets all of them.
-    on_better: told every new best one, and the runs so far.
+    The distance of final samples from the truth is what they lower, squared or as `loss` counts it; `score`,
+    on other pairs, decides what is kept. First a simplex looks round for other nodes, which least squares
+    cannot find where pictures tip over into others. Then a regression on converged states proposes weights
+    (`regressed`), and Levenberg-Marquardt goes on from the better one of the two (arXiv 2409.03755 for the
+    ratios). Each of its stages begins at the best so far and gets the same share of the runs, of which there
+    are at most `evaluations` in all: where they are too few for one step of every stage, the first gets all
+    of them. on_better: told every new best one, and the runs so far.
     """
     best, used = schedule, 0
     known = {best: score(best)}
 
     def watch(passed: SolverSchedule, runs: int) -> None:
         nonlocal best
-        known[passed] = score(passed)
+        if passed not in known:
+            known[passed] = score(passed)
         if known[passed] < known[best]:
             best = passed
             if on_better is not None:
                 on_better(best, used + runs)
 
     begin = explicit(best, problem.levels)
-    if any(_step_cost(begin, names) > evaluations // len(stages) for names in stages):
+    costs = [_step_cost(begin, names) for names in stages]
+    look = int(LOOK * evaluations)
+    if LEAST_LOOK * len(_read_grid(begin)) <= look <= evaluations - costs[0]:
+        used += _look_round(problem, loss, begin, look, watch)
+    regression = len(schedule.steps) + FINER
+    if used + regression + costs[0] <= evaluations and schedule.deltas is None and schedule.first == "model":
+        used += regression
+        with suppress(ValueError, np.linalg.LinAlgError):  # states that are not finite
+            watch(regressed(problem, best, evaluations=FINER * len(schedule.steps)), 0)
+    if max(costs) > (evaluations - used) // len(stages):
         stages = stages[:1]
     for left, names in zip(range(len(stages), 0, -1), stages, strict=True):
         start = explicit(best, problem.levels)
         used += _stage(problem, loss, start, names, (evaluations - used) // left, iterations, watch)
     return best, used
+
+
+def _look_round(
+    problem: Problem,
+    loss: Loss,
+    schedule: SolverSchedule,
+    evaluations: int,
+    watch: Callable[[SolverSchedule, int], None],
+) -> int:
+    """The runs that a simplex took over the nodes; `watch` is told whatever was better on these pairs."""
+    used = 0
+
+    def value(theta: Floats) -> float:
+        nonlocal used
+        used += 1
+        try:
+            off = problem.final(_write_grid(schedule, theta)) - problem.truth
+        except ValueError:  # nodes that ran into each other
+            return np.inf
+        return float(loss(np.square(off).mean(axis=1)).mean())
+
+    simplex(
+        value,
+        _read_grid(schedule),
+        evaluations=evaluations,
+        on_better=lambda theta: watch(_write_grid(schedule, theta), used),
+    )
+    return used
 
 
 def _step_cost(schedule: SolverSchedule, names: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ from diffplug.samplers.search.fit import fit, simplex
 from diffplug.samplers.search.problem import Problem, errors
 from diffplug.samplers.search.schedule_numbers import Numbers, Times
 
-__all__ = ["Watch", "coefficients", "corrector_policies", "grid", "multistep", "ratios"]
+__all__ = ["Watch", "coefficients", "corrector_policies", "grid", "multistep", "ratios", "regressed"]
 
 Floats = npt.NDArray[np.float64]
 Watch = Callable[[SolverSchedule], None]
@@ -169,7 +169,7 @@ def coefficients(
     regression of the converged states, step after step; then least squares on the final samples.
     """
     known = schedule.deltas is not None or schedule.first != "model"  # without D_0 there is no regression
-    start = schedule if known else _greedy_deltas(problem, schedule, ridge)
+    start = schedule if known else regressed(problem, schedule, ridge=ridge)
     if watch is not None:
         watch(start)
     times, shares = Times.of(problem, start)
@@ -184,9 +184,15 @@ def coefficients(
     return best(problem, [start, numbers.write(found)])
 
 
-def _greedy_deltas(problem: Problem, schedule: SolverSchedule, ridge: float) -> SolverSchedule:
-    """Step after step, the additions to the weights of D_0..D_i that bring the next state nearest."""
-    count, truth = len(schedule.steps), problem.truth_states(schedule)
+def regressed(
+    problem: Problem, schedule: SolverSchedule, *, ridge: float = 1e-4, evaluations: int | None = None
+) -> SolverSchedule:
+    """Step after step, the additions to the weights of D_0..D_i that bring the next state nearest.
+
+    Nearest to the converged one, in the mean square and up to a ridge. evaluations: of the converged run.
+    Needs a prediction at the first node (`first="model"`); additions that are there already are replaced.
+    """
+    count, truth = len(schedule.steps), problem.truth_states(schedule, evaluations)
     deltas: list[Delta] = [Delta()] * count
     for i in range(count):
         run = problem.run(replace(schedule, deltas=tuple(deltas)))
