@@ -29,6 +29,8 @@ Floats = npt.NDArray[np.float64]
 NO_SIGNAL = -8.0  # the lambda below which noise predictions say nothing
 LOOK = 0.3  # the share of the runs in which a simplex looks round for other nodes,
 LEAST_LOOK = 3  # and how many it needs for each of them to be of use
+ENOUGH = 0.7  # a step down that leaves more of the loss is a small one;
+TRIES = 2  # more than one length is tried
 FINER = 10  # steps of the converged run for each of the schedule's, in a regression
 
 
@@ -184,13 +186,14 @@ def refine(
 ) -> tuple[SolverSchedule, int]:
     """The schedule with the lowest score that the fits pass through, and how many runs they took.
 
-    The distance of final samples from the truth is what they lower, squared or as `loss` counts it; `score`,
-    on other pairs, decides what is kept. First a simplex looks round for other nodes, which least squares
-    cannot find where pictures tip over into others. Then a regression on converged states proposes weights
-    (`regressed`), and Levenberg-Marquardt goes on from the better one of the two (arXiv 2409.03755 for the
-    ratios). Each of its stages begins at the best so far and gets the same share of the runs, of which there
-    are at most `evaluations` in all: where they are too few for one step of every stage, the first gets all
-    of them. on_better: told every new best one, and the runs so far.
+    The distance of final samples from the truth is what they lower, squared or as `loss` counts it
+    (Levenberg-Marquardt, arXiv 2409.03755 for the ratios); `score`, on other pairs, decides what is kept.
+    Where the first step down wins little, least squares are at the wrong place, as when pictures tip over
+    into others: then a simplex looks round for other nodes, and a regression on converged states proposes
+    weights for them (`regressed`; not for schedules with an analytic first step). Each stage begins at the
+    best so far and gets the same share of the runs that are left, of which there are at most `evaluations`
+    in all: where they are too few for one step of every stage, the first gets all of them. on_better: told
+    every new best one, and the runs so far.
     """
     best, used = schedule, 0
     known = {best: score(best)}
@@ -206,20 +209,35 @@ def refine(
 
     begin = explicit(best, problem.levels)
     costs = [_step_cost(begin, names) for names in stages]
-    look = int(LOOK * evaluations)
-    if LEAST_LOOK * len(_read_grid(begin)) <= look <= evaluations - costs[0]:
-        used += _look_round(problem, loss, begin, look, watch)
-    regression = len(schedule.steps) + FINER
-    if used + regression + costs[0] <= evaluations and schedule.deltas is None and schedule.first == "model":
-        used += regression
-        with suppress(ValueError, np.linalg.LinAlgError):  # states that are not finite
-            watch(regressed(problem, best, evaluations=FINER * len(schedule.steps)), 0)
+    look, least = int(LOOK * evaluations), LEAST_LOOK * len(_read_grid(begin))
+    if schedule.first == "model" and least <= look <= evaluations - 2 * costs[0]:
+        runs, gain = _stage(problem, loss, begin, stages[0], costs[0] + TRIES, 2 + TRIES, watch)
+        used += runs
+        if gain > ENOUGH:
+            used += _look_round(problem, loss, begin, look, watch)
+            used += _proposed(problem, best, evaluations - used - costs[0], watch)
     if max(costs) > (evaluations - used) // len(stages):
         stages = stages[:1]
     for left, names in zip(range(len(stages), 0, -1), stages, strict=True):
         start = explicit(best, problem.levels)
-        used += _stage(problem, loss, start, names, (evaluations - used) // left, iterations, watch)
+        used += _stage(problem, loss, start, names, (evaluations - used) // left, iterations, watch)[0]
     return best, used
+
+
+def _proposed(
+    problem: Problem,
+    schedule: SolverSchedule,
+    evaluations: int,
+    watch: Callable[[SolverSchedule, int], None],
+) -> int:
+    """The runs that a regression took, 0 where there are not enough; `watch` is told what it proposes."""
+    cost = len(schedule.steps) + FINER
+    if cost > evaluations:
+        return 0
+    bare = replace(schedule, deltas=None)
+    with suppress(ValueError, np.linalg.LinAlgError):  # states that are not finite
+        watch(regressed(problem, bare, evaluations=FINER * len(schedule.steps)), cost)
+    return cost
 
 
 def _look_round(
@@ -263,13 +281,17 @@ def _stage(
     evaluations: int,
     iterations: int,
     watch: Callable[[SolverSchedule, int], None],
-) -> int:
-    """The runs that a fit of some blocks took; `watch` is told every point passed, and the runs."""
+) -> tuple[int, float]:
+    """(the runs that a fit of some blocks took, the smallest loss over the first one).
+
+    `watch` is told every point passed, and the runs.
+    """
     blocks = [BLOCKS[name] for name in names]
     reads = [block.read(schedule) for block in blocks]
     sizes = [len(read) for read in reads]
     where = list(pairwise(np.cumsum([0, *sizes]).tolist()))
     used = 0
+    losses: list[float] = []
 
     def made(theta: Floats) -> SolverSchedule:
         found = schedule
@@ -286,7 +308,9 @@ def _stage(
             off = problem.final(made(theta)) - problem.truth
         except ValueError:  # nodes that ran into each other, for one
             off = np.full_like(problem.truth, 1e3)
-        return loss.residuals(off)
+        found = loss.residuals(off)
+        losses.append(float(found @ found))
+        return found
 
     with suppress(_Spent):
         fit(
@@ -297,4 +321,4 @@ def _stage(
             iterations=iterations,
             on_iterate=lambda theta: watch(made(theta), used),
         )
-    return used
+    return used, min(losses) / losses[0] if losses and losses[0] > 0 else 1.0
