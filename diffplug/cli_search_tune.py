@@ -114,8 +114,8 @@ def _start(start: str, evaluations: int | None, grid: str | None) -> Callable[[A
 
 def _tell(found: Any, reward: str, out: Path, *, json: bool) -> None:
     if json:
-        rows = {"start": vars(found.start), "found": vars(found.found)}
-        print_json({"improved": found.improved, "schedule": str(out), **rows, "seconds": found.seconds})
+        told = {"start": vars(found.start), "found": vars(found.found), "seconds": found.seconds}
+        print_json({"improved": found.improved, "schedule": str(out), **told})
         return
     names = ["", reward, "error", "median"]
     pairs = (("start", found.start), ("tuned", found.found))
