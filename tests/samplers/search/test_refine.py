@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from test_schedules import LEVELS, SPACE, mixture
@@ -10,6 +12,7 @@ from diffplug.samplers.compiler import compile_schedule
 from diffplug.samplers.nodes import Nodes
 from diffplug.samplers.presets import dpmpp, unipc
 from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.search import rungs
 from diffplug.samplers.search.loss import SQUARED, Loss
 from diffplug.samplers.search.mutation import random_values
 from diffplug.samplers.search.problem import errors
@@ -83,6 +86,48 @@ def test_a_budget_too_small_for_every_stage_is_spent_on_the_first_one() -> None:
     assert 15 <= used <= 29
     assert all(each.ratios == start.ratios for each in seen)
     assert min(errors(judge, each).mean for each in seen) < errors(judge, start).mean
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(("enough", "looks"), [(0.0, True), (1.0, False)])
+def test_other_nodes_are_looked_for_where_a_step_down_wins_little(
+    enough: float, looks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffplug.samplers.search import refine as module
+
+    asked: list[SolverSchedule] = []
+
+    def regressed(problem: Any, schedule: SolverSchedule, **options: Any) -> SolverSchedule:
+        asked.append(schedule)
+        return rungs.regressed(problem, schedule, **options)
+
+    monkeypatch.setattr(module, "ENOUGH", enough)
+    monkeypatch.setattr(module, "regressed", regressed)
+    train, judge, fresh, start = mixture(32, 1), mixture(32, 2), mixture(64, 3), dpmpp(4, LINSPACE)
+    seen: list[int] = []
+    found, used = refine(
+        train,
+        start,
+        score=lambda s: errors(judge, s).mean,
+        evaluations=120,
+        on_better=lambda _, runs: seen.append(runs),
+    )
+    assert bool(asked) is looks and used <= 120
+    assert seen == sorted(seen) and seen[-1] <= used
+    assert errors(fresh, found).mean < 0.3 * errors(fresh, start).mean
+    if looks:  # nodes that the simplex has moved, without the weights of the first step down
+        assert asked[0].deltas is None and asked[0].nodes != start.nodes
+
+
+@pytest.mark.law
+def test_a_regression_brings_every_next_state_nearer() -> None:
+    train, start = mixture(32, 1), dpmpp(4, LINSPACE)
+    found = rungs.regressed(train, start, evaluations=40)
+    truth = train.truth_states(start, 40)
+    assert truth.shape == (5, 32, train.truth.shape[1])
+    ours, theirs = (np.square(train.run(s).states - truth[:-1]).mean(axis=(1, 2)) for s in (found, start))
+    assert (ours[1:] < theirs[1:]).all()
+    assert errors(train, found).mean < errors(train, start).mean
 
 
 @pytest.mark.law
