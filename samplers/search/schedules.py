@@ -138,7 +138,7 @@ def search_space(
         run = _Run(study, space, contest, method, seed, trials, seconds, on_trial)
         run.presets(presets, seeds)
         run.search(len(presets) + len(seeds))
-        return _judged(run, validation, test, presets, refinement)
+        return _judged(run, validation, test, presets, seeds, refinement)
 
 
 @dataclass
@@ -233,9 +233,13 @@ def _judged(
     validation: Problem,
     test: Problem | None,
     presets: Mapping[str, SolverSchedule],
+    seeds: Sequence[SolverSchedule],
     refinement: int,
 ) -> ScheduleSearch:
-    """The result: finalists and presets on the validation pairs, the winner refined, and the test pairs."""
+    """The result: finalists and presets on the validation pairs, the winner refined, and the test pairs.
+
+    Seeds are there as they came: the space has no place for weights that were fitted to them.
+    """
     metric, done = run.contest.metric, complete(run.study)
     known = [each.user_attrs["preset"] for each in done if each.user_attrs.get("preset") in presets]
     if not known:
@@ -246,7 +250,7 @@ def _judged(
         judge.limit = metric.ceiling * min(judge.score(presets[name]).error for name in known[:FINALISTS])
     finalists = {run.space.schedule(each.params): float(each.value) for each in reversed(done)}
     five = list(finalists)[: -FINALISTS - 1 : -1]
-    schedules = [*five, presets[best_known]]
+    schedules = [*five, presets[best_known], *seeds]
     winner, used = min(schedules, key=lambda each: judge.score(each).value), 0
     if refinement:
         winner, used = _refined(run, judge, winner, refinement)

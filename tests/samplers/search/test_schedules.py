@@ -196,3 +196,18 @@ def test_bad_requests_are_refused() -> None:
         S3Sampler(SPACE, batch=0)
     with pytest.raises(ValueError, match="epochs=0: give at least 1"):
         LSTMRanks(SPACE, epochs=0)
+
+
+@pytest.mark.law
+def test_what_was_fitted_to_a_seed_is_not_lost() -> None:
+    """The space encodes decisions; a seed's weights are not among them, and are the best there is here."""
+    from diffplug.samplers.presets import dpmpp
+    from diffplug.samplers.search.refine import refine
+
+    train, judge = mixture(16, 1), mixture(16, 2)
+    fitted, _ = refine(train, dpmpp(4, LINSPACE), score=lambda s: errors(judge, s).mean, evaluations=90)
+    assert fitted.deltas is not None
+    told: dict[str, Any] = {"trials": 29, "grids": ("linspace",), "method": "random"}
+    found = search_space(train, judge, SPACE, seeds=[fitted], **told)
+    assert found.schedule == fitted
+    assert found.validation["value"] < search_space(train, judge, SPACE, **told).validation["value"]
