@@ -48,10 +48,15 @@ Ours = Sequence[tuple[str, SolverSchedule, dict[str, Any]]]
 """Name, schedule and cost of solvers of ours; the one named "given" is what a person gets."""
 
 
-def compare(bench: Bench, steps: int, find: Callable[[], Ours], say: Say) -> tuple[list[Row], Ours]:
-    """A row for each solver: errors on the fresh pairs, and what those that `find` gives have cost."""
-    rows: list[Row] = []
-    for name in bench.peers():
+def compare(
+    bench: Bench, steps: int, find: Callable[[], Ours], say: Say, peers: Sequence[Row] = ()
+) -> tuple[list[Row], Ours]:
+    """A row for each solver: errors on the fresh pairs, and what those that `find` gives have cost.
+
+    peers: rows of Diffusers' solvers that are known already.
+    """
+    rows = list(peers)
+    for name in () if rows else bench.peers():
         say(name)
         rows.append({"solver": name, "family": PEERS[name].family, **bench.peer(name, steps)})
     found = find()
@@ -129,7 +134,7 @@ def verdict(model: str, guidance: float, steps: int, rows: Sequence[Row]) -> lis
 def measure(bench: Bench, told: argparse.Namespace, guidance: float, bars: Progress, path: Path) -> None:
     """Every number of evaluations, printed as it comes and written at once.
 
-    With --resume, those are kept that the file has for the same setting.
+    With --resume, those are kept that the file has for the same setting; what ships is judged again.
     """
     document = {"setting": setting(bench, told, guidance), "floor": None, "results": {}}
     if told.resume and path.exists() and (kept := read_json(path))["setting"] == document["setting"]:
@@ -137,7 +142,8 @@ def measure(bench: Bench, told: argparse.Namespace, guidance: float, bars: Progr
     results: dict[str, Any] = document["results"]
     task = bars.add_task("", total=len(told.steps))
     for steps in told.steps:
-        if str(steps) in results:
+        known = results.get(str(steps), {"rows": []})["rows"]
+        if known and not told.shipped:
             bars.advance(task)
             continue
 
@@ -147,7 +153,7 @@ def measure(bench: Bench, told: argparse.Namespace, guidance: float, bars: Progr
         find = partial(searched, bench, steps, told.rungs, say)
         if told.shipped:
             find = partial(shipped, told.model, steps, guidance)
-        rows, found = compare(bench, steps, find, say)
+        rows, found = compare(bench, steps, find, say, [row for row in known if row["family"] != "ours"])
         reached = ratios_to_stock(rows)
         results[str(steps)] = {"rows": rows, "of the best stock": reached}
         document["floor"] = document["floor"] or bench.floor()
@@ -205,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--results", type=Path, default=RESULTS, help="folder for solvers_MODEL_GUIDANCE.json")
     add("--truths", type=Path, help="folder for the converged latents of pipelines; default: the cache")
     add("--shipped", action="store_true", help="judge what comes with the package, instead of searching")
-    add("--resume", action="store_true", help="measure only what the file does not have yet")
+    add("--resume", action="store_true", help="keep what the file has, but for what ships")
     add("--schedules", type=Path, help="folder for the schedules found")
     return parser
 
