@@ -97,11 +97,15 @@ def shapes(pipe: Any, steps: int, guidance: float, pairs: int, fresh: int) -> Be
     """The Shapes model: prompts of the search split to search on and choose by, test prompts to judge."""
     known = prompts(3 * pairs, "search")
     words = (known[:pairs], known[pairs:], prompts(fresh, "test"))
-    found = []
-    for part, first in zip(words, (0, 10_000, 20_000), strict=True):
-        trials = Trials(pipe, part, list(range(first, first + len(part))), steps, guidance)
-        found.append(PipelineProblem(trials, Nodes(kind="name", name="linspace", final="sigma_min")))
+    firsts = (0, 10_000, 20_000)
+    found = [on_pairs(pipe, *each, steps, guidance) for each in zip(words, firsts, strict=True)]
     return Bench(*found, ScheduleSpace(steps, found[0].levels, NODES))
+
+
+def on_pairs(pipe: Any, words: list[str], first: int, steps: int, guidance: float) -> PipelineProblem:
+    """The pipeline on some prompts, with seeds that count up from the first one."""
+    trials = Trials(pipe, words, list(range(first, first + len(words))), steps, guidance)
+    return PipelineProblem(trials, Nodes(kind="name", name="linspace", final="sigma_min"))
 
 
 def prompts(n: int, split: str) -> list[str]:

@@ -5,9 +5,9 @@
 
 Prompts to search on and to choose by are those of the search split, the judging ones those of the test split.
 Searches begin with presets, with the schedule found for one length less and with what is shipped already. A
-schedule takes the place of `solver-N.json` where a paired test on the pairs that choose finds that one worse;
-summaries of all studies are shipped as `studies.json`. Unfinished studies are kept in --studies and gone on
-with.
+schedule takes the place of `solver-N.json` where a paired test, on pairs of the search split that nothing
+else was done with, finds that one worse; summaries of all studies are shipped as `studies.json`. Unfinished
+studies are kept in --studies and gone on with.
 
 Pairs that end in another picture than the converged one, whatever the solver does, are most of a mean error,
 and what lowers it is to blur: so the mean logarithm of the errors is what counts here.
@@ -26,13 +26,14 @@ from rich.progress import Progress
 
 from benchmarks.command import opened
 from benchmarks.compact import thinned, written
-from benchmarks.search import shapes
+from benchmarks.search import Bench, on_pairs, prompts, shapes
 from diffplug.files import output_folder
 from diffplug.samplers.origin import architecture, fingerprint
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.search.contest import Contest, p_value
 from diffplug.samplers.search.front import longer
-from diffplug.samplers.search.metric import AGGREGATES, parse_metric
+from diffplug.samplers.search.metric import AGGREGATES, Metric, parse_metric
+from diffplug.samplers.search.problem import PipelineProblem, Problem
 from diffplug.samplers.search.schedules import Progress as Told
 from diffplug.samplers.search.schedules import ScheduleSearch, search_space
 from diffplug.samplers.shipped import shipped_folder
@@ -100,12 +101,11 @@ def searched(
             metric=metric, seeds=seeds, told=told, on_trial=say, storage=storage,
         )  # fmt: skip
         found = search.schedule
-        judge = Contest(bench.validation, metric, prune=False)
-        better = old is None or surely_worse(judge, old, found)
         name, preset = bench.best_preset()
         best = {"solver": name, "test": bench.figures(preset)}
         row = summary(search, {"test": bench.figures(found), "best preset": best})
     again = old is not None and replace(old, meta={}) == replace(found, meta={})
+    better = old is None or surely_worse(referee(pipe, bench, given), metric, old, found)
     row["shipped"] = again or (search.improved and better)
     if row["shipped"]:
         meta = {**told, "architecture": architecture(pipe), "steps": steps, "method": "s3"}
@@ -114,12 +114,20 @@ def searched(
     return row, found
 
 
-def surely_worse(judge: Contest, one: SolverSchedule, other: SolverSchedule) -> bool:
+def referee(pipe: Any, bench: Bench, given: argparse.Namespace) -> PipelineProblem:
+    """Pairs that nothing was searched on or chosen by: the best of many looks good on those that chose it."""
+    seen = {*bench.train.prompts, *bench.validation.prompts}
+    words = [prompt for prompt in prompts(8 * given.pairs, "search") if prompt not in seen]
+    return on_pairs(pipe, words[: 2 * given.pairs], 30_000, bench.space.evaluations, given.guidance)
+
+
+def surely_worse(problem: Problem, metric: Metric, one: SolverSchedule, other: SolverSchedule) -> bool:
     """Whether a paired test finds `one` worse; metrics of whole sets of pictures are only compared."""
+    judge = Contest(problem, metric, prune=False)
     first, second = judge.score(one), judge.score(other)
-    if not judge.metric.paired:
+    if not metric.paired:
         return first.value > second.value
-    return p_value(first.marks, second.marks, AGGREGATES[judge.metric.aggregate]) <= LEVEL  # type: ignore[attr-defined]
+    return p_value(first.marks, second.marks, AGGREGATES[metric.aggregate]) <= LEVEL  # type: ignore[attr-defined]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
