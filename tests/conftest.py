@@ -40,3 +40,16 @@ def red_reward() -> Iterator[str]:
     REWARDS.register("test-red", redness)
     yield "test-red"
     REWARDS.unregister("test-red")
+
+
+@pytest.fixture
+def as_loud_as_before() -> Iterator[None]:
+    """Commands hush the libraries for their process; tests share theirs with others."""
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
+
+    before = ours.get_verbosity(), theirs.get_verbosity()
+    yield
+    for logging, level in zip((ours, theirs), before, strict=True):
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,7 @@ from typer.testing import CliRunner
 from diffplug import cli
 from diffplug.png import read_settings
 
-pytestmark = pytest.mark.pipe
-
-
-@pytest.fixture(autouse=True)
-def _as_loud_as_before() -> Iterator[None]:
-    """Commands hush the libraries for their process; tests share theirs with others."""
-    from diffusers.utils import logging as ours
-    from transformers.utils import logging as theirs
-
-    before = ours.get_verbosity(), theirs.get_verbosity()
-    yield
-    for logging, level in zip((ours, theirs), before, strict=True):
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
+pytestmark = [pytest.mark.pipe, pytest.mark.usefixtures("as_loud_as_before")]
 
 
 def _call(*words: str | Path) -> Result:

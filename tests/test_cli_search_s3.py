@@ -16,22 +16,14 @@ pytest.importorskip("sklearn")
 from diffplug import cli
 from diffplug.samplers import SolverSchedule, presets
 
-pytestmark = pytest.mark.pipe
+pytestmark = [pytest.mark.pipe, pytest.mark.usefixtures("as_loud_as_before")]
 SMALL = ["--trials", "28", "--refinement", "0", "--grids", "linspace", "--pairs", "2", "--validation", "1"]
 SMALL += ["--test", "1", "--truth", "6", "--guidance", "2", "--steps", "2"]
 
 
 @pytest.fixture(autouse=True)
-def _as_loud_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    from diffusers.utils import logging as ours
-    from transformers.utils import logging as theirs
-
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFPLUG_CACHE", str(tmp_path / "cache"))
-    before = ours.get_verbosity(), theirs.get_verbosity()
-    yield
-    for logging, level in zip((ours, theirs), before, strict=True):
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
 
 
 def call(*words: str | Path) -> Result:

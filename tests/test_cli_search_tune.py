@@ -13,22 +13,14 @@ from typer.testing import CliRunner
 from diffplug import cli
 from diffplug.samplers import SolverSchedule, tune_schedule
 
-pytestmark = pytest.mark.pipe
+pytestmark = [pytest.mark.pipe, pytest.mark.usefixtures("as_loud_as_before")]
 SMALL = ["--prompt-count", "8", "--guidance", "2", "--steps", "2", "--batch", "2", "--check-every", "1"]
 SMALL += ["--validation", "2", "--test", "2", "--truth", "6"]
 
 
 @pytest.fixture(autouse=True)
-def _as_loud_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    from diffusers.utils import logging as ours
-    from transformers.utils import logging as theirs
-
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFPLUG_CACHE", str(tmp_path / "cache"))
-    before = ours.get_verbosity(), theirs.get_verbosity()
-    yield
-    for logging, level in zip((ours, theirs), before, strict=True):
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
 
 
 def call(*words: str | Path) -> Result:
