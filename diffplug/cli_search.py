@@ -15,7 +15,7 @@ from diffplug import cli_search_files, cli_search_s3, cli_search_tune
 from diffplug.cli_options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts, ScheduleOut
 from diffplug.cli_search_files import pipe_and_prompts
 from diffplug.console import guarded, print_json, print_table, until_stopped
-from diffplug.files import output_folder
+from diffplug.files import output_file
 
 app = typer.Typer(no_args_is_help=True, help="Find few-step solvers for your model, steps and guidance.")
 
@@ -64,9 +64,7 @@ def dc(
     climbed = [name.strip() for name in rungs.split(",") if name.strip()]
     if not climbed:
         raise ValueError("--rungs names none: give any of ratios, grid, coefficients, full")
-    if out.is_dir():
-        raise ValueError(f"--out {str(out)!r} is a folder: give the name of a .json file in it")
-    output_folder(out.parent)
+    output_file(out)
     pipe, words = pipe_and_prompts(model, device, dtype, prompts, pairs, seed)
     search = import_module("diffplug.samplers.search.compensation").search_compensation
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())

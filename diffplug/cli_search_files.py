@@ -11,7 +11,7 @@ import typer
 
 from diffplug.cli_options import Device, Dtype, FirstSeed, Guidance, Json, Levels, Model, Prompts, ScheduleOut
 from diffplug.console import guarded, print_json
-from diffplug.files import output_folder
+from diffplug.files import output_file
 
 SUFFIX = ".statistics.safetensors"
 
@@ -40,7 +40,7 @@ def statistics(
 
     Example: `diffplug search statistics --model FOLDER --prompts prompts.txt --guidance 7.5 -o s.safetensors`
     """
-    output_folder(out.parent)
+    output_file(out)
     pipe, words = pipe_and_prompts(model, device, dtype, prompts, pairs, seed)
     search = import_module("diffplug.samplers.search.schedule_search")
     found = search.pipeline_statistics(
@@ -78,7 +78,7 @@ def from_usf(
     from dataclasses import replace
 
     load_usf = import_module("diffplug.samplers.published").load_usf
-    output_folder(out.parent)
+    output_file(out)
     clock = levels_of_model(model) if times == "model" else times
     schedule = load_usf(file, clock, mean=_floats(mean))
     needs = [i for i, step in enumerate(schedule.steps) if step.param == "ems"]

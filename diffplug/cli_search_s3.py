@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from diffplug.cli_options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts
 from diffplug.cli_search_files import levels_of, pipe_and_prompts
 from diffplug.console import guarded, print_json, print_table, until_stopped
-from diffplug.files import output_folder
+from diffplug.files import output_file
 
 MetricSpec = Annotated[
     str,
@@ -103,7 +103,7 @@ def s3(
     Interrupted, the same command goes on; several at once share the work.
     """
     counts = _counts(steps)
-    output_folder(out.parent)
+    output_file(out)
     options: dict[str, Any] = {
         **{"method": method, "trials": trials, "seconds": seconds, "refinement": refinement, "pairs": pairs},
         **{"validation": validation, "test": test, "prune": prune, "seed": seed},

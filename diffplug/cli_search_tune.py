@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from diffplug.cli_options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts, ScheduleOut
 from diffplug.cli_search_files import pipe_and_prompts
 from diffplug.console import guarded, print_json, print_table, until_stopped
-from diffplug.files import output_folder
+from diffplug.files import output_file
 
 Start = Annotated[
     str, typer.Argument(help="Schedule file to begin with, or a preset's name with --evaluations.")
@@ -70,7 +70,7 @@ def tune(
 
     Interrupted, the same command goes on from the last look at other prompts.
     """
-    output_folder(out.parent)
+    output_file(out)
     schedule_for = _start(start, evaluations, grid)
     pipe, words = pipe_and_prompts(model, device, dtype, prompts, prompt_count, seed)
     kept = out.with_suffix(".tuning.json")

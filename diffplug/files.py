@@ -15,6 +15,7 @@ __all__ = [
     "WriteError",
     "atomic_path",
     "atomic_write",
+    "output_file",
     "output_folder",
     "read_json",
     "safe_join",
@@ -93,6 +94,15 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise WriteError(folder, error) from error
     return folder
+
+
+def output_file(path: str | os.PathLike[str]) -> Path:
+    """The file `path`, in a folder that is made if missing and can be written to; ValueError for a folder."""
+    file = Path(path)
+    if file.is_dir():
+        raise ValueError(f"{os.fspath(path)!r} is a folder: give the name of a file in it")
+    output_folder(file.parent)
+    return file
 
 
 def safe_join(root: str | os.PathLike[str], *parts: str) -> Path:

@@ -62,6 +62,7 @@ def test_a_preset_is_tuned_into_a_file_that_runs_and_that_can_be_tuned_again(
         (["missing.json", "--reward", "colour:red"], "missing.json"),
         (["FILE", "--evaluations", "3", "--reward", "colour:red"], "has 2 evaluations and a grid of its own"),
         (["FILE", "--grid", "karras", "--reward", "colour:red"], "for presets"),
+        (["FILE", "--reward", "colour:red", "-o", "."], "'.' is a folder"),
     ],
 )
 def test_bad_input_is_told_in_a_line(words: list[str], message: str, tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_bad_input_is_told_in_a_line(words: list[str], message: str, tmp_path: P
     path = tmp_path / "two.json"
     ddim(2).save(path)
     given = [str(path) if word == "FILE" else word for word in words]
-    result = call(*given, *SMALL, "-o", tmp_path / "o.json")
+    result = call(*given, *SMALL, *([] if "-o" in given else ["-o", tmp_path / "o.json"]))
     last = result.output.strip().splitlines()[-1]
     assert result.exit_code == 2 and last.startswith("error: ") and message in last
     assert not (tmp_path / "o.json").exists()

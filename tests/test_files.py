@@ -16,6 +16,7 @@ from diffplug.files import (
     WriteError,
     atomic_path,
     atomic_write,
+    output_file,
     output_folder,
     read_json,
     safe_join,
@@ -166,3 +167,9 @@ def test_what_is_joined_lies_inside_and_can_be_written(parts: list[str]) -> None
 def test_plain_names_pass(tmp_path: Path) -> None:
     assert safe_join(tmp_path, "run-1", "seed_000007.png") == tmp_path.resolve() / "run-1" / "seed_000007.png"
     json.dumps(str(safe_join(tmp_path, "grün.png")))
+
+
+def test_an_output_file_gets_its_folder_and_a_folder_is_none(tmp_path: Path) -> None:
+    assert output_file(tmp_path / "new" / "six.json").parent.is_dir()
+    with pytest.raises(ValueError, match="is a folder: give the name of a file in it"):
+        output_file(tmp_path)

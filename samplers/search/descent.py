@@ -6,6 +6,7 @@ timesteps that the network is told. Every step of the descent sees noises that i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -92,6 +93,8 @@ class Descent:
             loss.backward()
         if bool(torch.isfinite(torch.cat([self._weights.grad, self._shifts.grad])).all()):  # type: ignore[list-item]
             self._adam.step()
+        else:
+            warnings.warn(f"step {self.done}: the gradient is not finite, and is left out", stacklevel=2)
         self.done += 1
         return float(loss.detach())
 

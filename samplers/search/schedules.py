@@ -98,8 +98,8 @@ def search_space(
 ) -> ScheduleSearch:
     """The best schedule of a space that a budget of evaluated schedules finds (arXiv 2312.07243, and more).
 
-    Presets come first. The five best and the five best presets are scored again on the validation pairs, and
-    the winner's numbers are refined by least squares, kept only where the validation pairs agree.
+    Presets come first. The five best, the five best presets and the seeds are scored again on the validation
+    pairs, and the winner's numbers are refined (`refine`), kept only where the validation pairs agree.
 
     Args:
         trials: schedules run on all pairs, those of an interrupted search included; one that is given up
