@@ -2,7 +2,9 @@
 
 Multi-stage search of arXiv 2312.07243: evaluate some schedules, fit a predictor to all of them, let it choose
 among many children of the best, evaluate those, and again. The predictor ranks, it does not regress: scores
-span orders of magnitude, and only their order decides who has children.
+span orders of magnitude, and only their order decides who has children. Half of what it chooses it chooses
+among siblings: it expects little of a good schedule that stands alone, and the families of the first good
+neighbourhood would be all that is ever evaluated.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from diffplug.samplers.search.space import FIRST, ScheduleSpace, Values
 __all__ = ["RankPredictor", "S3Sampler", "TreeRanks", "distributions", "features"]
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 NAMED = {"data": 1.0, "noise": 0.0, "ems": 2.0}
 PER_STEP = 6  # numbers that `features` has for each step
 
@@ -63,8 +66,9 @@ class S3Sampler(optuna.samplers.BaseSampler):
         seed: of every random choice; a trial's depends on the seed and its number only. parents: the best
         that have children. children: bred for the predictor to choose from; 0 for plain evolution. batch: how
         many of them are evaluated before the predictor learns again. crossing: share of children with two
-        parents. explore: share of each batch that is taken without asking the predictor. predictor: by
-        default `TreeRanks`.
+        parents. explore: share of each batch that is taken without asking the predictor. families: share of
+        the others for which children of one parent compete with each other only, the best parents first.
+        predictor: by default `TreeRanks`.
     """
 
     def __init__(
@@ -77,14 +81,18 @@ class S3Sampler(optuna.samplers.BaseSampler):
         batch: int = 20,
         crossing: float = 0.3,
         explore: float = 0.1,
+        families: float = 0.5,
         predictor: RankPredictor | None = None,
     ) -> None:
         for name, value, least in (("parents", parents, 1), ("children", children, 0), ("batch", batch, 1)):
             if value < least:
                 raise ValueError(f"{name}={value}: give at least {least}")
+        for name, share in (("crossing", crossing), ("explore", explore), ("families", families)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share}: a share, give a number from 0 to 1")
         self.space, self.seed = space, seed
         self.parents, self.children, self.batch = parents, children, batch
-        self.crossing, self.explore = crossing, explore
+        self.crossing, self.explore, self.families = crossing, explore, families
         self.predictor = predictor or TreeRanks(seed)
         self._queue: list[Values] = []
 
@@ -123,34 +131,42 @@ class S3Sampler(optuna.samplers.BaseSampler):
         known = {self.space.schedule(each.params): each for each in reversed(done)}
         whole = [each.params for each in reversed(known.values()) if each.state == TrialState.COMPLETE]
         best = whole[: self.parents]
-        litter: dict[SolverSchedule, Values] = {}
+        litter: dict[SolverSchedule, tuple[Values, int]] = {}
         for _ in range(4 * max(self.children, self.batch)):
-            child = self._child(best, rng)
+            child, parent = self._child(best, rng)
             schedule = self.space.schedule(child)
             if schedule not in known:
-                litter.setdefault(schedule, child)
+                litter.setdefault(schedule, (child, parent))
             if len(litter) >= max(self.children, self.batch):
                 break
-        children = list(litter.values())
+        children = [child for child, _ in litter.values()]
         if self.children and len(done) > self.batch:
-            children = self._chosen(done, children, rng)
+            chosen = self._chosen(done, children, np.array([parent for _, parent in litter.values()]), rng)
+            return [children[i] for i in chosen]
         return children[: self.batch]
 
     def _chosen(
-        self, done: Sequence[FrozenTrial], children: list[Values], rng: np.random.Generator
-    ) -> list[Values]:
-        """The best predicted, and a few at random from the others."""
+        self, done: Sequence[FrozenTrial], children: list[Values], parents: Ints, rng: np.random.Generator
+    ) -> list[int]:
+        """The best predicted of all, the best predicted of each parent, and a few at random."""
         rows = np.array([features(self.space, each.params) for each in done])
         self.predictor.fit(rows, np.array([float(each.value) for each in done if each.value is not None]))
         guessed = self.predictor.predict(np.array([features(self.space, child) for child in children]))
-        order, free = np.argsort(guessed, kind="stable"), round(self.explore * self.batch)
-        chosen = [*order[: self.batch - free], *rng.permutation(order[self.batch - free :])[:free]]
-        return [children[int(i)] for i in chosen]
+        order = np.argsort(guessed, kind="stable")
+        asked = self.batch - round(self.explore * self.batch)
+        of_families = round(self.families * asked)
+        overall, rest = np.split(order, [asked - of_families])
+        heirs = rest[np.unique(parents[rest], return_index=True)[1]][:of_families]
+        ranked = list(dict.fromkeys([*overall, *heirs, *rest]))
+        chosen = [*ranked[:asked], *rng.permutation(ranked[asked:])]
+        return [int(i) for i in chosen[: self.batch]]
 
-    def _child(self, best: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Values:
-        one, two = (best[int(i)] for i in rng.integers(len(best), size=2))
-        start = crossed(self.space, one, two, rng) if rng.random() < self.crossing else one
-        return mutated(self.space, start, rng)
+    def _child(self, best: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> tuple[Values, int]:
+        """A child, and the index of its parent; children of two are a family of their own, the last."""
+        one, two = (int(i) for i in rng.integers(len(best), size=2))
+        if rng.random() < self.crossing:
+            return mutated(self.space, crossed(self.space, best[one], best[two], rng), rng), len(best)
+        return mutated(self.space, best[one], rng), one
 
 
 def distributions(space: ScheduleSpace) -> dict[str, BaseDistribution]:

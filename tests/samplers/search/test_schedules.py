@@ -99,6 +99,42 @@ def test_a_study_goes_on_from_its_storage(tmp_path: Path) -> None:
     assert len(study.trials) == 40 and len({tuple(sorted(t.params.items())) for t in study.trials}) == 40
 
 
+class _Misled:
+    """A predictor that expects the longer a first step the better."""
+
+    def fit(self, rows: Any, scores: Any) -> None:
+        pass
+
+    def predict(self, rows: Any) -> Any:
+        return rows[:, 0] - rows[:, 1]
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(("families", "least"), [(0.0, 0), (0.5, 2)])
+def test_the_best_schedule_has_children_though_its_like_are_bad(families: float, least: int) -> None:
+    """A short first step is the best here and all other presets begin with long ones."""
+    sampler = S3Sampler(SPACE, seed=0, batch=8, explore=0, families=families, predictor=_Misled())
+    study = optuna.create_study(sampler=sampler)
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        study.enqueue_trial(random_values(SPACE, rng) | {"gap_0": -1.9 if i == 4 else 1.5})
+    firsts = []
+
+    def objective(trial: Any) -> float:
+        values = {
+            d.name: trial.suggest_float(d.name, d.low, d.high)
+            if d.real
+            else trial.suggest_categorical(d.name, d.choices)
+            for d in SPACE.dimensions
+        }
+        firsts.append(values["gap_0"])
+        return float(values["gap_0"])
+
+    study.optimize(objective, n_trials=12 + 3 * 8)
+    assert sum(gap < -0.5 for gap in firsts[12:]) >= least
+    assert families or all(gap > 0 for gap in firsts[12:])
+
+
 @pytest.mark.law
 def test_trees_learn_an_order() -> None:
     rng = np.random.default_rng(0)
@@ -194,6 +230,8 @@ def test_bad_requests_are_refused() -> None:
         search_space(problem, problem, SPACE, refinement=-1)
     with pytest.raises(ValueError, match="batch=0: give at least 1"):
         S3Sampler(SPACE, batch=0)
+    with pytest.raises(ValueError, match="families=1.5: a share, give a number from 0 to 1"):
+        S3Sampler(SPACE, families=1.5)
     with pytest.raises(ValueError, match="epochs=0: give at least 1"):
         LSTMRanks(SPACE, epochs=0)
 
