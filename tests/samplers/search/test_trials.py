@@ -46,6 +46,23 @@ def test_final_latents_are_the_pipeline_s_own(family: str) -> None:
 
 
 @pytest.mark.pipe
+@pytest.mark.slow
+@pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in place"])
+def test_compiled_networks_are_remembered(in_place: bool) -> None:
+    runs = trials()
+    plain = runs.final(runs.pipe.scheduler)
+    if in_place:
+        runs.pipe.unet.compile(backend="eager")
+    else:
+        runs.pipe.unet = torch.compile(runs.pipe.unet, backend="eager")
+    with runs.remembering():
+        torch.testing.assert_close(runs.final(runs.pipe.scheduler), plain, rtol=0, atol=1e-5)
+        torch.testing.assert_close(runs.final(runs.pipe.scheduler), plain, rtol=0, atol=1e-5)
+    assert (runs.memo.evaluated, runs.memo.recalled) == (4, 4)
+    torch.testing.assert_close(runs.final(runs.pipe.scheduler), plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.pipe
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "wan"])
 def test_prompts_are_read_once(family: str) -> None:
     names = {"prompt", "num_inference_steps", "output_type"}
