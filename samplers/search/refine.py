@@ -189,11 +189,12 @@ def refine(
     The distance of final samples from the truth is what they lower, squared or as `loss` counts it
     (Levenberg-Marquardt, arXiv 2409.03755 for the ratios); `score`, on other pairs, decides what is kept.
     Where the first step down wins little, least squares are at the wrong place, as when pictures tip over
-    into others: then a simplex looks round for other nodes, and a regression on converged states proposes
-    weights for them (`regressed`; not for schedules with an analytic first step). Each stage begins at the
-    best so far and gets the same share of the runs that are left, of which there are at most `evaluations`
-    in all: where they are too few for one step of every stage, the first gets all of them. on_better: told
-    every new best one, and the runs so far.
+    into others: then regressions on converged states propose weights (`regressed`; not for schedules with an
+    analytic first step), on the decisions as they are and on first-order steps, and a simplex looks round for
+    other nodes, for which weights are proposed again. Each stage begins at the best so far and gets the same
+    share of the runs that are left, of which there are at most `evaluations` in all: where they are too few
+    for one step of every stage, the first gets all of them. on_better: told every new best one, and the runs
+    so far.
     """
     best, used = schedule, 0
     known = {best: score(best)}
@@ -214,14 +215,29 @@ def refine(
         runs, gain = _stage(problem, loss, begin, stages[0], costs[0] + TRIES, 2 + TRIES, watch)
         used += runs
         if gain > ENOUGH:
-            used += _look_round(problem, loss, begin, look, watch)
-            used += _proposed(problem, best, evaluations - used - costs[0], watch)
+            kept = costs[0]  # the runs of one step down from what is found here
+            for each in dict.fromkeys((replace(begin, deltas=None), _plain(begin))):
+                used += _proposed(problem, each, evaluations - used - kept, watch)
+            start = replace(explicit(best, problem.levels), deltas=None)
+            kept += _proposal_cost(start)
+            if least <= (look := min(look, evaluations - used - kept)):
+                runs, found = _look_round(problem, loss, start, look, score)
+                used += runs + _proposed(problem, found, evaluations - used - runs - costs[0], watch)
     if max(costs) > (evaluations - used) // len(stages):
         stages = stages[:1]
     for left, names in zip(range(len(stages), 0, -1), stages, strict=True):
         start = explicit(best, problem.levels)
         used += _stage(problem, loss, start, names, (evaluations - used) // left, iterations, watch)[0]
     return best, used
+
+
+def _plain(schedule: SolverSchedule) -> SolverSchedule:
+    """First-order steps on the same nodes: with few pairs it matters what the weights are added to."""
+    return replace(schedule, steps=(SolverStep(),) * len(schedule.steps), deltas=None, statistics=None)
+
+
+def _proposal_cost(schedule: SolverSchedule) -> int:
+    return len(schedule.steps) + FINER
 
 
 def _proposed(
@@ -231,7 +247,7 @@ def _proposed(
     watch: Callable[[SolverSchedule, int], None],
 ) -> int:
     """The runs that a regression took, 0 where there are not enough; `watch` is told what it proposes."""
-    cost = len(schedule.steps) + FINER
+    cost = _proposal_cost(schedule)
     if cost > evaluations:
         return 0
     bare = replace(schedule, deltas=None)
@@ -245,10 +261,10 @@ def _look_round(
     loss: Loss,
     schedule: SolverSchedule,
     evaluations: int,
-    watch: Callable[[SolverSchedule, int], None],
-) -> int:
-    """The runs that a simplex took over the nodes; `watch` is told whatever was better on these pairs."""
-    used = 0
+    score: Callable[[SolverSchedule], float],
+) -> tuple[int, SolverSchedule]:
+    """(the runs of a simplex over the nodes, that of its steps down which has the lowest score)."""
+    used, passed = 0, [schedule]
 
     def value(theta: Floats) -> float:
         nonlocal used
@@ -263,9 +279,9 @@ def _look_round(
         value,
         _read_grid(schedule),
         evaluations=evaluations,
-        on_better=lambda theta: watch(_write_grid(schedule, theta), used),
+        on_better=lambda theta: passed.append(_write_grid(schedule, theta)),
     )
-    return used
+    return used, min(passed, key=score)
 
 
 def _step_cost(schedule: SolverSchedule, names: Sequence[str]) -> int:

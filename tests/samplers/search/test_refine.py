@@ -10,7 +10,7 @@ from test_schedules import LEVELS, SPACE, mixture
 
 from diffplug.samplers.compiler import compile_schedule
 from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.presets import dpmpp, unipc
+from diffplug.samplers.presets import ddim, dpmpp, unipc
 from diffplug.samplers.schedule import SolverSchedule
 from diffplug.samplers.search import rungs
 from diffplug.samplers.search.loss import SQUARED, Loss
@@ -115,8 +115,33 @@ def test_other_nodes_are_looked_for_where_a_step_down_wins_little(
     assert bool(asked) is looks and used <= 120
     assert seen == sorted(seen) and seen[-1] <= used
     assert errors(fresh, found).mean < 0.3 * errors(fresh, start).mean
-    if looks:  # nodes that the simplex has moved, without the weights of the first step down
-        assert asked[0].deltas is None and asked[0].nodes != start.nodes
+    if looks:  # as it is, its nodes with first-order steps, and nodes that the simplex has moved
+        as_it_is, plain, moved = asked
+        assert all(each.deltas is None for each in asked)
+        assert as_it_is.steps == start.steps and plain.steps == ddim(4, LINSPACE).steps
+        assert as_it_is.nodes == plain.nodes != moved.nodes
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("evaluations", [30, 46, 60, 75, 90])
+def test_looking_round_never_takes_more_than_there_is(
+    evaluations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffplug.samplers.search import refine as module
+
+    monkeypatch.setattr(module, "ENOUGH", 0.0)
+    train, judge, start = mixture(16, 1), mixture(16, 2), dpmpp(4, LINSPACE)
+    runs = 0
+    final = train.final
+
+    def counted(schedule: SolverSchedule) -> Any:
+        nonlocal runs
+        runs += 1
+        return final(schedule)
+
+    monkeypatch.setattr(train, "final", counted)
+    _, used = refine(train, start, score=lambda s: errors(judge, s).mean, evaluations=evaluations)
+    assert runs <= used <= evaluations
 
 
 @pytest.mark.law
