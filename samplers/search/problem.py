@@ -125,8 +125,10 @@ def errors(problem: Problem, schedule: SolverSchedule) -> Errors:
     return Errors(np.where(np.isfinite(off), off, np.inf), problem.loss)
 
 
-def refined(schedule: SolverSchedule, levels: NoiseLevels, evaluations: int) -> SolverSchedule:
-    """DPM-Solver++ of order 3 over the schedule's own nodes and as many more, evenly between them in time.
+def refined(
+    schedule: SolverSchedule, levels: NoiseLevels, evaluations: int, order: int = 3
+) -> SolverSchedule:
+    """DPM-Solver++ over the schedule's own nodes and as many more, evenly between them in time.
 
     The nodes of `schedule` are every m-th of the result, m = ceil(evaluations / steps).
     """
@@ -141,12 +143,13 @@ def refined(schedule: SolverSchedule, levels: NoiseLevels, evaluations: int) -> 
     return dpmpp(
         len(sigmas) - 1,
         Nodes(kind="sigmas", values=tuple(sigmas.tolist())),
-        order=3,
-        true_third=True,
+        order=order,
+        true_third=order == 3,
         lower_order_final=False,
     )
 
 
+FINE = 200  # evaluations of a converged run; with fewer, guidance throws the third order far off
 NO_PICTURES = "a model in closed form has no pictures to judge: take 'latent-mse'"
 
 
@@ -320,7 +323,8 @@ class PipelineProblem:
 
     @cached_property
     def truth(self) -> Floats:
-        fine = refined(dpmpp(1, self.nodes, order=1, lower_order_final=False), self.levels, self.fine)
+        order = 3 if self.fine >= FINE else 2
+        fine = refined(dpmpp(1, self.nodes, order=1, lower_order_final=False), self.levels, self.fine, order)
         return self._kept(truth(self._trials(fine), self.scheduler(fine), self.cache))
 
     def truth_states(self, schedule: SolverSchedule, evaluations: int | None = None) -> Floats:
