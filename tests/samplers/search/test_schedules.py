@@ -59,18 +59,22 @@ def planted(values: dict[str, Any]) -> float:
     return score
 
 
+def suggested(trial: Any) -> dict[str, Any]:
+    """The values of the space that the study's sampler suggests."""
+    return {
+        d.name: trial.suggest_float(d.name, d.low, d.high)
+        if d.real
+        else trial.suggest_categorical(d.name, d.choices)
+        for d in SPACE.dimensions
+    }
+
+
 def planted_study(method: Any, trials: int = 240, storage: Any = None) -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=method, storage=storage, study_name="planted", load_if_exists=True)
 
     def objective(trial: Any) -> float:
-        values = {
-            d.name: trial.suggest_float(d.name, d.low, d.high)
-            if d.real
-            else trial.suggest_categorical(d.name, d.choices)
-            for d in SPACE.dimensions
-        }
-        return planted(values)
+        return planted(suggested(trial))
 
     study.optimize(objective, n_trials=trials - len(study.trials))
     return study
@@ -121,14 +125,8 @@ def test_the_best_schedule_has_children_though_its_like_are_bad(families: float,
     firsts = []
 
     def objective(trial: Any) -> float:
-        values = {
-            d.name: trial.suggest_float(d.name, d.low, d.high)
-            if d.real
-            else trial.suggest_categorical(d.name, d.choices)
-            for d in SPACE.dimensions
-        }
-        firsts.append(values["gap_0"])
-        return float(values["gap_0"])
+        firsts.append(suggested(trial)["gap_0"])
+        return float(firsts[-1])
 
     study.optimize(objective, n_trials=12 + 3 * 8)
     assert sum(gap < -0.5 for gap in firsts[12:]) >= least
