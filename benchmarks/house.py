@@ -18,13 +18,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 WINGS = ("samplers", "steering", "training", "demos")
 _OURS = tuple(str(ROOT / top) for top in ("diffplug", *WINGS))
-_ASIDE = (str(ROOT / "diffplug" / "shapes"), str(ROOT / "diffplug" / "rewards"))  # the model's and reward's own
+_ASIDE = (
+    str(ROOT / "diffplug" / "shapes"),
+    str(ROOT / "diffplug" / "rewards"),
+)
 ROUTES = ("diffplug", "diffplug.registry", "diffplug.moved")  # reach other modules by name, on purpose
 
 
@@ -178,14 +182,14 @@ class Journey:
 
     def _event(self, frame: Any, event: str, arg: object) -> None:
         file = frame.f_code.co_filename
-        if event == "call" and file.startswith(_OURS) and not file.startswith(_ASIDE):
-            if "<" not in frame.f_code.co_name:  # comprehensions are no journey
-                self.entered.append((file, frame.f_code.co_qualname if sys.version_info >= (3, 11) else ""))
+        ours = file.startswith(_OURS) and not file.startswith(_ASIDE)
+        if event == "call" and ours and "<" not in frame.f_code.co_name:  # comprehensions are no journey
+            self.entered.append((file, f"{frame.f_code.co_name}:{frame.f_code.co_firstlineno}"))
 
     def summary(self) -> dict[str, int]:
         """Return calls, different functions, different files, and changes of file between calls."""
         files = [file for file, _ in self.entered]
-        changes = sum(a != b for a, b in zip(files, files[1:], strict=False))
+        changes = sum(a != b for a, b in pairwise(files))
         return {
             "calls": len(files),
             "functions": len(set(self.entered)),
@@ -214,7 +218,9 @@ def scored_step() -> dict[str, int]:
     with plug(pipe, FeynmanKac("shapes", particles=8, churn=1.0)):
         pipe("a red circle left of a blue square", num_inference_steps=10)
     before()
-    between = [journey.summary() for journey in journeys[2:-1]]  # between two evaluations, the first not scored
+    between = [
+        journey.summary() for journey in journeys[2:-1]
+    ]  # between two evaluations, the first not scored
     return max(between, key=lambda summary: summary["calls"])
 
 
@@ -241,7 +247,7 @@ def seconds(code: str, repeats: int = 3) -> float:
     best = float("inf")
     for _ in range(repeats):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
         best = min(best, time.perf_counter() - began)
     return best
 
@@ -250,7 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     path = parser.parse_args().json
-    app = "from diffplug.cli import app; import sys; sys.argv = ['diffplug', {!r}]; app()"
+    app = "from diffplug.cli.main import app; import sys; sys.argv = ['diffplug', {!r}]; app()"
     found = structure()
     found |= {f"scored step: {name}": n for name, n in scored_step().items()}
     found |= {f"dc-solver to its second step: {name}": n for name, n in second_step().items()}

@@ -30,16 +30,16 @@ from benchmarks.command import opened
 from benchmarks.compact import kept_results, thinned, written
 from benchmarks.search_models import LEVELS, MODELS, NODES, problems
 from diffplug.files import output_folder
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.origin import fingerprint
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.rollout import Rollouts
+from diffplug.samplers.fingerprint import fingerprint
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.measure import measure_statistics
 from diffplug.samplers.search.metric import parse_metric
 from diffplug.samplers.search.preset_schedules import on_statistics, preset_schedules
 from diffplug.samplers.search.problem import ModelProblem, PipelineProblem, Problem, errors
 from diffplug.samplers.search.schedules import search_space
 from diffplug.samplers.search.space import ScheduleSpace
-from diffplug.samplers.search.trials import Trials
 from diffplug.shapes import grade, sample_prompts
 
 RESULTS = Path(__file__).parent / "results"
@@ -104,7 +104,7 @@ def shapes(pipe: Any, steps: int, guidance: float, pairs: int, fresh: int) -> Be
 
 def on_pairs(pipe: Any, words: list[str], first: int, steps: int, guidance: float) -> PipelineProblem:
     """The pipeline on some prompts, with seeds that count up from the first one."""
-    trials = Trials(pipe, words, list(range(first, first + len(words))), steps, guidance)
+    trials = Rollouts(pipe, words, list(range(first, first + len(words))), steps, guidance)
     return PipelineProblem(trials, Nodes(kind="name", name="linspace", final="sigma_min"))
 
 

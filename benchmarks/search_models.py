@@ -9,9 +9,9 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.search.memo import Memo
+from diffplug.network_cache import NetworkCache
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.search.problem import ModelProblem
 
 SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -62,7 +62,7 @@ def problems(name: str, sizes: tuple[int, ...], seed: int = 1, fine: int = 300) 
     dimensions, x0 = MODELS[name]()
     g = torch.Generator().manual_seed(seed)
 
-    memo = Memo(limit=2**28)
+    memo = NetworkCache(limit=2**28)
 
     def exact(x: Tensor, timestep: float) -> Tensor:
         level = LEVELS.level(float(LEVELS.sigma_of_time(timestep)))

@@ -20,8 +20,8 @@ from diffplug import load
 from diffplug.files import output_folder, write_json
 from diffplug.rewards.clip_network import clip_network
 from diffplug.rewards.shapes_clip import ShapesClipReward, shapes_clip_folder
+from diffplug.rewards.shapes_clip_model import clip_tokenizer
 from diffplug.shapes.captions import captioned_scenes, phrase
-from diffplug.shapes.clip_model import clip_tokenizer
 from diffplug.shapes.rendering import render
 from diffplug.shapes.train_clip import also_true, changed, preferred, similarities
 

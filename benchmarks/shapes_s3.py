@@ -28,15 +28,15 @@ from benchmarks.command import opened
 from benchmarks.compact import thinned, written
 from benchmarks.search import Bench, on_pairs, prompts, shapes
 from diffplug.files import output_folder
-from diffplug.samplers.origin import architecture, fingerprint
-from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.search.contest import Contest, p_value
+from diffplug.samplers.fingerprint import architecture, fingerprint
+from diffplug.samplers.library import shipped_folder
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.search.comparison import Contest, p_value
 from diffplug.samplers.search.front import longer
 from diffplug.samplers.search.metric import AGGREGATES, Metric, parse_metric
 from diffplug.samplers.search.problem import PipelineProblem, Problem
 from diffplug.samplers.search.schedules import Progress as Told
 from diffplug.samplers.search.schedules import ScheduleSearch, search_space
-from diffplug.samplers.shipped import shipped_folder
 
 RESULTS = Path(__file__).parent / "results"
 PLACES = ("out", "studies", "json")

@@ -31,18 +31,18 @@ from rich.progress import Progress
 
 from benchmarks.command import command, opened
 from diffplug.files import output_folder, read_json, write_json
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.origin import architecture, fingerprint
-from diffplug.samplers.polynomial import CompensationPolynomial
-from diffplug.samplers.presets import unipc
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.rollout import Rollouts
+from diffplug.samplers.dc_solver.polynomial import CompensationPolynomial
+from diffplug.samplers.fingerprint import architecture, fingerprint
+from diffplug.samplers.library import shipped_folder
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.presets import unipc
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.climb import RUNGS
 from diffplug.samplers.search.compensation import search_compensation
 from diffplug.samplers.search.loss import LOSSES, loss_of
 from diffplug.samplers.search.problem import PipelineProblem, errors
 from diffplug.samplers.search.rungs import ratios, with_ratios
-from diffplug.samplers.search.trials import Trials
-from diffplug.samplers.shipped import shipped_folder
 from diffplug.shapes import sample_prompts
 
 RESULTS = Path(__file__).parent / "results"
@@ -77,7 +77,7 @@ class Workshop:
         """Pairs to fit to and to judge by, which share what the network said."""
         half = self.pairs // 2
         parts = [(self.prompts[:half], range(half)), (self.prompts[half:], range(half, self.pairs))]
-        trials = [Trials(self.pipe, prompts, list(seeds), 4, guidance) for prompts, seeds in parts]
+        trials = [Rollouts(self.pipe, prompts, list(seeds), 4, guidance) for prompts, seeds in parts]
         trials[1].memo = trials[0].memo
         train, judge = (PipelineProblem(each, NODES, self.truth, self.cache) for each in trials)
         train.loss = judge.loss = loss_of(self.loss, train)

@@ -24,10 +24,10 @@ from rich.progress import Progress
 from benchmarks.command import command
 from benchmarks.solver_models import NODES, PipelineBench
 from diffplug.files import output_folder, write_json
-from diffplug.samplers.presets import ddim, dpmpp
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.library import shipped_folder, shipped_schedules
+from diffplug.samplers.schedule.presets import ddim, dpmpp
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.problem import PipelineProblem
-from diffplug.samplers.shipped import shipped_folder, shipped_schedules
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]

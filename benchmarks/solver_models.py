@@ -15,13 +15,13 @@ from torch import Tensor
 from benchmarks.command import opened
 from benchmarks.solver_peers import PEERS, SD, steps_for
 from diffplug import latents
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.origin import fingerprint
-from diffplug.samplers.presets import dpmpp
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.rollout import Rollouts
+from diffplug.samplers.fingerprint import fingerprint
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.presets import dpmpp
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.problem import Errors, Floats, ModelProblem, PipelineProblem, Problem, refined
-from diffplug.samplers.search.trials import Trials
 from diffplug.shapes import grade, sample_prompts
 from diffplug.testing.guided_mixture import GuidedMixture
 
@@ -133,7 +133,7 @@ class PipelineBench(Bench):
         self.prompts = sample_prompts(fresh, seed=20_000, split="test")
         sets = [(sample_prompts(n, seed=k, split="search"), k) for n, k in ((pairs, 0), (held_out, 10_000))]
         self.runs = [
-            Trials(self.pipe, prompts, list(range(seed, seed + len(prompts))), 4, guidance)
+            Rollouts(self.pipe, prompts, list(range(seed, seed + len(prompts))), 4, guidance)
             for prompts, seed in [*sets, (self.prompts, 20_000), (self.prompts, 20_000)]
         ]
         nodes = (NODES, NODES, NODES, CLEAN)

@@ -27,9 +27,9 @@ from benchmarks.command import command
 from benchmarks.solver_models import NODES, Bench, MixtureBench, PipelineBench
 from benchmarks.solver_peers import PEERS
 from diffplug.files import output_folder, read_json, write_json
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.library import shipped_ratios, shipped_schedules
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.climb import RUNGS, climb
-from diffplug.samplers.shipped import shipped_ratios, shipped_schedules
 
 RESULTS = Path(__file__).parent / "results"
 BARS: dict[tuple[str, float], dict[str, float]] = {

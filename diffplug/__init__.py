@@ -14,6 +14,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from diffplug.moved import keep_old_names
+
 if TYPE_CHECKING:
     from diffplug.loading import load as load
     from diffplug.plug import plug as plug
@@ -22,12 +24,12 @@ __version__ = "0.1.0"
 
 _FUNCTIONS = {"load": "diffplug.loading", "plug": "diffplug.plug"}
 _MODULES = (
+    "denoiser",
     "files",
     "intercept",
     "latents",
     "noise",
     "registry",
-    "report",
     "rewards",
     "samplers",
     "seeds",
@@ -65,3 +67,4 @@ def __dir__() -> list[str]:
 
 
 sys.modules[__name__].__class__ = _Package
+keep_old_names()

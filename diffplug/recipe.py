@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
-from diffplug import rewards, stock
+from diffplug import rewards
+from diffplug.denoiser import NetworkCount, count_network
 from diffplug.intercept import original_class
 from diffplug.plug import plug
-from diffplug.registry import STEERERS, unknown
-from diffplug.report import NetworkCount, count_network
+from diffplug.registry import STEERERS, sampler, sampler_names, unknown
 from diffplug.seeds import Seeds
 
 __all__ = ["Pictures", "Recipe"]
@@ -24,9 +24,9 @@ __all__ = ["Pictures", "Recipe"]
 class Recipe:
     """Settings of one way to make pictures; `None` leaves a choice to the pipeline.
 
-    `sampler`, `steer` and `reward` are short names (`diffplug.stock.names()`, `diffplug.registry.STEERERS`,
-    `diffplug.rewards.names()`). `particles`, `reward`, `strength` and `options` (further keywords of the
-    steerer) act only with `steer`. Raises ValueError at once for anything out of range.
+    `sampler`, `steer` and `reward` are short names (`diffplug names` lists them). `particles`, `reward`,
+    `strength` and `options` (further keywords of the steerer) act only with `steer`. Raises ValueError at
+    once for anything out of range.
     """
 
     label: str = ""
@@ -47,8 +47,8 @@ class Recipe:
         _finite("guidance", self.guidance)
         _finite("eta", self.eta)
         _finite("strength", self.strength)
-        if self.sampler is not None and self.sampler not in stock.names():
-            stock.sampler(self.sampler, None)  # raises, with the nearest names
+        if self.sampler is not None and self.sampler not in sampler_names():
+            sampler(self.sampler, None)  # raises, with the nearest names
         if self.steer is not None:
             self._built(_unasked, [0])  # raises for options out of range
         if self.steer is not None and self.reward not in rewards.names():
@@ -104,7 +104,7 @@ class Recipe:
 
     def _sampler(self, pipe: Any) -> list[Any]:
         """The plug of the sampler; none for the pipeline's own."""
-        return [] if self.sampler is None else [stock.sampler(self.sampler, pipe)]
+        return [] if self.sampler is None else [sampler(self.sampler, pipe)]
 
     def steerer(self, seeds: Sequence[int]) -> Any:
         """A fresh steerer; one that chooses at random chooses by the pictures' seeds, batch or no batch.

@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-__all__ = ["REWARDS", "SAMPLERS", "STEERERS", "TRAINERS", "Registry", "unknown"]
+__all__ = ["REWARDS", "SAMPLERS", "STEERERS", "TRAINERS", "Registry", "sampler", "sampler_names", "unknown"]
 
 
 def unknown(kind: str, name: str, known: list[str], hint: str = "") -> ValueError:
@@ -90,19 +90,29 @@ def _imported(target: str) -> Any:
     return getattr(import_module(module), name)
 
 
+def sampler_names() -> list[str]:
+    """Return every name that `sampler` knows: registered ones, presets and Diffusers' own."""
+    return list(_imported("diffplug.samplers.by_name:names")())
+
+
+def sampler(name: str, pipe: Any) -> Any:
+    """Return what to plug into `pipe` for a sampler's name or file (see `diffplug.samplers.by_name`)."""
+    return _imported("diffplug.samplers.by_name:sampler")(name, pipe)
+
+
 SAMPLERS = Registry("sampler", "diffplug.samplers")
-SAMPLERS.register("dc-solver", "diffplug.samplers.dc_solver:DCSolverScheduler")
-SAMPLERS.register("solver", "diffplug.samplers.solver:SolverScheduler")
+SAMPLERS.register("dc-solver", "diffplug.samplers.dc_solver.scheduler:DCSolverScheduler")
+SAMPLERS.register("solver", "diffplug.samplers.solver.scheduler:SolverScheduler")
 
 STEERERS = Registry("steerer", "diffplug.steerers")
-STEERERS.register("fk", "diffplug.steering.feynman_kac:FeynmanKac")
-STEERERS.register("best-of-n", "diffplug.steering.best_of_n:BestOfN")
-STEERERS.register("importance", "diffplug.steering.feynman_kac:ImportanceSampling")
-STEERERS.register("svdd", "diffplug.steering.svdd:SVDD")
-STEERERS.register("code", "diffplug.steering.svdd:CoDe")
-STEERERS.register("two-level", "diffplug.steering.svdd:TwoLevel")
-STEERERS.register("beam", "diffplug.steering.beam:Beam")
-STEERERS.register("noise-search", "diffplug.steering.noise_search:NoiseSearch")
+STEERERS.register("fk", "diffplug.steering.rules.feynman_kac:FeynmanKac")
+STEERERS.register("best-of-n", "diffplug.steering.rules.best_of_n:BestOfN")
+STEERERS.register("importance", "diffplug.steering.rules.feynman_kac:ImportanceSampling")
+STEERERS.register("svdd", "diffplug.steering.rules.svdd:SVDD")
+STEERERS.register("code", "diffplug.steering.rules.svdd:CoDe")
+STEERERS.register("two-level", "diffplug.steering.rules.svdd:TwoLevel")
+STEERERS.register("beam", "diffplug.steering.rules.beam:Beam")
+STEERERS.register("noise-search", "diffplug.steering.rules.noise_search:NoiseSearch")
 
 REWARDS = Registry("reward", "diffplug.rewards")
 REWARDS.register("shapes", "diffplug.rewards.shapes:ShapesReward")

@@ -9,8 +9,8 @@ from typing import Any
 
 from diffusers import SchedulerMixin
 
-from diffplug import noise
 from diffplug.intercept import Undo, original_class
+from diffplug.noise import families as noise
 
 _NOISE, _FLOW = "noise prediction", "flow matching"
 _NOISE_FAMILIES = ("table", "solver", "ve")

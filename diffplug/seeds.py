@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from diffplug.call_arguments import count_per_prompt, count_prompts
 from diffplug.intercept import (
     PipelineCall,
     StepCall,
@@ -27,8 +28,6 @@ from diffplug.intercept import (
 from diffplug.scheduler_plug import current_scheduler
 
 _LARGEST = 2**63 - 1
-_PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
-_BATCHES = ("prompt", "prompt_embeds", "class_labels", "batch_size", "image", "video")
 
 
 def generators(
@@ -165,31 +164,6 @@ def row_seeds(seeds: Sequence[int], prompts: int, rows: int) -> list[int]:
         for prompt in range(prompts)
         for row in range(block)
     ]
-
-
-def count_prompts(kwargs: Mapping[str, Any]) -> int:
-    """How many prompts (or labels, or input pictures) a pipeline call has, from its arguments by name."""
-    for name in _BATCHES:
-        given = kwargs.get(name)
-        if isinstance(given, int):
-            return given if name == "batch_size" else 1
-        if isinstance(given, (list, tuple)):
-            return len(given)
-        if isinstance(given, torch.Tensor) and given.ndim > 0:
-            return 1 if name == "image" and given.ndim == 3 else len(given)
-        if given is not None:
-            return 1
-    return 1
-
-
-def count_per_prompt(pipe: Any, kwargs: Mapping[str, Any]) -> int:
-    """How many pictures (or videos) a pipeline makes for each prompt of a call."""
-    parameters = inspect.signature(pipe.__call__).parameters
-    for name in _PER_PROMPT:
-        if name in parameters:
-            given = kwargs.get(name)
-            return int((parameters[name].default if given is None else given) or 1)
-    return 1
 
 
 def _seed(seed: Any) -> int:

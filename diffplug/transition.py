@@ -21,9 +21,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffplug.noise import Level, Reading, reading, spot, step_count
-from diffplug.noise_kernels import KERNELS, NormalForm, ancestral_form, kernel_name
-from diffplug.noise_prediction import wide
+from diffplug.noise.families import Level, Reading, position, reading, step_count, step_kernel
+from diffplug.noise.gaussian_step import NormalForm, ancestral_form
+from diffplug.noise.prediction import wide
 
 __all__ = ["NormalForm", "Transition", "ancestral", "coefficients", "schedule_coefficients", "transition"]
 
@@ -157,10 +157,9 @@ def coefficients(
     between two networks is ``kl_weight`` times the mean squared difference of their x0hat. Arguments and
     errors as in ``transition``.
     """
-    name = kernel_name(scheduler)
-    return KERNELS[name](
-        scheduler, spot(scheduler, timestep, step_index), **_kernel_kwargs(scheduler, name, step_kwargs)
-    )
+    step = step_kernel(scheduler)
+    at = position(scheduler, timestep, step_index)
+    return step(scheduler, at, **_kernel_kwargs(scheduler, step, step_kwargs))
 
 
 def schedule_coefficients(scheduler: Any, **step_kwargs: Any) -> list[NormalForm]:
@@ -171,16 +170,16 @@ def schedule_coefficients(scheduler: Any, **step_kwargs: Any) -> list[NormalForm
 _PASSED_OVER = ("generator", "variance_noise", "return_dict")
 
 
-def _kernel_kwargs(scheduler: Any, name: str, step_kwargs: dict[str, Any]) -> dict[str, Any]:
+def _kernel_kwargs(scheduler: Any, step: Any, step_kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments the kernel understands; ValueError for others, unless they are step's defaults."""
-    known = inspect.signature(KERNELS[name]).parameters
+    known = inspect.signature(step).parameters
     if not step_kwargs.keys() - known.keys():
         return step_kwargs
     defaults = {k: p.default for k, p in inspect.signature(scheduler.step).parameters.items()}
     for key in step_kwargs.keys() - known.keys() - set(_PASSED_OVER):
         given = step_kwargs[key]
         if key not in defaults or isinstance(given, Tensor) or given != defaults[key]:
-            allowed = [k for k in known if k not in ("scheduler", "spot")] + list(_PASSED_OVER)
+            allowed = [k for k in known if k not in ("scheduler", "at")] + list(_PASSED_OVER)
             raise ValueError(
                 f"{key}={step_kwargs[key]!r} cannot be part of a {type(scheduler).__name__} transition: "
                 f"allowed are {', '.join(allowed)}"

@@ -2,77 +2,53 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from diffplug.lazy import hand_on
 
 if __name__ != "diffplug.samplers":
     raise ImportError(f"import this package as `diffplug.samplers`, not as `{__name__}`")
 
 if TYPE_CHECKING:
-    from diffplug.samplers.compiler import compile_schedule
-    from diffplug.samplers.dc_solver import DCSolverScheduler
-    from diffplug.samplers.dc_solver_plug import DCSolver
-    from diffplug.samplers.grids import GRIDS
-    from diffplug.samplers.nodes import Nodes
-    from diffplug.samplers.noise_levels import NoiseLevels
-    from diffplug.samplers.polynomial import CompensationPolynomial
-    from diffplug.samplers.presets import PRESETS
-    from diffplug.samplers.schedule import SolverSchedule
-    from diffplug.samplers.search.compensation import search_compensation
-    from diffplug.samplers.search.front import search_front
-    from diffplug.samplers.search.schedule_search import search_schedule
-    from diffplug.samplers.search.tuning import tune_schedule
-    from diffplug.samplers.solver import SolverScheduler
-    from diffplug.samplers.solver_plug import Solver
-    from diffplug.samplers.statistics import ModelStatistics
-    from diffplug.samplers.table import SolverTable
-
-__all__ = [
-    "GRIDS",
-    "PRESETS",
-    "CompensationPolynomial",
-    "DCSolver",
-    "DCSolverScheduler",
-    "ModelStatistics",
-    "Nodes",
-    "NoiseLevels",
-    "Solver",
-    "SolverSchedule",
-    "SolverScheduler",
-    "SolverTable",
-    "compile_schedule",
-    "search_compensation",
-    "search_front",
-    "search_schedule",
-    "tune_schedule",
-]
+    from diffplug.samplers.dc_solver.plug import DCSolver as DCSolver
+    from diffplug.samplers.dc_solver.polynomial import CompensationPolynomial as CompensationPolynomial
+    from diffplug.samplers.dc_solver.scheduler import DCSolverScheduler as DCSolverScheduler
+    from diffplug.samplers.model_noise import NoiseLevels as NoiseLevels
+    from diffplug.samplers.schedule import presets as presets
+    from diffplug.samplers.schedule.grids import GRIDS as GRIDS
+    from diffplug.samplers.schedule.nodes import Nodes as Nodes
+    from diffplug.samplers.schedule.presets import PRESETS as PRESETS
+    from diffplug.samplers.schedule.schedule import SolverSchedule as SolverSchedule
+    from diffplug.samplers.search.compensation import search_compensation as search_compensation
+    from diffplug.samplers.search.front import search_front as search_front
+    from diffplug.samplers.search.schedule_search import search_schedule as search_schedule
+    from diffplug.samplers.search.tuning import tune_schedule as tune_schedule
+    from diffplug.samplers.solver.compile import compile_schedule as compile_schedule
+    from diffplug.samplers.solver.plug import Solver as Solver
+    from diffplug.samplers.solver.scheduler import SolverScheduler as SolverScheduler
+    from diffplug.samplers.solver.statistics import ModelStatistics as ModelStatistics
+    from diffplug.samplers.solver.table import SolverTable as SolverTable
 
 _HOMES = {
-    "CompensationPolynomial": "diffplug.samplers.polynomial",
-    "DCSolver": "diffplug.samplers.dc_solver_plug",
-    "DCSolverScheduler": "diffplug.samplers.dc_solver",
-    "GRIDS": "diffplug.samplers.grids",
-    "ModelStatistics": "diffplug.samplers.statistics",
-    "NoiseLevels": "diffplug.samplers.noise_levels",
-    "Nodes": "diffplug.samplers.nodes",
-    "PRESETS": "diffplug.samplers.presets",
-    "Solver": "diffplug.samplers.solver_plug",
-    "SolverSchedule": "diffplug.samplers.schedule",
-    "SolverScheduler": "diffplug.samplers.solver",
-    "SolverTable": "diffplug.samplers.table",
-    "compile_schedule": "diffplug.samplers.compiler",
+    "presets": "diffplug.samplers.schedule",
+    "CompensationPolynomial": "diffplug.samplers.dc_solver.polynomial",
+    "DCSolver": "diffplug.samplers.dc_solver.plug",
+    "DCSolverScheduler": "diffplug.samplers.dc_solver.scheduler",
+    "GRIDS": "diffplug.samplers.schedule.grids",
+    "ModelStatistics": "diffplug.samplers.solver.statistics",
+    "NoiseLevels": "diffplug.samplers.model_noise",
+    "Nodes": "diffplug.samplers.schedule.nodes",
+    "PRESETS": "diffplug.samplers.schedule.presets",
+    "Solver": "diffplug.samplers.solver.plug",
+    "SolverSchedule": "diffplug.samplers.schedule.schedule",
+    "SolverScheduler": "diffplug.samplers.solver.scheduler",
+    "SolverTable": "diffplug.samplers.solver.table",
+    "compile_schedule": "diffplug.samplers.solver.compile",
     "search_compensation": "diffplug.samplers.search.compensation",
     "search_front": "diffplug.samplers.search.front",
     "search_schedule": "diffplug.samplers.search.schedule_search",
     "tune_schedule": "diffplug.samplers.search.tuning",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = [*_HOMES]
+__getattr__, __dir__ = hand_on(__name__, _HOMES)

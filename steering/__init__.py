@@ -2,76 +2,53 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from diffplug.lazy import hand_on
 
 if __name__ != "diffplug.steering":
     raise ImportError("import this package as diffplug.steering, not as a top-level package")
 
 if TYPE_CHECKING:
-    from diffplug.steering.beam import Beam
-    from diffplug.steering.best_of_n import BestOfN
-    from diffplug.steering.feynman_kac import FeynmanKac, ImportanceSampling
-    from diffplug.steering.learned_value import LearnedValue
-    from diffplug.steering.masked import MaskedDiffusionScheduler, MaskedSequencePipeline
-    from diffplug.steering.noise_search import NoiseSearch
-    from diffplug.steering.ranks import Ranks
-    from diffplug.steering.report import SteeringReport
-    from diffplug.steering.resampling import resample
-    from diffplug.steering.solvers import stochastic
-    from diffplug.steering.svdd import SVDD, CoDe, TwoLevel
-    from diffplug.steering.value_fitting import fit_value
-    from diffplug.steering.values import ManySamples
-    from diffplug.steering.weights import ess
+    from diffplug.noise.stochastic import stochastic as stochastic
+    from diffplug.steering.engine.ranks import Ranks as Ranks
+    from diffplug.steering.masked_sequences import MaskedDiffusionScheduler as MaskedDiffusionScheduler
+    from diffplug.steering.masked_sequences import MaskedSequencePipeline as MaskedSequencePipeline
+    from diffplug.steering.report import SteeringReport as SteeringReport
+    from diffplug.steering.rules.beam import Beam as Beam
+    from diffplug.steering.rules.best_of_n import BestOfN as BestOfN
+    from diffplug.steering.rules.feynman_kac import FeynmanKac as FeynmanKac
+    from diffplug.steering.rules.feynman_kac import ImportanceSampling as ImportanceSampling
+    from diffplug.steering.rules.noise_search import NoiseSearch as NoiseSearch
+    from diffplug.steering.rules.svdd import SVDD as SVDD
+    from diffplug.steering.rules.svdd import CoDe as CoDe
+    from diffplug.steering.rules.svdd import TwoLevel as TwoLevel
+    from diffplug.steering.smc.resampling import resample as resample
+    from diffplug.steering.smc.weights import ess as ess
+    from diffplug.steering.values.fitting import fit_value as fit_value
+    from diffplug.steering.values.learned import LearnedValue as LearnedValue
+    from diffplug.steering.values.many_samples import ManySamples as ManySamples
 
 _HOMES = {
-    "Beam": "diffplug.steering.beam",
-    "BestOfN": "diffplug.steering.best_of_n",
-    "CoDe": "diffplug.steering.svdd",
-    "FeynmanKac": "diffplug.steering.feynman_kac",
-    "ImportanceSampling": "diffplug.steering.feynman_kac",
-    "LearnedValue": "diffplug.steering.learned_value",
-    "ManySamples": "diffplug.steering.values",
-    "MaskedDiffusionScheduler": "diffplug.steering.masked",
-    "MaskedSequencePipeline": "diffplug.steering.masked",
-    "NoiseSearch": "diffplug.steering.noise_search",
-    "Ranks": "diffplug.steering.ranks",
-    "SVDD": "diffplug.steering.svdd",
+    "Beam": "diffplug.steering.rules.beam",
+    "BestOfN": "diffplug.steering.rules.best_of_n",
+    "CoDe": "diffplug.steering.rules.svdd",
+    "FeynmanKac": "diffplug.steering.rules.feynman_kac",
+    "ImportanceSampling": "diffplug.steering.rules.feynman_kac",
+    "LearnedValue": "diffplug.steering.values.learned",
+    "ManySamples": "diffplug.steering.values.many_samples",
+    "MaskedDiffusionScheduler": "diffplug.steering.masked_sequences",
+    "MaskedSequencePipeline": "diffplug.steering.masked_sequences",
+    "NoiseSearch": "diffplug.steering.rules.noise_search",
+    "Ranks": "diffplug.steering.engine.ranks",
+    "SVDD": "diffplug.steering.rules.svdd",
     "SteeringReport": "diffplug.steering.report",
-    "TwoLevel": "diffplug.steering.svdd",
-    "ess": "diffplug.steering.weights",
-    "fit_value": "diffplug.steering.value_fitting",
-    "resample": "diffplug.steering.resampling",
-    "stochastic": "diffplug.steering.solvers",
+    "TwoLevel": "diffplug.steering.rules.svdd",
+    "ess": "diffplug.steering.smc.weights",
+    "fit_value": "diffplug.steering.values.fitting",
+    "resample": "diffplug.steering.smc.resampling",
+    "stochastic": "diffplug.noise.stochastic",
 }
 
-__all__ = [
-    "SVDD",
-    "Beam",
-    "BestOfN",
-    "CoDe",
-    "FeynmanKac",
-    "ImportanceSampling",
-    "LearnedValue",
-    "ManySamples",
-    "MaskedDiffusionScheduler",
-    "MaskedSequencePipeline",
-    "NoiseSearch",
-    "Ranks",
-    "SteeringReport",
-    "TwoLevel",
-    "ess",
-    "fit_value",
-    "resample",
-    "stochastic",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = [*_HOMES]
+__getattr__, __dir__ = hand_on(__name__, _HOMES)

@@ -9,18 +9,18 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from diffplug import rewards
+from diffplug.checks import check_texts, check_whole
 from diffplug.intercept import intercept_call, intercept_step
 from diffplug.rewards import Reward
-from diffplug.steering.options import check_texts, check_whole
-from diffplug.steering.particles import Filter
-from diffplug.steering.plans import Plan
-from diffplug.steering.proposal import Proposal
-from diffplug.steering.ranks import Ranks
-from diffplug.steering.refusals import refuse_caches, refuse_pipeline
+from diffplug.steering.engine.ranks import Ranks
+from diffplug.steering.engine.refusals import refuse_caches, refuse_pipeline
+from diffplug.steering.engine.request import Request, read_request
+from diffplug.steering.engine.run import SteeredRun
+from diffplug.steering.engine.score_times import Plan
+from diffplug.steering.engine.step import Filter
+from diffplug.steering.proposals import Proposal
 from diffplug.steering.report import SteeringReport
-from diffplug.steering.request import Request, read_request
-from diffplug.steering.run import SteeredRun
-from diffplug.steering.values import Value
+from diffplug.steering.values.many_samples import Value
 
 RETURNS = ("best", "all", "sample")
 

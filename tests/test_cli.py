@@ -14,7 +14,8 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from diffplug import cli
+from diffplug.cli import main as cli
+from diffplug.cli import pipeline
 from diffplug.png import read_settings
 
 pytestmark = [pytest.mark.pipe, pytest.mark.usefixtures("as_loud_as_before")]
@@ -211,7 +212,7 @@ def test_doctor_examines_everything() -> None:
 
 
 def test_doctor_tells_the_command_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffplug import doctor
+    from diffplug.cli import environment as doctor
 
     have = doctor._version
     monkeypatch.setattr(
@@ -233,4 +234,4 @@ def test_names_lists_what_can_be_asked_for() -> None:
 
 def test_unknown_words_are_named() -> None:
     with pytest.warns(UserWarning, match="does not know elephant"):
-        cli._warn_of_unknown_words(["a red circle", "a red elephant"])
+        pipeline._warn_of_unknown_words(["a red circle", "a red elephant"])

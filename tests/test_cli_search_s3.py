@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 pytest.importorskip("optuna")
 pytest.importorskip("sklearn")
 
-from diffplug import cli
-from diffplug.samplers import SolverSchedule, presets
+from diffplug.cli import main as cli
+from diffplug.samplers import SolverSchedule
+from diffplug.samplers.schedule import presets
 
 pytestmark = [pytest.mark.pipe, pytest.mark.usefixtures("as_loud_as_before")]
 SMALL = ["--trials", "28", "--refinement", "0", "--grids", "linspace", "--pairs", "2", "--validation", "1"]

@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from diffplug import cli
+from diffplug.cli import main as cli
 from diffplug.samplers import SolverSchedule, tune_schedule
 
 pytestmark = [pytest.mark.pipe, pytest.mark.usefixtures("as_loud_as_before")]
@@ -66,7 +66,7 @@ def test_a_preset_is_tuned_into_a_file_that_runs_and_that_can_be_tuned_again(
     ],
 )
 def test_bad_input_is_told_in_a_line(words: list[str], message: str, tmp_path: Path) -> None:
-    from diffplug.samplers.presets import ddim
+    from diffplug.samplers.schedule.presets import ddim
 
     path = tmp_path / "two.json"
     ddim(2).save(path)
@@ -80,7 +80,7 @@ def test_bad_input_is_told_in_a_line(words: list[str], message: str, tmp_path: P
 def test_the_command_and_the_function_have_the_same_defaults() -> None:
     import inspect
 
-    from diffplug.cli_search_tune import tune
+    from diffplug.cli.search_tune import tune
 
     ours, theirs = (inspect.signature(each).parameters for each in (tune, tune_schedule))
     shared = {"steps", "batch", "rate", "check_every", "validation", "test", "ceiling", "checkpoints", "seed"}

@@ -10,9 +10,9 @@ import diffusers
 import pytest
 import torch
 
-from diffplug.noise import CLEAN, FAMILIES, Level, family, level, levels, next_level, step_count, x0hat
-from diffplug.noise_index import find, host, step_index
-from diffplug.noise_prediction import threshold
+from diffplug.noise.families import CLEAN, KNOWN, Level, family, level, levels, next_level, step_count, x0hat
+from diffplug.noise.position import find, host, step_index
+from diffplug.noise.prediction import threshold
 
 KINDS = ("epsilon", "v_prediction", "sample")
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -256,7 +256,7 @@ def test_subclasses_and_lookalikes():
     class Mine(diffusers.UniPCMultistepScheduler):
         pass
 
-    assert family(Mine(**FLOW)) is FAMILIES["UniPCMultistepScheduler"]
+    assert family(Mine(**FLOW)) is KNOWN["UniPCMultistepScheduler"].family
 
     class Foreign:
         def __init__(self, like):
@@ -300,7 +300,7 @@ def test_bad_input_gets_a_sentence():
 @pytest.mark.contract
 def test_device_tables_are_copied_once_per_version(monkeypatch):
     """The host copy is exercised with a table that claims another device."""
-    from diffplug import noise_index
+    from diffplug.noise import position as noise_index
 
     table = torch.arange(4.0)
     assert noise_index._copy(table) is noise_index._copy(table)

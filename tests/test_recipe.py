@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffplug import stock
 from diffplug.recipe import Recipe
 from diffplug.registry import STEERERS
+from diffplug.samplers import by_name as stock
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_every_sampler_name_makes_a_scheduler(pipe: Any, name: str) -> None:
 
 @pytest.mark.pipe
 def test_a_searched_schedule_is_a_sampler_by_its_file(pipe: Any, tmp_path: Path) -> None:
-    from diffplug.samplers.presets import dpmpp
+    from diffplug.samplers.schedule.presets import dpmpp
 
     path = tmp_path / "three.json"
     dpmpp(3, final="sigma_min").save(path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import diffplug
 from diffplug.recipe import Recipe
 
 FOLDER = Path(__file__).parent / "pictures"
@@ -23,10 +25,15 @@ RECIPES = {
 }
 
 
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return diffplug.load("shapes")
+
+
 @pytest.mark.pipe
 @pytest.mark.parametrize("name", RECIPES)
-def test_pictures_are_the_same(name: str, shapes_pipe: object) -> None:
+def test_pictures_are_the_same(name: str, pipe: Any) -> None:
     """Bit for bit on one machine; kernels of another processor may round a grey level differently."""
-    made = RECIPES[name].run(shapes_pipe, [PROMPT], [11]).images[0]
+    made = RECIPES[name].run(pipe, [PROMPT], [11]).images[0]
     kept = np.asarray(Image.open(FOLDER / f"{name}.png"), dtype=int)
     assert np.abs(np.asarray(made, dtype=int) - kept).max() <= 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from diffplug.noise import CLEAN, Level, level, levels, next_level, x0hat
+from diffplug.noise.families import CLEAN, Level, level, levels, next_level, x0hat
 from diffplug.transition import Transition, ancestral, coefficients, schedule_coefficients, transition
 
 KINDS = ("epsilon", "v_prediction", "sample")

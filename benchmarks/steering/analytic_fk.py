@@ -28,12 +28,12 @@ from benchmarks.steering.rows import (
     weighted_mean,
     weighted_moments,
 )
-from diffplug.steering import particles as engine_module
-from diffplug.steering.copies import CopyWatch
-from diffplug.steering.particle_filter import ParticleFilter
-from diffplug.steering.potentials import Difference, Max, MaxIncrement, Potential, Sum
-from diffplug.steering.resampling import resample
-from diffplug.steering.twist import Twist
+from diffplug.steering.engine import step as engine_module
+from diffplug.steering.engine.duplicates import CopyWatch
+from diffplug.steering.proposals import Twist
+from diffplug.steering.smc.filter import ParticleFilter
+from diffplug.steering.smc.potentials import Difference, Max, MaxIncrement, Potential, Sum
+from diffplug.steering.smc.resampling import resample
 
 PART = "Feynman-Kac"
 

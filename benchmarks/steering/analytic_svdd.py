@@ -14,12 +14,12 @@ from benchmarks.steering.analytic_fk import HUMPS, LINEAR, QUADRATIC, STEEP, Cas
 from benchmarks.steering.chain import GAUSSIAN, Steered, ddim
 from benchmarks.steering.masked_model import MASK, STEPS, STRENGTH, MaskedModel, Z
 from benchmarks.steering.rows import Row, moments, normaliser, pooled_moments, spread, weighted_moments
-from diffplug.noise import level
-from diffplug.steering.particle_filter import ParticleFilter
-from diffplug.steering.plans import every_block
-from diffplug.steering.populations import Populations
-from diffplug.steering.potentials import Difference
-from diffplug.steering.selection import Rule, one_survivor, the_best
+from diffplug.noise.families import level
+from diffplug.steering.engine.score_times import every_block
+from diffplug.steering.smc.filter import ParticleFilter
+from diffplug.steering.smc.islands import Populations
+from diffplug.steering.smc.potentials import Difference
+from diffplug.steering.smc.resampling import Rule, one_survivor, the_best
 from diffplug.transition import transition
 
 PART = "SVDD"

@@ -11,13 +11,13 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from diffplug.intercept import intercept_step
-from diffplug.noise import reading
-from diffplug.steering.copies import CopyWatch
-from diffplug.steering.particle_filter import ParticleFilter
-from diffplug.steering.particles import ParticleSteps
-from diffplug.steering.plans import Plan
-from diffplug.steering.potentials import Difference, Potential
-from diffplug.steering.proposal import Proposal
+from diffplug.noise.families import reading
+from diffplug.steering.engine.duplicates import CopyWatch
+from diffplug.steering.engine.score_times import Plan
+from diffplug.steering.engine.step import ParticleSteps
+from diffplug.steering.proposals import Proposal
+from diffplug.steering.smc.filter import ParticleFilter
+from diffplug.steering.smc.potentials import Difference, Potential
 
 BETAS = {
     "beta_start": 0.00085,

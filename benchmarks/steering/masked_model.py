@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from diffplug.steering.particle_filter import ParticleFilter
-from diffplug.steering.potentials import Difference
-from diffplug.steering.selection import one_survivor, the_best
+from diffplug.steering.smc.filter import ParticleFilter
+from diffplug.steering.smc.potentials import Difference
+from diffplug.steering.smc.resampling import one_survivor, the_best
 
 LENGTH, TOKENS, MASK, STEPS = 4, 3, 3, 6
 STRENGTH = 2.0

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderTiny
 
+from diffplug.denoiser import count_network
 from diffplug.plug import plug
-from diffplug.report import count_network
 from diffplug.seeds import generators
 from diffplug.shapes import sample_prompts
 from diffplug.steering import SVDD, FeynmanKac

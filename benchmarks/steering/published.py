@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffplug.intercept import StepCall
-from diffplug.steering.clean import clean_prediction
-from diffplug.steering.feynman_kac import FeynmanKac
-from diffplug.steering.history import reindex
-from diffplug.steering.particle_filter import ParticleFilter, Selection
-from diffplug.steering.particles import Filter, ParticleSteps
-from diffplug.steering.proposal import replaced, stepped
-from diffplug.steering.ranks import Ranks
-from diffplug.steering.request import Request
-from diffplug.steering.run import SteeredRun
+from diffplug.steering.engine.denoised import clean_prediction
+from diffplug.steering.engine.history import reindex
+from diffplug.steering.engine.ranks import Ranks
+from diffplug.steering.engine.request import Request
+from diffplug.steering.engine.run import SteeredRun
+from diffplug.steering.engine.step import Filter, ParticleSteps
+from diffplug.steering.proposals import replaced, stepped
+from diffplug.steering.rules.feynman_kac import FeynmanKac
+from diffplug.steering.smc.filter import ParticleFilter, Selection
 
 
 class Dropping(ParticleFilter):

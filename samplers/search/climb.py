@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from diffplug.registry import unknown
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.presets import ddim, deis, dpmpp, ipndm, res_multistep, unipc
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.presets import ddim, deis, dpmpp, ipndm, res_multistep, unipc
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search import rungs
 from diffplug.samplers.search.problem import Errors, Problem, errors
 

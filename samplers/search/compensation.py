@@ -11,16 +11,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from diffplug.call_arguments import asked_guidance
 from diffplug.files import output_folder, read_json, write_json
-from diffplug.samplers.fitted import asked_guidance
-from diffplug.samplers.origin import architecture, conditioning_fingerprint, fingerprint
+from diffplug.network_cache import NetworkCache, digest
+from diffplug.rollout import Rollouts
+from diffplug.samplers.fingerprint import architecture, conditioning_fingerprint, fingerprint
 from diffplug.samplers.search.climb import RUNGS, Climb, RungResult, climb
 from diffplug.samplers.search.loss import check_loss, loss_of
-from diffplug.samplers.search.memo import Memo, digest
 from diffplug.samplers.search.plan import ends_of
 from diffplug.samplers.search.problem import PipelineProblem
-from diffplug.samplers.search.trials import Trials
-from diffplug.samplers.search.truth import cache_folder
+from diffplug.samplers.search.reference import cache_folder
 
 __all__ = ["search_compensation"]
 
@@ -76,7 +76,7 @@ def search_compensation(
     folder = cache_folder() if cache is None else Path(cache)
     seeds = list(range(seed, seed + len(fit_to) + len(judge_by)))
     trials = [
-        Trials(pipe, part, chosen, num_inference_steps, guidance_scale, options, max_rows)
+        Rollouts(pipe, part, chosen, num_inference_steps, guidance_scale, options, max_rows)
         for part, chosen in ((fit_to, seeds[: len(fit_to)]), (judge_by, seeds[len(fit_to) :]))
     ]
     train, judge = (PipelineProblem(each, nodes, truth_steps, folder) for each in trials)
@@ -109,7 +109,7 @@ def search_compensation(
     return replace(found, schedule=replace(found.schedule, meta=meta))
 
 
-def _origin(pipe: Any, trials: Trials) -> dict[str, Any]:
+def _origin(pipe: Any, trials: Rollouts) -> dict[str, Any]:
     """What the result holds for: the model, and how it is called; guidance is a number where there is one."""
     call = {} if trials.guidance is None else {"guidance_scale": trials.guidance}
     return {
@@ -134,7 +134,7 @@ def _split(prompts: Sequence[str], held_out: Sequence[str] | None) -> tuple[list
     return fit_to, judge_by
 
 
-def _figures(found: Climb, memo: Memo) -> dict[str, Any]:
+def _figures(found: Climb, memo: NetworkCache) -> dict[str, Any]:
     """What the search reached, for the schedule's own record."""
     taken = [result for result in found.rungs if result.accepted]
     return {

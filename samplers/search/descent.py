@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffplug import noise
+from diffplug.gradients import WithGraph, differentiable
 from diffplug.intercept import StepCall, StepInterceptor, Undo, intercept_step
-from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.search.differentiable import WithGraph, differentiable
+from diffplug.noise import families as noise
+from diffplug.rollout import with_sample
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.problem import PipelineProblem
 from diffplug.samplers.search.schedule_numbers import SHIFT_UNIT, Numbers
-from diffplug.samplers.search.trials import with_sample
-from diffplug.samplers.table import DATA, STATES, Histories, SolverTable, Term, advance
+from diffplug.samplers.solver.table import DATA, STATES, Histories, SolverTable, Term, advance
 from diffplug.scheduler_plug import current_scheduler
 
 __all__ = ["Descent", "run_with_graph"]

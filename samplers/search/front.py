@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.schedule_search import search_schedule
 from diffplug.samplers.search.schedules import ScheduleSearch
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.presets import dpmpp
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.presets import dpmpp
 from diffplug.samplers.search.problem import Problem
-from diffplug.samplers.statistics import ModelStatistics
+from diffplug.samplers.solver.statistics import ModelStatistics
 
 __all__ = ["measure_statistics"]
 

@@ -10,12 +10,12 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.origin import architecture, fingerprint
-from diffplug.samplers.search.memo import digest
+from diffplug.network_cache import digest
+from diffplug.rollout import Rollouts
+from diffplug.samplers.fingerprint import architecture, fingerprint
+from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.search.problem import PipelineProblem
-from diffplug.samplers.search.trials import Trials
-from diffplug.samplers.solver import SolverScheduler
+from diffplug.samplers.solver.scheduler import SolverScheduler
 from diffplug.scheduler_plug import build, current_scheduler, world
 
 __all__ = ["Plan", "ends_of", "parted", "text_digest"]
@@ -51,7 +51,7 @@ class Plan:
         for part, count, first in zip(prompts, counts, FIRST_SEEDS, strict=True):
             words = list(islice(cycle(part), count))
             seeds = list(range(self.seed + first, self.seed + first + count))
-            trials = Trials(self.pipe, words, seeds, 4, self.guidance, self.options, self.max_rows)
+            trials = Rollouts(self.pipe, words, seeds, 4, self.guidance, self.options, self.max_rows)
             found.append(PipelineProblem(trials, self.nodes, self.fine, self.cache))
         return found
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from diffplug.files import atomic_path
-from diffplug.samplers.decisions import Linear, SolverStep
-from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.schedule.steps import Linear, SolverStep
 from diffplug.samplers.search.metric import WORST
 from diffplug.samplers.search.refine import explicit
 from diffplug.samplers.search.schedules import ScheduleSearch

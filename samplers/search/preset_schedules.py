@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.presets import ddim, deis, dpmpp, res_multistep, unipc
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.presets import ddim, deis, dpmpp, res_multistep, unipc
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.space import ScheduleSpace
 
 __all__ = ["SEED_GRIDS", "on_statistics", "preset_schedules"]

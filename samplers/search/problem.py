@@ -15,19 +15,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from diffplug import noise
 from diffplug.latents import decode, decoder_of
-from diffplug.samplers.compiler import compile_schedule
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.presets import dpmpp
-from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.schedule_book import book_to_config
+from diffplug.network_cache import NetworkCache
+from diffplug.noise import families as noise
+from diffplug.rollout import Rollouts, Trajectory
+from diffplug.samplers.library import book_to_config
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.presets import dpmpp
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.loss import SQUARED, Loss
-from diffplug.samplers.search.memo import Memo
-from diffplug.samplers.search.trials import Trajectory, Trials
-from diffplug.samplers.search.truth import truth
-from diffplug.samplers.solver import SolverScheduler
+from diffplug.samplers.search.reference import truth
+from diffplug.samplers.solver.compile import compile_schedule
+from diffplug.samplers.solver.scheduler import SolverScheduler
 from diffplug.scheduler_plug import build
 
 __all__ = ["Errors", "ModelProblem", "PipelineProblem", "Problem", "Run", "errors", "refined"]
@@ -56,7 +56,7 @@ class Problem(Protocol):
     """What searches make small of the errors of pairs."""
 
     @property
-    def memo(self) -> Memo:
+    def memo(self) -> NetworkCache:
         """Counts the network evaluations so far, each over all pairs; problems of one search may share it."""
 
     def final(self, schedule: SolverSchedule) -> Floats:
@@ -167,7 +167,7 @@ class ModelProblem:
     nodes: Nodes
     fine: int = 1000
     loss: Loss = SQUARED
-    memo: Memo = field(default_factory=Memo, init=False)
+    memo: NetworkCache = field(default_factory=NetworkCache, init=False)
 
     @property
     def prompts(self) -> list[str]:
@@ -234,14 +234,14 @@ class ModelProblem:
 
 @dataclass
 class PipelineProblem:
-    """A Diffusers pipeline with prompts and seeds, run through `Trials`.
+    """A Diffusers pipeline with prompts and seeds, run through `Rollouts`.
 
     trials: what to run; its number of steps does not matter, every schedule brings its own. nodes: where the
     truth starts and ends. fine: evaluations of the truth. cache: folder of kept truths, None for the default.
     loss: what a search makes small.
     """
 
-    trials: Trials
+    trials: Rollouts
     nodes: Nodes
     fine: int = 200
     cache: Path | None = None
@@ -253,7 +253,7 @@ class PipelineProblem:
         self.levels = NoiseLevels.from_scheduler(self._base)
 
     @property
-    def memo(self) -> Memo:
+    def memo(self) -> NetworkCache:
         return self.trials.memo
 
     @property
@@ -339,7 +339,7 @@ class PipelineProblem:
         scheduler.register_to_config(schedules=book_to_config(schedule))
         return scheduler
 
-    def _trials(self, schedule: SolverSchedule) -> Trials:
+    def _trials(self, schedule: SolverSchedule) -> Rollouts:
         self.trials.steps = schedule.nfe
         return self.trials
 

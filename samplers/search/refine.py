@@ -14,10 +14,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from diffplug.samplers.decisions import Delta, Derivative, Linear, Scale, SolverStep
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.schedule.steps import Delta, Derivative, Linear, Scale, SolverStep
 from diffplug.samplers.search.fit import fit, simplex
 from diffplug.samplers.search.loss import SQUARED, Loss
 from diffplug.samplers.search.problem import Problem

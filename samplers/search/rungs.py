@@ -12,10 +12,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from diffplug.samplers.decisions import Delta
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.presets import dpmpp, ipndm, res_multistep, unipc
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.presets import dpmpp, ipndm, res_multistep, unipc
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.schedule.steps import Delta
 from diffplug.samplers.search.fit import fit, simplex
 from diffplug.samplers.search.problem import Problem, errors
 from diffplug.samplers.search.schedule_numbers import Numbers, Times

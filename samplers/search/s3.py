@@ -18,8 +18,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from diffplug.samplers.decisions import Linear
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.schedule.steps import Linear
 from diffplug.samplers.search.mutation import crossed, mutated, random_values
 from diffplug.samplers.search.space import FIRST, ScheduleSpace, Values
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from diffplug.samplers.decisions import Delta
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.schedule.steps import Delta
 from diffplug.samplers.search.problem import Problem
 
 __all__ = ["SHIFT_UNIT", "Numbers", "Times"]

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
+from diffplug.denoiser import denoisers
 from diffplug.files import output_folder
-from diffplug.report import denoisers
-from diffplug.samplers.origin import fingerprint
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.rollout import Rollouts
+from diffplug.samplers.fingerprint import fingerprint
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.measure import measure_statistics
 from diffplug.samplers.search.metric import Metric, parse_metric
 from diffplug.samplers.search.plan import Plan, ends_of, parted, text_digest
@@ -25,8 +26,7 @@ from diffplug.samplers.search.preset_schedules import SEED_GRIDS, on_statistics
 from diffplug.samplers.search.problem import PipelineProblem
 from diffplug.samplers.search.schedules import Progress, ScheduleSearch, search_space
 from diffplug.samplers.search.space import ScheduleSpace
-from diffplug.samplers.search.trials import Trials
-from diffplug.samplers.statistics import ModelStatistics, load_statistics
+from diffplug.samplers.solver.statistics import ModelStatistics, load_statistics
 
 __all__ = ["pipeline_statistics", "search_schedule"]
 
@@ -124,7 +124,7 @@ def pipeline_statistics(
     options: further keywords of the pipeline's call.
     """
     seeds = list(range(seed, seed + len(prompts)))
-    trials = Trials(pipe, list(prompts), seeds, points, guidance_scale, options or {}, max_rows)
+    trials = Rollouts(pipe, list(prompts), seeds, points, guidance_scale, options or {}, max_rows)
     problem = PipelineProblem(trials, ends_of(pipe, "linspace"))
     return _measured(problem, points=points, elements=elements, told=_whose(pipe, guidance_scale))
 

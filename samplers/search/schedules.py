@@ -12,8 +12,8 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from diffplug.registry import unknown
-from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.search.contest import Contest
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.search.comparison import Contest
 from diffplug.samplers.search.loss import Loss, loss_of
 from diffplug.samplers.search.metric import FORGIVING, WORST, LatentError, Metric, check_metric
 from diffplug.samplers.search.preset_schedules import SEED_GRIDS, preset_schedules

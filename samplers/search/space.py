@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffplug.samplers.decisions import Derivative, Linear, Scale, SolverStep, Update
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.schedule.steps import Derivative, Linear, Scale, SolverStep, Update
 
 __all__ = ["Dimension", "ScheduleSpace", "Values"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffplug.files import output_folder, read_json, write_json
 from diffplug.rewards import Reward, parse, score
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.descent import Descent
 from diffplug.samplers.search.plan import Plan, ends_of, parted, text_digest
 from diffplug.samplers.search.problem import PipelineProblem

@@ -14,7 +14,8 @@ from PIL import Image
 
 from benchmarks import shapes_schedules, solver_limits, solver_pictures, solver_plot, solvers
 from diffplug.files import read_json
-from diffplug.samplers import CompensationPolynomial, SolverSchedule, presets
+from diffplug.samplers import CompensationPolynomial, SolverSchedule
+from diffplug.samplers.schedule import presets
 
 
 @pytest.fixture(autouse=True)
@@ -185,7 +186,7 @@ def test_an_interrupted_measurement_keeps_what_is_done(
 
 @pytest.mark.law
 def test_what_is_shipped_can_be_judged_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffplug.samplers.shipped.FOLDER", tmp_path)
+    monkeypatch.setattr("diffplug.samplers.library.FOLDER", tmp_path)
     (tmp_path / "shapes").mkdir()
     meta = {"guidance_scale": 5.0, "evaluations": 9, "seconds": 2.5}
     for name, schedule in (

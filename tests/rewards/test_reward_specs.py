@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from diffplug import rewards
-from diffplug.cli import app
+from diffplug.cli.main import app
 from diffplug.recipe import Recipe
 from diffplug.registry import REWARDS
 from diffplug.rewards.clip import ClipReward

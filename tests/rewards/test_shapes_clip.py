@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from diffplug import rewards
 from diffplug.rewards.clip_network import clip_network
 from diffplug.rewards.shapes_clip import ShapesClipReward, shapes_clip_folder
+from diffplug.rewards.shapes_clip_model import clip_config, clip_model, clip_tokenizer, save_clip
 from diffplug.shapes.captions import VOCABULARY, captioned_scenes, phrase
-from diffplug.shapes.clip_model import clip_config, clip_model, clip_tokenizer, save_clip
 from diffplug.shapes.grading import grade
 from diffplug.shapes.loop import Loop
 from diffplug.shapes.model import TOKENS

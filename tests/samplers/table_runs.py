@@ -8,9 +8,9 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
-from diffplug.samplers.compiler import compile_schedule
-from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.solver.compile import compile_schedule
 
 SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}

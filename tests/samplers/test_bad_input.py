@@ -13,9 +13,9 @@ import torch
 from dc_runs import NAN, RATIOS
 from typer.testing import CliRunner
 
-from diffplug.cli import app
+from diffplug.cli.main import app
+from diffplug.denoiser import count_network
 from diffplug.plug import plug
-from diffplug.report import count_network
 from diffplug.samplers import (
     CompensationPolynomial,
     DCSolver,
@@ -23,10 +23,10 @@ from diffplug.samplers import (
     Solver,
     SolverSchedule,
     SolverScheduler,
-    presets,
 )
-from diffplug.samplers.decisions import Delta
-from diffplug.samplers.nodes import Nodes
+from diffplug.samplers.schedule import presets
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.steps import Delta
 from diffplug.testing import tiny
 
 FOUR, INF = [1.0, 1.0, 0.9, 1.2], float("inf")

@@ -11,7 +11,7 @@ from dc_runs import FLOW, RATIOS, SD, network, ours, run, sample, start
 from diffusers import UniPCMultistepScheduler
 
 from diffplug.samplers import DCSolverScheduler
-from diffplug.samplers.compensation import compensate, compensation_weights, lagrange_weights
+from diffplug.samplers.solver.compensation import compensate, compensation_weights, lagrange_weights
 from diffplug.testing.gaussian_model import GaussianModel
 
 

@@ -80,7 +80,7 @@ def test_twins_do_not_share_their_lists() -> None:
 @pytest.mark.contract
 def test_diffusers_can_load_a_saved_pipeline_that_names_this_class() -> None:
     """Its loader searches base classes by name inside the module of the class."""
-    import diffplug.samplers.dc_solver as module
+    import diffplug.samplers.dc_solver.scheduler as module
 
     assert hasattr(module, "SchedulerMixin")
-    assert DCSolverScheduler.__module__ == module.__name__ == "diffplug.samplers.dc_solver"
+    assert DCSolverScheduler.__module__ == module.__name__ == "diffplug.samplers.dc_solver.scheduler"

@@ -18,7 +18,8 @@ from diffusers import (
 from PIL import Image
 
 from diffplug.plug import plug
-from diffplug.samplers import CompensationPolynomial, DCSolver, DCSolverScheduler, Solver, presets
+from diffplug.samplers import CompensationPolynomial, DCSolver, DCSolverScheduler, Solver
+from diffplug.samplers.schedule import presets
 from diffplug.samplers.search.rungs import with_ratios
 from diffplug.testing import tiny
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from dc_runs import RATIOS
 
+from diffplug.denoiser import count_network
 from diffplug.plug import plug
-from diffplug.report import count_network
-from diffplug.samplers import DCSolver, DCSolverScheduler, Solver, presets, search_compensation
+from diffplug.samplers import DCSolver, DCSolverScheduler, Solver, search_compensation
+from diffplug.samplers.schedule import presets
 from diffplug.testing import tiny
 
 PROMPTS = ["a red circle", "a blue square", "a green cross", "a yellow triangle"]
@@ -93,14 +94,14 @@ def test_a_search_tells_what_it_cost(tmp_path: Path) -> None:
 @pytest.mark.pipe
 def test_secret_ratios_are_found_through_a_pipeline(tmp_path: Path) -> None:
     """The truth is a DC-Solver run of the same pipeline: the search gives its ratio back."""
-    from diffplug.samplers.nodes import Nodes
+    from diffplug.rollout import Rollouts
+    from diffplug.samplers.schedule.nodes import Nodes
     from diffplug.samplers.search import rungs
     from diffplug.samplers.search.problem import PipelineProblem
-    from diffplug.samplers.search.trials import Trials
 
     pipe, secret = tiny("sd15"), [1.0, 1.0, 0.8, 1.3]
     nodes = Nodes(kind="name", name="linspace", final="sigma_min")
-    trials = Trials(pipe, PROMPTS, [0, 1, 2, 3], 4, 3.0, SMALL)
+    trials = Rollouts(pipe, PROMPTS, [0, 1, 2, 3], 4, 3.0, SMALL)
     problem = PipelineProblem(trials, nodes, cache=tmp_path)
     run = trials.trajectory(DCSolverScheduler.from_config(pipe.scheduler.config, **RECIPE, dc_ratios=secret))
     states = torch.cat([run.corrected, run.final[None]]).reshape(5, 4, -1).numpy()  # type: ignore[index]

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from table_runs import FLOW_LEVELS, SD, VP_LEVELS
 
-from diffplug.samplers.grids import GRIDS, named_grid
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.solver import SolverScheduler
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule.grids import GRIDS, named_grid
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.solver.scheduler import SolverScheduler
 
 FINALS = ("zero", "sigma_min")
 

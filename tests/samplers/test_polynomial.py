@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffplug.samplers.polynomial import CompensationPolynomial
+from diffplug.samplers.dc_solver.polynomial import CompensationPolynomial
 
 # The one published polynomial (Stable Diffusion 2.1, 768 pixels), its 36 numbers to four decimals.
 PUBLIC = [

@@ -16,11 +16,11 @@ from diffusers import (
 )
 from table_runs import SD, VP_LEVELS, noise_of, ours, start, theirs
 
-from diffplug.samplers import presets
-from diffplug.samplers.compiler import compile_schedule
-from diffplug.samplers.decisions import Derivative, SolverStep, Update
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule import presets
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.schedule.steps import Derivative, SolverStep, Update
+from diffplug.samplers.solver.compile import compile_schedule
 
 SINGLE = 1e-6  # of the largest value: those classes cast to float32
 STEPS = 7

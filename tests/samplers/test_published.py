@@ -13,12 +13,12 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from usf_schedules import usf_schedules
 
-from diffplug.samplers import presets
-from diffplug.samplers.compiler import compile_schedule
-from diffplug.samplers.decisions import Scale, Update
-from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.published import export_grid, load_ems, load_usf
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule import presets
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.schedule.steps import Scale, Update
+from diffplug.samplers.solver.compile import compile_schedule
+from diffplug.samplers.usf import export_grid, load_ems, load_usf
 
 SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 LEVELS = NoiseLevels.from_scheduler(UniPCMultistepScheduler(**SD))

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from diffplug.plug import plug
-from diffplug.samplers import CompensationPolynomial, DCSolver, presets
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.ratio_book import RatioBook
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers import CompensationPolynomial, DCSolver
+from diffplug.samplers.dc_solver.ratios import RatioBook
+from diffplug.samplers.schedule import presets
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.rungs import with_ratios
 from diffplug.testing import tiny
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffplug.samplers import presets
-from diffplug.samplers.decisions import Delta, Derivative, Linear, Scale, SolverStep, Update
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule import presets
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.schedule.steps import Delta, Derivative, Linear, Scale, SolverStep, Update
 
 NAN, INF = float("nan"), float("inf")
 

@@ -12,10 +12,10 @@ from table_runs import FLOW, SD, VP_LEVELS, noise_of, ours, start
 from torch import Tensor
 from usf_schedules import usf_schedules
 
-from diffplug.samplers import presets
-from diffplug.samplers.compiler import compile_schedule
-from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.solver import SolverScheduler
+from diffplug.samplers.schedule import presets
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.solver.compile import compile_schedule
+from diffplug.samplers.solver.scheduler import SolverScheduler
 
 USF = usf_schedules()
 READY = [name for name, schedule in USF.items() if all(s.param != "ems" for s in schedule.steps)]

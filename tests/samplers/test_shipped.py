@@ -13,12 +13,15 @@ import torch
 from test_ratio_book import FOUR, gentle, searched
 from typer.testing import CliRunner
 
-from diffplug import load, stock
-from diffplug.cli import app
+from diffplug import load
+from diffplug.cli.main import app
 from diffplug.plug import plug
 from diffplug.recipe import Recipe
-from diffplug.samplers import DCSolver, DCSolverScheduler, Solver, SolverScheduler, presets, shipped
-from diffplug.samplers.origin import architecture, fingerprint
+from diffplug.samplers import DCSolver, DCSolverScheduler, Solver, SolverScheduler
+from diffplug.samplers import by_name as stock
+from diffplug.samplers import library as shipped
+from diffplug.samplers.fingerprint import architecture, fingerprint
+from diffplug.samplers.schedule import presets
 from diffplug.testing import tiny
 
 

@@ -10,8 +10,8 @@ import torch
 
 from diffplug import plug
 from diffplug.samplers import Solver
-from diffplug.samplers.presets import ddim
-from diffplug.samplers.skips import scaled_skips, skip_count
+from diffplug.samplers.schedule.presets import ddim
+from diffplug.samplers.solver.unet_skip_scale import scaled_skips, skip_count
 from diffplug.testing import tiny
 
 pytestmark = pytest.mark.pipe

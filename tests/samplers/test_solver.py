@@ -11,10 +11,10 @@ import torch
 from diffusers import DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from table_runs import FLOW, SD, noise_of, ours, start
 
-from diffplug.samplers import presets
-from diffplug.samplers.grids import GRIDS
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.solver import SolverScheduler
+from diffplug.samplers.schedule import presets
+from diffplug.samplers.schedule.grids import GRIDS
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.solver.scheduler import SolverScheduler
 from diffplug.testing.check_sampler import SAMPLER_LAWS, check_sampler
 from diffplug.testing.gaussian_model import GaussianModel
 
@@ -284,10 +284,10 @@ def test_the_gaussian_is_sampled_alike_from_every_prediction_type() -> None:
 
 @pytest.mark.contract
 def test_diffusers_can_load_a_saved_pipeline_that_names_this_class() -> None:
-    import diffplug.samplers.solver as module
+    import diffplug.samplers.solver.scheduler as module
 
     assert hasattr(module, "SchedulerMixin")
-    assert SolverScheduler.__module__ == module.__name__ == "diffplug.samplers.solver"
+    assert SolverScheduler.__module__ == module.__name__ == "diffplug.samplers.solver.scheduler"
 
 
 @pytest.mark.law

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from diffplug.plug import plug
-from diffplug.samplers import Solver, SolverScheduler, presets
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers import Solver, SolverScheduler
+from diffplug.samplers.schedule import presets
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.testing import tiny
 
 

@@ -16,11 +16,11 @@ from usf_schedules import usf_schedules
 
 from diffplug import plug
 from diffplug.samplers import Solver, SolverSchedule
-from diffplug.samplers.compiler import compile_schedule
-from diffplug.samplers.decisions import Derivative, Scale, SolverStep, Update
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.solver import SolverScheduler
-from diffplug.samplers.statistics import ModelStatistics, load_statistics
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.steps import Derivative, Scale, SolverStep, Update
+from diffplug.samplers.solver.compile import compile_schedule
+from diffplug.samplers.solver.scheduler import SolverScheduler
+from diffplug.samplers.solver.statistics import ModelStatistics, load_statistics
 from diffplug.testing import tiny
 
 USF = usf_schedules()

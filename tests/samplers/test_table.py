@@ -12,13 +12,13 @@ import torch
 from table_runs import FLOW_LEVELS, VP_LEVELS, ours, start
 from torch import Tensor
 
-from diffplug.samplers import presets
-from diffplug.samplers.compiler import compile_schedule
-from diffplug.samplers.decisions import Delta, Derivative, Linear, Scale, SolverStep, Update
-from diffplug.samplers.exponential import difference_weights, moment, phi, relaxation
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule import presets
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.schedule.steps import Delta, Derivative, Linear, Scale, SolverStep, Update
+from diffplug.samplers.solver.compile import compile_schedule
+from diffplug.samplers.solver.exponential import difference_weights, moment, phi, relaxation
 
 WIDE = NoiseLevels(np.geomspace(1e-3, 200.0, 1000))
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from diffplug.samplers.decisions import Derivative, Scale, SolverStep, Update
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.schedule.steps import Derivative, Scale, SolverStep, Update
 
 TEXT = """\
 cifar10_edm_nfe3 3 average_x0

@@ -11,8 +11,8 @@ from diffusers import EulerAncestralDiscreteScheduler
 
 from diffplug.plug import plug
 from diffplug.steering import Beam, FeynmanKac, ImportanceSampling
-from diffplug.steering.pictures import best_first
-from diffplug.steering.selection import beam
+from diffplug.steering.engine.outputs import best_first
+from diffplug.steering.smc.resampling import beam
 from diffplug.testing import tiny
 
 

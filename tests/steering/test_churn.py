@@ -24,16 +24,16 @@ from diffusers import (
 
 from benchmarks.steering.chain import BETAS, GAUSSIAN, ddim, denoise
 from diffplug.intercept import intercept_step
-from diffplug.noise import levels
+from diffplug.noise.families import levels
+from diffplug.noise.stochastic import adds_noise
 from diffplug.plug import plug
 from diffplug.samplers import DCSolverScheduler, SolverScheduler
 from diffplug.steering import SVDD, FeynmanKac, stochastic
-from diffplug.steering.churn import Churn
-from diffplug.steering.particle_filter import ParticleFilter
-from diffplug.steering.particles import ParticleSteps
-from diffplug.steering.plans import Plan, every_call
-from diffplug.steering.potentials import Difference
-from diffplug.steering.solvers import adds_noise
+from diffplug.steering.engine.score_times import Plan, every_call
+from diffplug.steering.engine.step import ParticleSteps
+from diffplug.steering.proposals import Churn
+from diffplug.steering.smc.filter import ParticleFilter
+from diffplug.steering.smc.potentials import Difference
 from diffplug.testing import tiny
 from diffplug.transition import ancestral
 

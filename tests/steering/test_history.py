@@ -14,9 +14,9 @@ from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuida
 from benchmarks.steering.chain import BETAS
 from diffplug import samplers
 from diffplug.intercept import StepCall, StepInterceptor, intercept_step
-from diffplug.steering.history import reindex, reindex_arguments, reindex_guiders, reindex_scheduler
-from diffplug.steering.particles import move_particles
-from diffplug.steering.ranks import Rows
+from diffplug.steering.engine.history import reindex, reindex_arguments, reindex_guiders, reindex_scheduler
+from diffplug.steering.engine.ranks import Rows
+from diffplug.steering.engine.step import move_particles
 
 pytestmark = pytest.mark.law
 

@@ -19,10 +19,10 @@ from diffplug.steering import (
     MaskedSequencePipeline,
     NoiseSearch,
 )
-from diffplug.steering.particle_filter import ParticleFilter
-from diffplug.steering.particles import ParticleSteps
-from diffplug.steering.plans import every_call
-from diffplug.steering.potentials import Difference
+from diffplug.steering.engine.score_times import every_call
+from diffplug.steering.engine.step import ParticleSteps
+from diffplug.steering.smc.filter import ParticleFilter
+from diffplug.steering.smc.potentials import Difference
 from diffplug.testing.encoders import clip_encoder
 from diffplug.testing.tokenizers import clip_tokenizer
 

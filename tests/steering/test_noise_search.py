@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 from diffplug.plug import plug
 from diffplug.seeds import Seeds
 from diffplug.steering import BestOfN, NoiseSearch
-from diffplug.steering.noise_search import _Best
+from diffplug.steering.rules.noise_search import _Best
 from diffplug.testing import tiny
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from diffplug.steering.particle_filter import ParticleFilter, count_distinct
-from diffplug.steering.potentials import Difference
+from diffplug.steering.smc.filter import ParticleFilter, count_distinct
+from diffplug.steering.smc.potentials import Difference
 
 pytestmark = pytest.mark.law
 

@@ -15,9 +15,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteSc
 
 from benchmarks.steering.chain import BETAS, GAUSSIAN, TWO_HUMPS, ddim, denoise, steer
 from diffplug.intercept import StepInterceptor, intercept_step
-from diffplug.steering import particles as engine_module
-from diffplug.steering.particles import ParticleSteps, remaining_steps
-from diffplug.steering.plans import every_block, every_call, scored_calls
+from diffplug.steering.engine import step as engine_module
+from diffplug.steering.engine.score_times import every_block, every_call, scored_calls
+from diffplug.steering.engine.step import ParticleSteps, remaining_steps
 
 pytestmark = pytest.mark.law
 

@@ -8,7 +8,8 @@ import torch
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from PIL import Image
 
-from diffplug.steering.pictures import raw_pictures, score_pictures, take, to_tensor
+from diffplug.pictures import raw_pictures, score_pictures, to_tensor
+from diffplug.steering.engine.outputs import take
 
 IMAGES = torch.randint(0, 256, (3, 3, 4, 5), generator=torch.Generator().manual_seed(0)).float() / 255
 ARRAY = IMAGES.permute(0, 2, 3, 1).numpy()

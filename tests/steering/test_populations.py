@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from benchmarks.steering.chain import GAUSSIAN, TWO_HUMPS, steer
-from diffplug.steering.particle_filter import ParticleFilter
-from diffplug.steering.plans import every_call
-from diffplug.steering.populations import Populations
-from diffplug.steering.potentials import Difference
-from diffplug.steering.selection import one_survivor, the_best
+from diffplug.steering.engine.score_times import every_call
+from diffplug.steering.smc.filter import ParticleFilter
+from diffplug.steering.smc.islands import Populations
+from diffplug.steering.smc.potentials import Difference
+from diffplug.steering.smc.resampling import one_survivor, the_best
 
 pytestmark = pytest.mark.law
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.steering.chain import GAUSSIAN, steer
-from diffplug.steering.particle_filter import ParticleFilter
-from diffplug.steering.potentials import POTENTIALS, TILTS, Difference, potential
+from diffplug.steering.smc.filter import ParticleFilter
+from diffplug.steering.smc.potentials import POTENTIALS, TILTS, Difference, potential
 
 pytestmark = pytest.mark.law
 

@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from diffplug.plug import plug
 from diffplug.seeds import Seeds, generators
 from diffplug.steering import SVDD, FeynmanKac, NoiseSearch
-from diffplug.steering.ranks import Ranks, Rows, Slots, moved_rows
+from diffplug.steering.engine.ranks import Ranks, Rows, Slots, moved_rows
 from diffplug.testing import tiny
 
 PROMPTS = ["a red circle", "a blue square"]

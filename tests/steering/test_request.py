@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffplug.steering.request import child_seeds, read_request, spread_generators
+from diffplug.steering.engine.request import child_seeds, read_request, spread_generators
 
 
 class Images:

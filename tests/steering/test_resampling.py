@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffplug.steering import resample
-from diffplug.steering.resampling import RESAMPLERS, settle, uniforms
+from diffplug.steering.smc.resampling import RESAMPLERS, settle, uniforms
 
 pytestmark = pytest.mark.law
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from diffplug.denoiser import denoisers
 from diffplug.plug import plug
-from diffplug.report import denoisers
 from diffplug.steering import BestOfN, FeynmanKac, NoiseSearch
 from diffplug.testing import tiny
 

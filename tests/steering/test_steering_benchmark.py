@@ -23,7 +23,7 @@ from benchmarks.steering.pictures import RULES, Cell, Grid, Setting
 from benchmarks.steering.published import PublishedFeynmanKac
 from benchmarks.steering.rows import Row, normaliser, table
 from diffplug.files import write_json
-from diffplug.noise import level
+from diffplug.noise.families import level
 from diffplug.plug import plug
 from diffplug.recipe import Recipe
 from diffplug.testing import tiny

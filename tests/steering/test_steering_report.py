@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffplug.steering import SteeringReport
-from diffplug.steering.plot import lineages
+from diffplug.steering.report import lineages
 
 
 def report(**changes: Any) -> SteeringReport:

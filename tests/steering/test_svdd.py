@@ -15,10 +15,10 @@ from benchmarks.steering.chain import BETAS, GAUSSIAN, TWO_HUMPS, Steered, ddim,
 from diffplug.intercept import StepInterceptor, intercept_step
 from diffplug.plug import plug
 from diffplug.steering import SVDD, CoDe, TwoLevel
-from diffplug.steering.particle_filter import ParticleFilter
-from diffplug.steering.plans import every_block
-from diffplug.steering.potentials import Difference
-from diffplug.steering.selection import Rule, kl_bound, one_survivor, the_best
+from diffplug.steering.engine.score_times import every_block
+from diffplug.steering.smc.filter import ParticleFilter
+from diffplug.steering.smc.potentials import Difference
+from diffplug.steering.smc.resampling import Rule, kl_bound, one_survivor, the_best
 from diffplug.testing import tiny
 
 Z_GAUSSIAN, Z_HUMPS = 10.2877135, 2.3410407

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffplug.steering.tempering import exponential, target_ess_share
-from diffplug.steering.weights import ess
+from diffplug.steering.smc.potentials import exponential, target_ess_share
+from diffplug.steering.smc.weights import ess
 
 pytestmark = pytest.mark.law
 

@@ -11,8 +11,8 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
 from benchmarks.steering.chain import GAUSSIAN, Steered, steer
 from diffplug.plug import plug
 from diffplug.steering import FeynmanKac
-from diffplug.steering.plans import every_call
-from diffplug.steering.twist import Twist, posterior_slope
+from diffplug.steering.engine.score_times import every_call
+from diffplug.steering.proposals import Twist, posterior_slope
 from diffplug.testing import tiny
 
 Z_GAUSSIAN = 10.2877135
@@ -52,7 +52,7 @@ def test_a_capped_or_wrong_gradient_is_still_exact(cap: float, sign: float) -> N
 
 @law
 def test_the_slope_of_the_posterior_mean() -> None:
-    from diffplug.noise import Level
+    from diffplug.noise.families import Level
 
     x = torch.tensor([[0.2]], dtype=torch.float64, requires_grad=True)
     GAUSSIAN.x0hat(x, 0.6, 0.8).sum().backward()

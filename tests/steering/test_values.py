@@ -10,11 +10,11 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, EulerAncestralDiscreteScheduler
 
-from diffplug.noise import Level
+from diffplug.noise.families import Level
+from diffplug.pictures import score_pictures
 from diffplug.plug import plug
 from diffplug.steering import SVDD, FeynmanKac, LearnedValue, ManySamples, fit_value
-from diffplug.steering.pictures import score_pictures
-from diffplug.steering.values import State
+from diffplug.steering.values.many_samples import State
 from diffplug.testing import tiny
 
 

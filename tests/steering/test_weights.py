@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffplug.steering import ess
-from diffplug.steering.weights import as_log_weights, log_mean_exp, normalised
+from diffplug.steering.smc.weights import as_log_weights, log_mean_exp, normalised
 
 pytestmark = pytest.mark.law
 

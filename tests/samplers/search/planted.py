@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.problem import Run
 
 

@@ -9,10 +9,10 @@ import pytest
 from diffusers import UniPCMultistepScheduler
 from planted import Planted
 
-from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.presets import ddim
-from diffplug.samplers.schedule import SolverSchedule
-from diffplug.samplers.search.contest import Contest, p_value
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule.presets import ddim
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.search.comparison import Contest, p_value
 from diffplug.samplers.search.metric import AGGREGATES, WORST, LatentError
 
 LEVELS = NoiseLevels.from_scheduler(UniPCMultistepScheduler())

@@ -12,16 +12,16 @@ import torch
 from conftest import redness
 from torch import Tensor
 
+from diffplug.gradients import differentiable
+from diffplug.rollout import Rollouts
 from diffplug.samplers import tune_schedule
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.presets import unipc
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.presets import unipc
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.descent import Descent, run_with_graph
-from diffplug.samplers.search.differentiable import differentiable
 from diffplug.samplers.search.plan import ends_of
 from diffplug.samplers.search.problem import PipelineProblem
 from diffplug.samplers.search.schedule_numbers import Numbers
-from diffplug.samplers.search.trials import Trials
 from diffplug.testing import tiny
 
 PROMPTS = ["a red circle", "a blue square", "a green cross", "a red ring", "a blue star", "a red square"]
@@ -31,7 +31,7 @@ OWN = {"prompt", "num_inference_steps", "output_type", "guidance_scale"}
 def problem(family: str = "sd15", n: int = 2, **options: Any) -> PipelineProblem:
     pipe = tiny(family)
     inputs = {name: value for name, value in tiny.inputs(family).items() if name not in OWN}
-    trials = Trials(pipe, PROMPTS[:n], list(range(n)), 3, 3.0, options={**inputs, **options})
+    trials = Rollouts(pipe, PROMPTS[:n], list(range(n)), 3, 3.0, options={**inputs, **options})
     return PipelineProblem(trials, ends_of(pipe, "linspace"))
 
 

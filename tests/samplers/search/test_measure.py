@@ -15,11 +15,11 @@ pytest.importorskip("sklearn")
 
 from test_schedules import LEVELS, LINSPACE, mixture
 
+from diffplug.rollout import Rollouts
 from diffplug.samplers import ModelStatistics, SolverSchedule
-from diffplug.samplers.presets import ddim, unipc
+from diffplug.samplers.schedule.presets import ddim, unipc
 from diffplug.samplers.search.measure import measure_statistics
 from diffplug.samplers.search.problem import ModelProblem, PipelineProblem, errors
-from diffplug.samplers.search.trials import Trials
 from diffplug.testing import tiny
 
 MEAN = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
@@ -72,7 +72,7 @@ def test_measured_statistics_help_a_mixture(tmp_path: Path) -> None:
 def test_every_family_can_be_measured(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     left_out = ("prompt", "num_inference_steps", "output_type")
     options = {key: value for key, value in tiny.inputs(name).items() if key not in left_out}
-    trials = Trials(tiny(name), ["a dog", "a cat"], [0, 1], 4, options=options, max_rows=1)
+    trials = Rollouts(tiny(name), ["a dog", "a cat"], [0, 1], 4, options=options, max_rows=1)
     problem = PipelineProblem(trials, LINSPACE)
     found = measure_statistics(problem, points=8)
     whole = measure_statistics(problem, points=8, elements=True)
@@ -86,7 +86,7 @@ def test_every_family_can_be_measured(name: str, shape: tuple[int, ...], tmp_pat
 def test_what_the_network_is_shown_is_what_was_asked() -> None:
     """The predictions at a run's own states are those of the run."""
     pipe = tiny("sd15")
-    problem = PipelineProblem(Trials(pipe, ["a", "b", "c"], [0, 1, 2], 4, 2.0, max_rows=2), LINSPACE)
+    problem = PipelineProblem(Rollouts(pipe, ["a", "b", "c"], [0, 1, 2], 4, 2.0, max_rows=2), LINSPACE)
     schedule = ddim(4, LINSPACE)
     run = problem.run(schedule)
     np.testing.assert_allclose(problem.predictions(schedule, run.states), run.data, atol=1e-5)

@@ -11,7 +11,7 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from planted import Planted
 
-from diffplug.samplers.noise_levels import NoiseLevels
+from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.search.metric import AGGREGATES, LatentError, check_metric, parse_metric
 from diffplug.samplers.search.picture_metrics import (
     FeatureDistance,

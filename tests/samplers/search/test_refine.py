@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from test_schedules import LEVELS, SPACE, mixture
 
-from diffplug.samplers.compiler import compile_schedule
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.presets import ddim, dpmpp, unipc
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.presets import ddim, dpmpp, unipc
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search import rungs
 from diffplug.samplers.search.loss import SQUARED, Loss
 from diffplug.samplers.search.mutation import random_values
 from diffplug.samplers.search.problem import errors
 from diffplug.samplers.search.refine import BLOCKS, explicit, refine
+from diffplug.samplers.solver.compile import compile_schedule
 
 LINSPACE = Nodes(kind="name", name="linspace", final="sigma_min")
 

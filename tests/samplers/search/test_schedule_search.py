@@ -15,8 +15,9 @@ pytest.importorskip("optuna")
 pytest.importorskip("sklearn")
 
 from diffplug import plug
-from diffplug.samplers import Solver, SolverSchedule, presets, search_front, search_schedule
-from diffplug.samplers.nodes import Nodes
+from diffplug.samplers import Solver, SolverSchedule, search_front, search_schedule
+from diffplug.samplers.schedule import presets
+from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.search.front import longer
 from diffplug.samplers.search.picture_metrics import RewardScore
 from diffplug.samplers.search.plots import plot_history, plot_schedule

@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.noise_levels import NoiseLevels
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.search.mutation import random_values
 from diffplug.samplers.search.problem import ModelProblem, errors
 from diffplug.samplers.search.space import ScheduleSpace
@@ -237,7 +237,7 @@ def test_bad_requests_are_refused() -> None:
 @pytest.mark.law
 def test_what_was_fitted_to_a_seed_is_not_lost() -> None:
     """The space encodes decisions; a seed's weights are not among them, and are the best there is here."""
-    from diffplug.samplers.presets import dpmpp
+    from diffplug.samplers.schedule.presets import dpmpp
     from diffplug.samplers.search.refine import refine
 
     train, judge = mixture(16, 1), mixture(16, 2)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.presets import ddim, unipc
-from diffplug.samplers.schedule import SolverSchedule
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.presets import ddim, unipc
+from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search import rungs
 from diffplug.samplers.search.climb import climb, stock_schedules
 from diffplug.samplers.search.compensation import search_compensation

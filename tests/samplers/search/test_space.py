@@ -10,12 +10,12 @@ from diffusers import UniPCMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffplug.samplers.compiler import compile_schedule
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.noise_levels import NoiseLevels
-from diffplug.samplers.presets import deis, dpmpp, res_multistep, unipc
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.presets import deis, dpmpp, res_multistep, unipc
 from diffplug.samplers.search.mutation import crossed, mutated, random_values
 from diffplug.samplers.search.space import ScheduleSpace
+from diffplug.samplers.solver.compile import compile_schedule
 
 SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 VP = NoiseLevels.from_scheduler(UniPCMultistepScheduler(**SD))

@@ -11,14 +11,14 @@ import torch
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from safetensors.torch import save_file
 
+from diffplug.denoiser import count_network
 from diffplug.loading import load
-from diffplug.report import count_network
+from diffplug.network_cache import digest
+from diffplug.rollout import Rollouts
 from diffplug.samplers import DCSolverScheduler
-from diffplug.samplers.nodes import Nodes
-from diffplug.samplers.search.memo import digest
+from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.search.problem import PipelineProblem
-from diffplug.samplers.search.trials import Trials
-from diffplug.samplers.search.truth import fingerprint, truth
+from diffplug.samplers.search.reference import fingerprint, truth
 from diffplug.seeds import generators
 from diffplug.testing import tiny
 
@@ -28,8 +28,8 @@ PROMPTS = ["a red circle", "a blue square", "a green cross"]
 SMALL = {"height": 16, "width": 16}
 
 
-def trials(family: str = "sd15", steps: int = 4, **options: Any) -> Trials:
-    return Trials(tiny(family), PROMPTS, [5, 6, 7], steps, guidance=3.0, options=SMALL, **options)
+def trials(family: str = "sd15", steps: int = 4, **options: Any) -> Rollouts:
+    return Rollouts(tiny(family), PROMPTS, [5, 6, 7], steps, guidance=3.0, options=SMALL, **options)
 
 
 @pytest.mark.pipe
@@ -71,7 +71,7 @@ def test_compiled_networks_are_remembered(in_place: bool) -> None:
 def test_prompts_are_read_once(family: str) -> None:
     names = {"prompt", "num_inference_steps", "output_type"}
     options = {name: value for name, value in tiny.inputs(family).items() if name not in names}
-    runs = Trials(tiny(family), PROMPTS[:2], [5, 6], 2, options=options)
+    runs = Rollouts(tiny(family), PROMPTS[:2], [5, 6], 2, options=options)
     read: list[int] = []
     encoder = runs.pipe.text_encoder
     handle = encoder.register_forward_hook(lambda *_: read.append(1))
@@ -152,7 +152,7 @@ def test_the_truth_is_computed_once_and_tied_to_everything_it_depends_on(tmp_pat
         assert torch.equal(truth(runs, ddim, tmp_path), first)
     assert count.calls == 0
     truth(runs, UniPCMultistepScheduler.from_config(runs.pipe.scheduler.config), tmp_path)
-    truth(Trials(runs.pipe, PROMPTS, [5, 6, 8], 6, guidance=3.0, options=SMALL), ddim, tmp_path)
+    truth(Rollouts(runs.pipe, PROMPTS, [5, 6, 8], 6, guidance=3.0, options=SMALL), ddim, tmp_path)
     with torch.no_grad():
         runs.pipe.unet.conv_in.weight[0, 0, 0, 0] += 1
     truth(runs, ddim, tmp_path)
@@ -210,7 +210,7 @@ def test_a_damaged_truth_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 def test_prompts_and_seeds_must_match() -> None:
     with pytest.raises(ValueError, match="2 prompts and 1 seeds"):
-        Trials(None, ["a", "b"], [1], 4)
+        Rollouts(None, ["a", "b"], [1], 4)
 
 
 def test_the_fingerprint_belongs_to_the_weights() -> None:
@@ -225,7 +225,7 @@ def test_the_fingerprint_belongs_to_the_weights() -> None:
 def test_a_converged_run_of_few_evaluations_stays_near_under_guidance(tmp_path: Path) -> None:
     """Of 24 prompts the third order ends at a mean error of 4.6, and at 47 with 20 evaluations."""
     prompts = ["a red circle", "a blue square left of a green cross", "two yellow triangles", "a cross"]
-    runs = Trials(load("shapes"), prompts, [0, 1, 2, 3], 5, guidance=5.0)
+    runs = Rollouts(load("shapes"), prompts, [0, 1, 2, 3], 5, guidance=5.0)
     ends = Nodes(kind="name", name="linspace", final="sigma_min")
     short, long = (PipelineProblem(runs, ends, fine=fine, cache=tmp_path).truth for fine in (30, 200))
     assert np.square(short - long).mean() < 0.3

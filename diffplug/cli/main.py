@@ -1,0 +1,33 @@
+"""`diffplug ...`: the command line. Torch and the wings load only in the commands that need them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import diffplug
+from diffplug.cli import search
+from diffplug.cli.compare import compare
+from diffplug.cli.generate import generate
+from diffplug.cli.inspect import doctor, names
+
+app = typer.Typer(
+    name="diffplug",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Make Diffusers pipelines faster, steered or tuned.",
+)
+for command in (generate, compare, doctor, names):
+    app.command()(command)
+app.add_typer(search.app, name="search")
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Make Diffusers pipelines faster, steered or tuned."""
+    if version:
+        typer.echo(diffplug.__version__)
+        raise typer.Exit

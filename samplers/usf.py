@@ -1,0 +1,229 @@
+"""Solver schedules from elsewhere, and grids for elsewhere: USF's files, plain lists of timesteps or sigmas.
+
+USF's files (arXiv 2312.07243, the released code) are pickles of torch. They are read by torch's loader for
+weights, which knows plain containers, numbers and tensors; anything else in them is refused by its name.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffplug.samplers.model_noise import NoiseLevels
+from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.schedule.steps import Derivative, Scale, SolverStep, Update
+from diffplug.samplers.solver.statistics import ModelStatistics
+
+__all__ = ["export_grid", "load_ems", "load_usf", "usf_schedule"]
+
+FIRST = {"no_afs": "model", "zero_x0": "zero_x0", "average_x0": "mean"}
+PARAM = {"noise_prediction": "noise", "data_prediction": "data", "dpmsolver_v3_prediction": "ems"}
+SCALES = {
+    None: Scale(),
+    "dpmsolver-2": Scale("bh2"),
+    "unipc-bh2": Scale("bh2"),
+    "unipc-bh1": Scale("bh1"),
+    "0.5exp": Scale("exp", 0.5),
+    "-0.5exp": Scale("exp", -0.5),
+}
+KEYS = (
+    "timesteps",
+    "orders",
+    "prediction_types",
+    "start_points",
+    "derivative_types",
+    "corrector_types",
+    "afs",
+)
+Lambda = Callable[[float], float]
+
+
+def load_usf(
+    path: str | os.PathLike[str], times: str | NoiseLevels, *, mean: Sequence[float] | None = None
+) -> SolverSchedule:
+    """The schedule in a file of USF; no code in the file is run.
+
+    times: what its timesteps mean: "edm" (sigmas), "vp" (ScoreSDE's continuous time), or the noise levels of
+    a model of a thousand steps (guided diffusion, latent and stable diffusion). mean: of the data, one number
+    or one for each channel, for files that begin with it ("average_x0").
+
+    Raises ValueError, with the file's name, for anything that is no such schedule.
+    """
+    try:
+        return usf_schedule(_load(path), times, mean=mean)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)!r}: {error}") from error
+
+
+def usf_schedule(
+    document: Any, times: str | NoiseLevels, *, mean: Sequence[float] | None = None
+) -> SolverSchedule:
+    """The schedule of the decisions in such a file: a dict, or a list of it and its score."""
+    score = None
+    if isinstance(document, (list, tuple)) and len(document) == 2:
+        document, score = document
+    missing = [key for key in KEYS if not isinstance(document, Mapping) or key not in document]
+    if missing:
+        raise ValueError(f"this is no solver schedule of USF: it lacks {', '.join(missing)}")
+    first = _known("afs", document["afs"], FIRST)
+    if (first == "mean") and mean is None:
+        raise ValueError(
+            "the schedule begins with the mean of the data, which is not in the file: give mean="
+        )
+    lam = _lambda(times)
+    skips = document.get("skip_coefficients")
+    steps = len(document["orders"])
+    return SolverSchedule(
+        nodes=Nodes(kind="lambda", values=tuple(lam(float(t)) for t in document["timesteps"])),
+        steps=tuple(_step(i, document) for i in range(steps)),
+        first=first,
+        mean=tuple(mean) if mean is not None and first == "mean" else None,
+        skips=None if skips is None else tuple(min(1.0, float(value)) for value in skips),
+        meta={"origin": "USF"} | ({} if score is None else {"score": float(score)}),
+    )
+
+
+def load_ems(
+    folder: str | os.PathLike[str], times: str | NoiseLevels, *, ends: tuple[float, float] | None = None
+) -> ModelStatistics:
+    """The statistics in a folder of DPM-Solver-v3 (arXiv 2310.13268): l.npz and sb.npz, evenly over lambda.
+
+    times: as in `load_usf`. ends: the folder's smallest and largest time; default: those in its name,
+    <smallest>_<largest>_<points>_<pairs>, or 1e-3 and 1. Nothing in the files is run. Raises ValueError, with
+    the folder's name, for anything else.
+    """
+    folder = Path(folder)
+    try:
+        l = _array(folder / "l.npz", "l")  # noqa: E741
+        s, b = (_array(folder / "sb.npz", name) for name in ("s", "b"))
+        first, last = sorted(map(_lambda(times), ends or _ends(folder.name)))
+        return ModelStatistics(
+            lambdas=np.linspace(first, last, len(l)), l=l, s=s, b=b, told={"origin": "EMS"}
+        )
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(folder)!r}: {error}") from error
+
+
+def _ends(name: str) -> tuple[float, float]:
+    """The smallest and the largest time in the name of a folder."""
+    parts = name.split("_")
+    try:
+        return (float(parts[0]), float(parts[1])) if len(parts) == 4 else (1e-3, 1.0)
+    except ValueError:
+        return 1e-3, 1.0
+
+
+def _array(path: Path, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return np.asarray(arrays[name], dtype=np.float64)
+    except (OSError, KeyError, ValueError) as error:
+        reason = "is not there" if isinstance(error, FileNotFoundError) else f"has no array {name!r}"
+        raise ValueError(f"{path.name} {reason}: a folder of DPM-Solver-v3 holds l.npz and sb.npz") from error
+
+
+def export_grid(schedule: SolverSchedule, levels: NoiseLevels, kind: str = "sigmas") -> list[float]:
+    """The nodes of a schedule for programs that take a list: everything else of the solver is lost.
+
+    kind: "sigmas", N + 1 of them with the end, as ComfyUI and k-diffusion take them (sigma / alpha), flow
+    models' own; or "timesteps", N of them, as Diffusers' pipelines take them. Evaluations only: the node of
+    an analytic first step is left out.
+    """
+    if kind not in ("sigmas", "timesteps"):
+        raise ValueError(f"kind {kind!r}: allowed are sigmas and timesteps")
+    hidden = int(schedule.first != "model")
+    sigmas = schedule.nodes.sigmas(levels, len(schedule.steps))[hidden:]
+    return (sigmas if kind == "sigmas" else levels.time_of_sigma(sigmas[:-1])).tolist()
+
+
+def _load(path: str | os.PathLike[str]) -> Any:
+    """The objects in a pickle of torch, if they are plain ones."""
+    with torch.serialization.safe_globals(_plain_numpy()):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise ValueError("the file does not exist") from error
+        except pickle.UnpicklingError as error:
+            named = str(error).partition("GLOBAL ")[2].partition(" ")[0]
+            what = f"it holds {named}, which may run code" if named else "it is no pickle of plain values"
+            raise ValueError(f"{what}: only numbers, texts, lists, dicts and tensors are read") from error
+        except (RuntimeError, EOFError, OSError, KeyError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"it is no file of torch ({reason})") from error
+
+
+def _plain_numpy() -> list[Any]:
+    """What a number of numpy is made of, under its old name and its new one."""
+    scalar = np.float64(0.0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    types = {type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4")}
+    return [*((scalar, name) for name in names), np.dtype, *types]
+
+
+def _lambda(times: str | NoiseLevels) -> Lambda:
+    """From a timestep of a file to log(alpha / sigma)."""
+    if isinstance(times, str):
+        return _known("times", times, {"edm": lambda t: -math.log(t), "vp": _continuous})
+    if times.table is None:
+        raise ValueError("USF has no schedules for flow models: give the noise levels of a VP model")
+    logs = -0.5 * np.log1p(np.square(np.asarray(times.table, dtype=np.float64)))
+    places = np.arange(len(logs))
+    return lambda t: _from_log_alpha(float(np.interp(len(logs) * t - 1, places, logs)))
+
+
+def _continuous(t: float) -> float:
+    """ScoreSDE's VP process: beta from 0.1 to 20."""
+    return _from_log_alpha(-(t**2) * (20 - 0.1) / 4 - t * 0.1 / 2)
+
+
+def _from_log_alpha(log_alpha: float) -> float:
+    return log_alpha - 0.5 * math.log(-math.expm1(2 * log_alpha))
+
+
+def _step(i: int, document: Mapping[str, Any]) -> SolverStep:
+    try:
+        start, order = int(document["start_points"][i]), int(document["orders"][i])
+        predict = _update(order, start, -1, document["derivative_types"][i])
+        corrector = document["corrector_types"][i]
+        param = _known("prediction type", document["prediction_types"][i], PARAM)
+        return SolverStep(param=param, predict=predict, correct=_corrector(corrector))
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"step {i} is incomplete ({type(error).__name__}: {error})") from error
+    except ValueError as error:
+        raise ValueError(f"step {i}: {error}") from None
+
+
+def _corrector(told: Mapping[str, Any]) -> Update | None:
+    if told["type"] == "no_corrector":
+        return None
+    if told["type"] != "pseudo":
+        raise ValueError(f"corrector type {told['type']!r}: only 'pseudo' and 'no_corrector' are known")
+    return _update(int(told["taylor_order"]), int(told["start_point"]), -2, told["derivative_type"])
+
+
+def _update(order: int, start: int, newest: int, derivatives: Sequence[Mapping[str, Any]]) -> Update:
+    """An update; newest: the number of the newest state that it can start from."""
+    made = [Derivative(tuple(int(p) - start for p in sorted(d["active_points"], reverse=True)), _scale(d))
+            for d in derivatives]  # fmt: skip
+    return Update(order=order, derivatives=tuple(made), start=start - newest)
+
+
+def _scale(derivative: Mapping[str, Any]) -> Scale:
+    if derivative.get("relaxation") == "linear":
+        c = float(derivative.get("relaxation_coefficient") or 0.0)
+        return Scale("linear", c) if c else Scale()
+    return _known("relaxation", derivative.get("relaxation"), SCALES)
+
+
+def _known(what: str, value: Any, table: Mapping[Any, Any]) -> Any:
+    if value not in table:
+        raise ValueError(f"{what} {value!r} is unknown: allowed are {', '.join(map(str, table))}")
+    return table[value]

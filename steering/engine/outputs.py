@@ -1,0 +1,77 @@
+"""A pipeline's output, whatever its form: its pictures as one tensor, and the same output with fewer rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffplug.steering.engine.ranks import Slots
+
+
+def take(output: Any, rows: Sequence[int], total: int) -> Any:
+    """Return the same kind of output with only these rows, in this order; what has no `total` rows stays."""
+    return _changed(output, lambda value: _taken(value, rows, total))
+
+
+def of_all(output: Any, total: int, slots: Slots) -> Any:
+    """Return the same kind of output with the rows of all processes, from one with this process's `total`."""
+    if slots.ranks.count == 1:
+        return output
+    return _changed(output, lambda value: _of_all(value, total, slots))
+
+
+def _changed(output: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(output, tuple):
+        return tuple(change(value) for value in output)
+    return type(output)(**{entry.name: change(getattr(output, entry.name)) for entry in fields(output)})
+
+
+def joined(first: Any, second: Any, total: int) -> Any:
+    """Return one output with the rows of two of the same kind; what has no `total` rows is the first's."""
+    if isinstance(first, tuple):
+        return tuple(_joined(a, b, total) for a, b in zip(first, second, strict=True))
+    names = [entry.name for entry in fields(first)]
+    return type(first)(**{n: _joined(getattr(first, n), getattr(second, n), total) for n in names})
+
+
+def _joined(first: Any, second: Any, total: int) -> Any:
+    if isinstance(first, Tensor) and first.ndim and len(first) == total:
+        return torch.cat([first, second])
+    if isinstance(first, np.ndarray) and first.ndim and len(first) == total:
+        return np.concatenate([first, second])
+    if isinstance(first, list) and len(first) == total:
+        return first + second
+    return first
+
+
+def _of_all(value: Any, total: int, slots: Slots) -> Any:
+    if isinstance(value, Tensor) and value.ndim and len(value) == total:
+        return slots.all(value)
+    if isinstance(value, np.ndarray) and value.ndim and len(value) == total:
+        return slots.all(torch.from_numpy(value)).numpy()
+    if isinstance(value, list) and len(value) == total:
+        return slots.all_items(value)
+    return value
+
+
+def _taken(value: Any, rows: Sequence[int], total: int) -> Any:
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim and len(value) == total:
+        return value[list(rows)]
+    if isinstance(value, list) and len(value) == total:
+        return [value[row] for row in rows]
+    return value
+
+
+def best_first(rewards: Tensor, populations: int = 1) -> list[int]:
+    """Return slots by falling reward `[k]`, the best one of each population before all others."""
+    order = torch.argsort(rewards, descending=True, stable=True).tolist()
+    size = len(order) // populations
+    met: set[int] = set()
+    leaders = [slot for slot in order if not (slot // size in met or met.add(slot // size))]  # type: ignore[func-returns-value]
+    leaders = [slot for slot in leaders if rewards[slot] > -torch.inf]
+    return leaders + [slot for slot in order if slot not in leaders]

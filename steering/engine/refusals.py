@@ -1,0 +1,56 @@
+"""Pipelines that cannot be steered at their scheduler, each with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffplug.denoiser import denoisers
+
+_CHUNKS = "it denoises in chunks, and earlier chunks stay in their rows while particles move"
+_EDITS = "it replays stored noise of one given picture, which leaves nothing to draw"
+_REFUSED = {
+    "LLaDA2": "it merges every step's block with one that was not selected",
+    "DiffusionGemma": "earlier canvases and its key-value cache stay in their rows while particles move",
+    "SkyReelsV2DiffusionForcing": _CHUNKS,
+    "HunyuanVideoFramepack": _CHUNKS,
+    "AnyFlowFAR": _CHUNKS,
+    "LTXI2VLongMultiPrompt": _CHUNKS,
+    "Helios": _CHUNKS,
+    "LEditsPP": _EDITS,
+    "CycleDiffusion": _EDITS,
+    "SemanticStableDiffusion": "the momentum of its edits stays in its row while particles move",
+    "StableDiffusionPanorama": "it steps windows of one picture, not pictures",
+    "Marigold": "it estimates depth, normals or materials of a given picture, it draws none",
+    "Onnx": "its steps are NumPy arrays, not tensors",
+}
+
+
+def refuse_pipeline(pipe: Any, *, copies: bool = True) -> None:
+    """Raise ValueError, with the reason, for a pipeline without a scheduler, and for one whose particles
+    cannot be moved there; copies: whether that is going to happen.
+    """
+    if getattr(pipe, "scheduler", None) is None:
+        raise ValueError(
+            f"{type(pipe).__name__} has no scheduler: only pipelines that denoise can be steered"
+        )
+    for cls in type(pipe).__mro__ if copies else ():
+        for name, reason in _REFUSED.items():
+            if cls.__name__.startswith(name):
+                raise ValueError(
+                    f"particles of {type(pipe).__name__} cannot be copied: {reason}; try BestOfN, which "
+                    "copies none"
+                )
+
+
+def refuse_caches(pipe: Any) -> None:
+    """Raise ValueError if a denoiser caches features: those stay in their slots while particles move."""
+    try:
+        networks = denoisers(pipe)
+    except ValueError:
+        return
+    for network in networks:
+        if getattr(network, "is_cache_enabled", False):
+            raise ValueError(
+                f"{type(network).__name__} caches features per row, which selection would mix up: call "
+                "its disable_cache() first"
+            )
