@@ -40,13 +40,18 @@ class NegativeState:
 
     positive, negative: `Encoded` prompts of the run. text [n, tokens, d], bias, time [n] (t / 1000, 0 is clean)
     and guidance (w, a number or [n]) are those of the present call; `text` is None where the negative prompt
-    does not act.
+    does not act. positive_tokens: length of the prompt in that call. tried: whether the negative prompt was to
+    act in this run; acted: whether any layer has used it.
     """
+
+    positive_tokens: int = 0
+    tried: bool = False
+    acted: bool = False
 
     def __init__(self) -> None:
         self.positive: Encoded | None = None
         self.negative: Encoded | None = None
-        self.clear()
+        self.forget()
 
     def clear(self) -> None:
         """Forget the call."""
@@ -54,34 +59,36 @@ class NegativeState:
         self.bias: Tensor | None = None
         self.time: Tensor | None = None
         self.guidance: Any = 1.0
-        self._aligned: tuple[int, Encoded, Encoded] | None = None
 
     def forget(self) -> None:
         """Forget the run."""
         self.positive = self.negative = None
+        self.tried = self.acted = False
+        self._repeated: dict[int, Encoded] = {}
         self.clear()
+
+    def check_acted(self, pipe: Any) -> None:
+        """Raise ValueError where a negative prompt was given and no layer of the network has seen it."""
+        if self.tried and not self.acted:
+            raise ValueError(
+                f"the negative prompt has reached no attention layer of this {type(pipe).__name__}: its denoiser "
+                "has none that is guided"
+            )
 
     def aligned(self, rows: int, shown: Any) -> Encoded:
         """Return the negative prompt of each row of a network call.
 
         rows: how many there are. shown: the positive embeddings in the call, by which rows are told apart where
-        they are not all of the run's, or more than them. Raises ValueError where that leaves a doubt.
+        they are not those of the run, one by one. Raises ValueError where that leaves a doubt.
         """
         negative = self.negative
         if negative is None:
             raise ValueError("no negative prompt has been encoded for this run")
-        if self._aligned is not None and self._aligned[0] == rows and self._aligned[1] is negative:
-            whole = rows == len(negative) or negative.alike
-            if whole:
-                return self._aligned[2]
         if rows == len(negative):
-            found = negative
-        elif negative.alike:
-            found = negative.rows([0] * rows)
-        else:
-            return negative.rows(self._matched(shown))
-        self._aligned = (rows, negative, found)
-        return found
+            return negative
+        if rows not in self._repeated and negative.alike:
+            self._repeated[rows] = negative.rows([0] * rows)
+        return self._repeated[rows] if rows in self._repeated else negative.rows(self._matched(shown))
 
     def _matched(self, shown: Any) -> list[int]:
         """Return which prompt of the run each row shows."""
