@@ -39,11 +39,11 @@ class StateSettings:
     rows: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("rollouts", "steps", "rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)}")
-        if self.fresh < 0:
-            raise ValueError(f"fresh must be at least 0, got {self.fresh}")
+        for name, least in (("rollouts", 0), ("steps", 1), ("rows", 1), ("fresh", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {getattr(self, name)}")
+        if not self.rollouts + self.fresh:
+            raise ValueError("rollouts and fresh are both 0: there is nothing to train on")
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ def collect(
     encode: Callable[[Sequence[str]], Conditions],
     settings: StateSettings,
     *,
+    clean: Tensor | None = None,
     seed: int = 0,
     device: Any = "cpu",
     on_rows: Callable[[int], None] = lambda n: None,
@@ -153,7 +154,8 @@ def collect(
     """Return states of guided roll-outs and fresh ones, a pair of prompts each.
 
     pairs: at least `settings.rollouts` of them; fresh states take them again in turn. encode: prompts to
-    conditions. Costs 2 (rollouts x steps + fresh) rows of the teacher. on_rows: told how many states are done.
+    conditions. clean: latents [m, ...] of pictures of the first m pairs, to be noised in place of the roll-outs'
+    last states. Costs 2 (rollouts x steps + fresh) rows of the teacher. on_rows: told how many states are done.
     """
     conditions, text = encode(pairs.positive), encode(pairs.negative).leaves[TEXT]
     generator = torch.Generator().manual_seed(seed)
@@ -167,12 +169,13 @@ def collect(
         parts += [{**state, "pair": pair} for state in states]
         ends.append(end)
         on_rows(len(pair) * settings.steps)
-    clean = torch.cat(ends)
+    clean = torch.cat(ends) if clean is None else clean
     for begin in range(0, settings.fresh, settings.rows):
         some = torch.arange(begin, min(begin + settings.rows, settings.fresh)) % len(clean)
         parts.append({**_noised(network, clean[some], conditions[some], text[some], generator), "pair": some})
         on_rows(len(some))
     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    tensors["fresh"] = torch.arange(len(tensors["x"])) >= settings.rollouts * settings.steps
     tensors |= {f"condition/{name}": value.half() if value.is_floating_point() else value for name, value in conditions.leaves.items()}
     tensors |= {"text": text.half(), "empty": torch.tensor([not words for words in pairs.negative])}
     return GuidanceStates(tensors, network.path)

@@ -99,6 +99,7 @@ class _Call:
         negative = self.state.aligned(len(text), text)
         out = {name: value if name in joint.shared else _twice(value, n) for name, value in told.items()}
         if joint.lists:
+            out[joint.sample] = [*told[joint.sample]] * 2
             out[joint.text] = [*text, *(row.to(text[0].device, text[0].dtype) for row in negative.text)]
             self.text_tokens, self.picture_tokens = 0, _padded_tokens(told)
             return out
@@ -182,12 +183,11 @@ def _padded_tokens(told: dict[str, Any]) -> int:
 
 
 def _twice(value: Any, n: int) -> Any:
-    """Return an argument for twice as many rows: tensors and lists of n rows, at any depth, are repeated."""
+    """Return an argument for twice as many rows: tensors of n rows, at any depth, and plain lists of n, repeated."""
     if isinstance(value, Tensor):
         return torch.cat([value, value]) if value.ndim and len(value) == n else value
-    if isinstance(value, list) and len(value) == n and not any(isinstance(item, dict) for item in value):
-        nested = all(isinstance(item, Tensor) and item.ndim > 2 and len(item) == n for item in value)
-        return [_twice(item, n) for item in value] if nested and n > 1 else [*value, *value]
+    if isinstance(value, list) and len(value) == n and not any(isinstance(item, (Tensor, dict)) for item in value):
+        return [*value, *value]
     if type(value) in (list, tuple):
         return type(value)(_twice(item, n) for item in value)
     return {name: _twice(item, n) for name, item in value.items()} if type(value) is dict else value

@@ -12,6 +12,7 @@ channels of a token. With scale 1, with alpha 0 and with equal prompts the pictu
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -148,6 +149,8 @@ class NAG:
         told, rest = negative_part(kwargs)
         refuse_guidance(call, "NAG", "its `scale` or `strength`")
         rest |= unguided(call.pipe, rest)
+        if told and (options.scale == 1 or options.alpha == 0):
+            warnings.warn("NAG is off at this scale, strength or alpha: the negative prompt does nothing", stacklevel=5)
         if not told or options.scale == 1 or options.alpha == 0:
             return call(**rest)
         with encoding(call.pipe, told, state):

@@ -15,13 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from diffplug.checks import finite
 from diffplug.denoiser import denoisers
 from diffplug.intercept import PipelineCall, Undo, intercept_call
 from diffplug.loading import embedded_name
-from diffplug.samplers.fingerprint import check_origin
+from diffplug.samplers.fingerprint import architecture, fingerprint
 from diffplug.samplers.few_step.cross_attention import unwrapped
 from diffplug.samplers.few_step.nag import refuse_guidance
 from diffplug.samplers.few_step.negative_call import (
@@ -34,7 +32,7 @@ from diffplug.samplers.few_step.negative_call import (
 )
 from diffplug.samplers.few_step.negative_state import NegativeState
 from diffplug.samplers.few_step.network_call import watch_network
-from diffplug.samplers.few_step.sun_adapter import SunAdapter, put_on
+from diffplug.samplers.few_step.sun_adapter import AdapterMeta, SunAdapter, put_on
 from diffplug.samplers.few_step.sun_file import load_adapter
 
 __all__ = ["SpeedUpNet", "shipped_adapter"]
@@ -90,7 +88,7 @@ class SpeedUpNet:
         adapter = source if isinstance(source, SunAdapter) else load_adapter(source, network, norm=self.norm)
         adapter.check_fits(network)
         meta = adapter.meta
-        check_origin("SpeedUpNet adapter", [{"model": meta.model, "architecture": meta.architecture}], pipe)
+        _check_base(meta, pipe)
         if not adapter.tied and (self.strength != 1 or self.guidance_scale is not None):
             raise ValueError(
                 "the public adapter has its guidance scale and strength baked in: leave guidance_scale and strength out"
@@ -127,6 +125,11 @@ class SpeedUpNet:
             refuse_guidance(call, "the public SpeedUpNet adapter", "what it was trained with")
             w = None
         rest |= unguided(call.pipe, rest)
+        if (w == 1 or self.strength == 0) and told:
+            warnings.warn(
+                f"guidance_scale={w:g} and strength={self.strength:g} leave the adapter off: the negative prompt does nothing",
+                stacklevel=5,
+            )
         if w == 1 or self.strength == 0 or self._leaves_empty(told, adapter):
             return call(**rest)
         with encoding(call.pipe, told or {"negative_prompt": ""}, state):
@@ -152,12 +155,32 @@ class SpeedUpNet:
 
     def _leaves_empty(self, told: Mapping[str, Any], adapter: SunAdapter) -> bool:
         """Return whether a call has no negative prompt and the adapter is off for those."""
-        if any(value not in (None, "", [""]) for value in told.values() if not isinstance(value, torch.Tensor)):
-            return False
-        return not any(isinstance(value, torch.Tensor) for value in told.values()) and adapter.meta.empty == "off"
+        empty = all(isinstance(value, (str, list)) and not any(value) for value in told.values())
+        return empty and adapter.meta.empty == "off"
 
     def __repr__(self) -> str:
         return f"SpeedUpNet({str(self.adapter)!r})"
+
+
+def _check_base(meta: AdapterMeta, pipe: Any) -> None:
+    """Warn of weights that an adapter was not trained on; raise ValueError for another architecture."""
+    try:
+        here = fingerprint(pipe) if meta.model else None
+        shape = architecture(pipe) if meta.architecture else None
+    except (NotImplementedError, RuntimeError):  # weights that are elsewhere, as with offloading to disk
+        return
+    if meta.model == here:
+        return
+    if meta.architecture != shape:
+        raise ValueError(
+            f"the SpeedUpNet adapter is for another architecture than this {type(pipe).__name__}: train one (diffplug "
+            "train speedupnet)"
+        )
+    warnings.warn(
+        f"the SpeedUpNet adapter was trained on other weights (model {str(meta.model)[:8]}, this is {str(here)[:8]}): "
+        "`diffplug score adapter` says how near it still comes to guidance",
+        stacklevel=5,
+    )
 
 
 def shipped_adapter(pipe: Any) -> Path | None:

@@ -2,9 +2,10 @@
 
     teacher   y = y(c-) + w (y(c+) - y(c-))                two evaluations, kept once: any w can be drawn later
     student   the base with the adapter, one evaluation
-    loss      |student - y|^2 / ((w - 1)^2 |y(c+) - y(c-)|^2 + floor)
+    loss      |student - y|^2 / ((w - 1)^2 d^g m^(1 - g) + f m),    d = |y(c+) - y(c-)|^2, m its mean
 
-so that a row's loss is the share of guidance that is missing: 1 without an adapter, 0 for guidance itself. The
+so that with g = 1 a row's loss is the share of guidance that is missing: 1 without an adapter, 0 for guidance
+itself; with g = 0 every row counts by the size of its error. The
 published method (arXiv 2312.08887) shows no losses; this objective is ours. Half of the states come from guided
 roll-outs, which is where a sampler goes (as in Adapter Guidance Distillation, arXiv 2503.07274), half are
 pictures noised afresh. Dividing by each row's own offset is what makes the empty negative count: its offset has
@@ -22,11 +23,11 @@ from torch import Tensor
 
 from diffplug.samplers.few_step.negative_state import NegativeState
 from diffplug.samplers.few_step.sun_adapter import SunAdapter
-from diffplug.training.guidance_states import GuidanceStates, StateSettings, TextNetwork
+from diffplug.training.guidance_states import GuidanceStates, States, StateSettings, TextNetwork
 from diffplug.training.negatives import NegativeSettings
 from diffplug.training.objective import Group, Loss, Objective, Rows
 
-__all__ = ["DistillationSettings", "GuidanceDistillation", "missing_share"]
+__all__ = ["DistillationSettings", "GuidanceDistillation", "weighed_error"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,14 @@ class DistillationSettings:
     """The table [objective] of `speedupnet`.
 
     layout: "large" (queries and output layers of its own) or "small". gate: width of the gates. guidance: range
-    of w. floor: of the divisor, as a share of the mean offset at w = 2. default: guidance scale of calls that
+    of w. evenness: g, from 0 to 1. floor: f. default: guidance scale of calls that
     ask for none. start: folder of an adapter to go on from.
     """
 
     layout: Literal["large", "small"] = "large"
     gate: int = 64
     guidance: tuple[float, float] = (1.0, 8.0)
+    evenness: float = 0.5
     floor: float = 0.1
     default: float = 5.0
     start: str | None = None
@@ -50,6 +52,8 @@ class DistillationSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.guidance[0] < self.guidance[1]:
             raise ValueError(f"guidance is a range of scales, 1 or more, got {list(self.guidance)}")
+        if not 0 <= self.evenness <= 1:
+            raise ValueError(f"evenness must be from 0 to 1, got {self.evenness}")
         if not self.floor > 0:
             raise ValueError(f"floor must be above 0, got {self.floor}")
 
@@ -86,7 +90,8 @@ class GuidanceDistillation(Objective):
         w = (low + (high - low) * rows.uniform()).float().to(rows.device)
         at = self.states.at(item, rows.device)
         said = self.network.guided_at_once(self.state, at, w)
-        errors = missing_share(said, at.positive, at.negative, w, self.settings.floor * self.mean_power)
+        settings = self.settings
+        errors = weighed_error(said, at, w, self.mean_power, settings.evenness, settings.floor)
         empty = at.empty
         log = {"real": _mean(errors, ~empty), "empty": _mean(errors, empty)}
         return Loss(errors, log=log, timesteps=at.timesteps.cpu())
@@ -99,12 +104,13 @@ class GuidanceDistillation(Objective):
         """Nothing."""
 
 
-def missing_share(said: Tensor, positive: Tensor, negative: Tensor, w: Tensor, floor: float) -> Tensor:
-    """Return |said - y|^2 / ((w - 1)^2 |y+ - y-|^2 + floor), [n]; squares are means over a row's elements."""
+def weighed_error(said: Tensor, at: States, w: Tensor, mean: float, evenness: float, floor: float) -> Tensor:
+    """Return |said - y|^2 / ((w - 1)^2 d^g m^(1 - g) + f m), [n]; squares are means over a row's elements."""
     size = (w - 1).view(-1, *(1,) * (said.ndim - 1))
-    offset = positive - negative
-    error = (said - positive - size * offset).square().flatten(1).mean(1)
-    return error / ((w - 1).square() * offset.square().flatten(1).mean(1) + floor)
+    offset = at.positive - at.negative
+    error = (said - at.positive - size * offset).square().flatten(1).mean(1)
+    power = offset.square().flatten(1).mean(1) ** evenness * mean ** (1 - evenness)
+    return error / ((w - 1).square() * power + floor * mean)
 
 
 def _mean(values: Tensor, some: Tensor) -> Tensor:
