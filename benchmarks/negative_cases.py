@@ -1,7 +1,7 @@
 """Prompts with negative prompts on Shapes whose obedience can be counted.
 
-Each case is a prompt that leaves the colour open ("a circle and a square") and a colour that is not wanted. An
-empty negative prompt draws it in a quarter of the cases; so obedience is earned.
+Each case is a prompt that leaves the colour open ("a circle and a square") and a colour that is not wanted.
+An empty negative prompt draws it in a quarter of the cases; so obedience is earned.
 """
 
 from __future__ import annotations
@@ -50,6 +50,9 @@ def cases(n: int = 60, seed: int = 0) -> list[Case]:
 def judge(images: Any, told: Sequence[Case]) -> Obedience:
     """Return how pictures obey their cases."""
     seen = find(as_pixels(images))
-    there = [any(blob.color == case.negative for blob in blobs) for (_, blobs), case in zip(seen, told, strict=True)]
+    there = [
+        any(blob.color == case.negative for blob in blobs)
+        for (_, blobs), case in zip(seen, told, strict=True)
+    ]
     right = [len(blobs) == case.objects for (_, blobs), case in zip(seen, told, strict=True)]
     return Obedience(len(told), float(np.mean(there)), float(np.mean(right)))

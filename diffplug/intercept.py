@@ -137,6 +137,13 @@ def interceptors(obj: Any) -> list[Any]:
     return [layer.target for layer in _layers(obj)]
 
 
+def taken_arguments(pipe: Any) -> set[str]:
+    """Return the arguments that the layers around a pipeline's call take for themselves, whoever else knows
+    them.
+    """
+    return {name for layer in _layers(pipe) for name in layer.takes}
+
+
 def bare_copy(obj: T, *, deep: bool = True) -> T:
     """A copy of an object without any interceptor, for trying a step that nobody should see."""
     return _copy_as_original(obj, {} if deep else None)

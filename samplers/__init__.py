@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from diffplug.samplers.dc_solver.plug import DCSolver as DCSolver
     from diffplug.samplers.dc_solver.polynomial import CompensationPolynomial as CompensationPolynomial
     from diffplug.samplers.dc_solver.scheduler import DCSolverScheduler as DCSolverScheduler
+    from diffplug.samplers.few_step.nag import NAG as NAG
+    from diffplug.samplers.few_step.negative_guidance import NegativeGuidance as NegativeGuidance
+    from diffplug.samplers.few_step.speedupnet import SpeedUpNet as SpeedUpNet
     from diffplug.samplers.model_noise import NoiseLevels as NoiseLevels
     from diffplug.samplers.schedule import presets as presets
     from diffplug.samplers.schedule.grids import GRIDS as GRIDS
@@ -35,6 +38,9 @@ _HOMES = {
     "DCSolver": "diffplug.samplers.dc_solver.plug",
     "DCSolverScheduler": "diffplug.samplers.dc_solver.scheduler",
     "GRIDS": "diffplug.samplers.schedule.grids",
+    "NAG": "diffplug.samplers.few_step.nag",
+    "NegativeGuidance": "diffplug.samplers.few_step.negative_guidance",
+    "SpeedUpNet": "diffplug.samplers.few_step.speedupnet",
     "ModelStatistics": "diffplug.samplers.solver.statistics",
     "NoiseLevels": "diffplug.samplers.model_noise",
     "Nodes": "diffplug.samplers.schedule.nodes",

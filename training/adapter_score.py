@@ -1,10 +1,10 @@
 """How near a SpeedUpNet adapter comes to guidance on a model, its own base or another one.
 
-    R = sum |student - y|^2 / sum |y(c+) - y|^2        over states; y: guidance. 1: no guidance, 0: guidance itself
+    R = sum |student - y|^2 / sum |y(c+) - y|^2     over states; y: guidance. 1: none, 0: guidance itself
 
-R is of single evaluations; the distance is of whole runs, the mean squared difference of final latents to those
-of guidance, relative to that of runs without guidance. Needs prompts, no pictures. An adapter follows its base
-through small changes (a style) and loses touch with large ones: measure instead of hoping.
+R is of single evaluations; the distance is of whole runs, the mean squared difference of final latents to
+those of guidance, relative to that of runs without guidance. Needs prompts, no pictures. An adapter follows
+its base through small changes (a style) and loses touch with large ones: measure instead of hoping.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ __all__ = ["AdapterScore", "gap", "rollouts", "score_adapter"]
 class AdapterScore:
     """Figures at one guidance scale.
 
-    real, empty: R on noised pictures, with negative prompts and without. trajectory: R on the states of guided
-    runs. distance: of whole runs with negative prompts. states, runs: how many were measured.
+    real, empty: R on noised pictures, with negative prompts and without. trajectory: R on the states of
+    guided runs. distance: of whole runs with negative prompts. states, runs: how many were measured.
     """
 
     guidance: float
@@ -73,13 +73,16 @@ def score_adapter(
 ) -> AdapterScore:
     """Return how near an adapter comes to guidance on `pipe`.
 
-    adapter: a file, a `SunAdapter`, or None for the shipped one. prompts, negatives: n each, no negative empty;
-    a run is made for each pair. guidance: None takes the adapter's. states: noised pictures of each kind.
-    clean: latents [m, ...] of pictures of the first m prompts, where the runs' own should not be noised. Costs
-    about 5 n steps + 6 states rows of the network. Raises ValueError where adapter and pipeline do not fit.
+    adapter: a file, a `SunAdapter`, or None for the shipped one. prompts, negatives: n each, no negative
+    empty; a run is made for each pair. guidance: None takes the adapter's. states: noised pictures of each
+    kind. clean: latents [m, ...] of pictures of the first m prompts, where the runs' own should not be
+    noised. Costs about 5 n steps + 6 states rows of the network. Raises ValueError where adapter and
+    pipeline do not fit.
     """
     if len(prompts) != len(negatives) or not prompts:
-        raise ValueError(f"there are {len(prompts)} prompts and {len(negatives)} negative prompts: give as many of each")
+        raise ValueError(
+            f"there are {len(prompts)} prompts and {len(negatives)} negative prompts: give as many of each"
+        )
     found = SpeedUpNet(adapter).adapter_for(pipe)
     w = found.meta.guidance if guidance is None else float(guidance)
     form, _ = encode(pipe, list(prompts[:1]))
@@ -90,7 +93,15 @@ def score_adapter(
 
     def made(rows: slice, settings: StateSettings) -> GuidanceStates:
         some = Pairs(pairs.positive[rows], pairs.negative[rows])
-        return collect(network, some, lambda texts: encode(pipe, texts)[1], settings, clean=clean, seed=seed, device=device)
+        return collect(
+            network,
+            some,
+            lambda texts: encode(pipe, texts)[1],
+            settings,
+            clean=clean,
+            seed=seed,
+            device=device,
+        )
 
     settings = StateSettings(rollouts=half, steps=steps, guidance=(w, w), fresh=states)
     real, empty = made(slice(0, half), settings), made(slice(half, None), settings)
@@ -126,13 +137,21 @@ def gap(network: TextNetwork, adapter: SunAdapter, states: GuidanceStates, w: fl
 
 
 def distance(
-    pipe: Any, adapter: SunAdapter, prompts: Sequence[str], negatives: Sequence[str], w: float, steps: int, seed: int
+    pipe: Any,
+    adapter: SunAdapter,
+    prompts: Sequence[str],
+    negatives: Sequence[str],
+    w: float,
+    steps: int,
+    seed: int,
 ) -> float:
     """Return the distance of the adapter's runs to guidance's, relative to that of runs without guidance."""
     name = guidance_argument(pipe)
     told = {"num_inference_steps": steps, "negative_prompt": list(negatives)}
     exact = rollouts(pipe, prompts, seed, [ClassifierFree()], **told, **{str(name): w})
-    near = rollouts(pipe, prompts, seed, [SpeedUpNet(adapter)], **told, **({"guidance_scale": w} if adapter.tied else {}))
+    near = rollouts(
+        pipe, prompts, seed, [SpeedUpNet(adapter)], **told, **({"guidance_scale": w} if adapter.tied else {})
+    )
     plain = rollouts(pipe, prompts, seed, [], num_inference_steps=steps, **unguided(pipe))
     return float((near - exact).square().sum() / (plain - exact).square().sum())
 

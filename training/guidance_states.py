@@ -1,8 +1,8 @@
 """States on which guidance is distilled, with both of the teacher's answers, made once and kept.
 
 `y(c+)` and `y(c-)` are kept apart: the target of any guidance scale is a sum of the two, so training costs no
-further evaluation of the teacher. States are those of guided roll-outs (DDIM, or Euler for flows, each row at a
-guidance scale of its own), and their last pictures noised afresh.
+further evaluation of the teacher. States are those of guided roll-outs (DDIM, or Euler for flows, each row
+at a guidance scale of its own), and their last pictures noised afresh.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,18 @@ class StateSettings:
     def __post_init__(self) -> None:
         for name, least in (("rollouts", 0), ("steps", 1), ("rows", 1), ("fresh", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, got {getattr(self, name)}"
+                )
         if not self.rollouts + self.fresh:
             raise ValueError("rollouts and fresh are both 0: there is nothing to train on")
 
 
 @dataclass(frozen=True)
 class States:
-    """Some rows: x, positive, negative [n, ...]; timesteps [n]; conditions of c+, text of c-; whether c- is empty."""
+    """Some rows: x, positive, negative [n, ...]; timesteps [n]; conditions of c+, text of c-; whether c- is
+    empty.
+    """
 
     x: Tensor
     positive: Tensor
@@ -68,7 +73,9 @@ class TextNetwork:
 
     def __init__(self, denoiser: nn.Module, path: NoisePath, form: CallForm) -> None:
         if TEXT not in form.row_leaves:
-            raise ValueError(f"{type(denoiser).__name__} is not given its prompt as {TEXT}: SpeedUpNet needs that")
+            raise ValueError(
+                f"{type(denoiser).__name__} is not given its prompt as {TEXT}: SpeedUpNet needs that"
+            )
         self.denoiser, self.path, self.form = denoiser, path, form
 
     def __call__(self, x: Tensor, index: Tensor, conditions: Conditions) -> Tensor:
@@ -96,12 +103,15 @@ class TextNetwork:
 class GuidanceStates:
     """All states: tensors by name, and the prompts that rows point to.
 
-    x, positive, negative [n, ...] float16; index [n]; pair [n] into conditions and text.
+    x, positive, negative [n, ...] float16; index [n]; pair [n] into conditions and text. Of roll-outs: row
+    and step [n] (-1 for fresh states), and for each row its guidance and its end, the last state.
     """
 
     def __init__(self, tensors: dict[str, Tensor], path: NoisePath) -> None:
         self.tensors, self.path = tensors, path
-        leaves = {name.removeprefix("condition/"): v for name, v in tensors.items() if name.startswith("condition/")}
+        leaves = {
+            name.removeprefix("condition/"): v for name, v in tensors.items() if name.startswith("condition/")
+        }
         self.conditions = Conditions(leaves)
         self.power = (tensors["positive"].float() - tensors["negative"].float()).square().flatten(1).mean(1)
 
@@ -110,7 +120,9 @@ class GuidanceStates:
 
     def at(self, item: Tensor, device: Any = "cpu") -> States:
         """Return some rows, float32 on a device."""
-        x, positive, negative = (self.tensors[name][item].to(device, torch.float32) for name in ("x", "positive", "negative"))
+        x, positive, negative = (
+            self.tensors[name][item].to(device, torch.float32) for name in ("x", "positive", "negative")
+        )
         pair, index = self.tensors["pair"][item], self.tensors["index"][item]
         return States(
             x,
@@ -122,6 +134,16 @@ class GuidanceStates:
             self.tensors["text"][pair].to(device, torch.float32),
             self.tensors["empty"][pair].to(device),
         )
+
+    def trajectories(self) -> tuple[Tensor, Tensor]:
+        """Return which state is step k of roll-out r, [rollouts, steps], and the indices [steps] of the
+        steps.
+        """
+        some = torch.nonzero(~self.tensors["fresh"])[:, 0]
+        row, step = self.tensors["row"][some], self.tensors["step"][some]
+        table = torch.zeros(int(row.max()) + 1, int(step.max()) + 1, dtype=torch.long)
+        table[row, step] = some
+        return table, self.tensors["index"][table[0]]
 
     def save(self, file: Path) -> None:
         """Write them as safetensors."""
@@ -154,29 +176,43 @@ def collect(
     """Return states of guided roll-outs and fresh ones, a pair of prompts each.
 
     pairs: at least `settings.rollouts` of them; fresh states take them again in turn. encode: prompts to
-    conditions. clean: latents [m, ...] of pictures of the first m pairs, to be noised in place of the roll-outs'
-    last states. Costs 2 (rollouts x steps + fresh) rows of the teacher. on_rows: told how many states are done.
+    conditions. clean: latents [m, ...] of pictures of the first m pairs, to be noised in place of the
+    roll-outs' last states. Costs 2 (rollouts x steps + fresh) rows of the teacher. on_rows: told how many
+    states are done.
     """
     conditions, text = encode(pairs.positive), encode(pairs.negative).leaves[TEXT]
     generator = torch.Generator().manual_seed(seed)
-    shape, parts, ends = network.form.shape, [], []
+    shape = network.form.shape
+    parts: list[dict[str, Tensor]] = []
+    ends: list[Tensor] = []
+    scales: list[Tensor] = []
     for begin in range(0, settings.rollouts, settings.rows):
-        pair = torch.arange(begin, min(begin + settings.rows, settings.rollouts)) % len(pairs.positive)
+        row = torch.arange(min(settings.rows, settings.rollouts - begin))
+        pair = (row + begin) % len(pairs.positive)
         x = torch.randn(len(pair), *shape, generator=generator).to(device)
         low, high = settings.guidance
         w = (low + (high - low) * torch.rand(len(pair), generator=generator)).to(device)
         states, end = _rollout(network, x, conditions[pair], text[pair], w, settings.steps)
-        parts += [{**state, "pair": pair} for state in states]
+        parts += [
+            {**state, "pair": pair, "row": row + begin, "step": row * 0 + k} for k, state in enumerate(states)
+        ]
+        scales.append(w.cpu())
         ends.append(end)
         on_rows(len(pair) * settings.steps)
     clean = torch.cat(ends) if clean is None else clean
     for begin in range(0, settings.fresh, settings.rows):
         some = torch.arange(begin, min(begin + settings.rows, settings.fresh)) % len(clean)
-        parts.append({**_noised(network, clean[some], conditions[some], text[some], generator), "pair": some})
+        made = _noised(network, clean[some], conditions[some], text[some], generator)
+        parts.append({**made, "pair": some, "row": some * 0 - 1, "step": some * 0 - 1})
         on_rows(len(some))
     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    tensors["fresh"] = torch.arange(len(tensors["x"])) >= settings.rollouts * settings.steps
-    tensors |= {f"condition/{name}": value.half() if value.is_floating_point() else value for name, value in conditions.leaves.items()}
+    tensors["fresh"] = tensors["row"] < 0
+    if ends:
+        tensors |= {"end": torch.cat(ends).half(), "guidance": torch.cat(scales)}
+    tensors |= {
+        f"condition/{name}": value.half() if value.is_floating_point() else value
+        for name, value in conditions.leaves.items()
+    }
     tensors |= {"text": text.half(), "empty": torch.tensor([not words for words in pairs.negative])}
     return GuidanceStates(tensors, network.path)
 
@@ -189,7 +225,7 @@ def _rollout(
     edges = [path.train_steps * (1 - j / steps) for j in range(steps + 1)]
     grid = edges if path.flow else [float(round(edge)) for edge in edges]
     size = w.view(-1, *(1,) * (x.ndim - 1))
-    for here, there in zip(grid, grid[1:], strict=False):
+    for here, there in pairwise(grid):
         index, after = (torch.full((len(x),), value, dtype=torch.float64) for value in (here, there))
         positive, negative = network.pair(x, index, conditions, text)
         found.append(_kept(x, positive, negative, index))

@@ -1,8 +1,8 @@
 """Negative prompts to train on: nothing, words of a pool, other prompts, parts of the prompt itself.
 
 An adapter that has only seen the empty negative cannot take any other; one that has never seen it fails where
-people give none. So both are drawn, and prompts are sometimes made vague, because what a prompt leaves open is
-what a negative prompt decides.
+people give none. So both are drawn, and prompts are sometimes made vague, because what a prompt leaves open
+is what a negative prompt decides.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class NegativeSettings:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.others + self.own > 1:
-            raise ValueError(f"others and own add up to {self.others + self.own:g}: they must leave a share of 0 or more")
+            raise ValueError(
+                f"others and own add up to {self.others + self.own:g}: they must leave a share of 0 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ def pool_of(name: str) -> list[str]:
         return _shapes_pool()
     file = Path(name)
     if not file.is_file():
-        raise ValueError(f"negatives.pool {name!r} is no file: give one with a negative prompt a line, 'shapes' or 'quality'")
+        raise ValueError(
+            f"negatives.pool {name!r} is no file: give one with a negative prompt a line, 'shapes' or "
+            "'quality'"
+        )
     lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
     if not any(lines):
         raise ValueError(f"negatives.pool {name!r} has no line in it")
@@ -87,7 +92,11 @@ def draw_pairs(prompts: Sequence[str], settings: NegativeSettings, seed: int) ->
 
 
 def _negative(
-    prompt: str, prompts: Sequence[str], pool: Sequence[str], settings: NegativeSettings, rng: np.random.Generator
+    prompt: str,
+    prompts: Sequence[str],
+    pool: Sequence[str],
+    settings: NegativeSettings,
+    rng: np.random.Generator,
 ) -> str:
     if rng.random() < settings.empty:
         return ""

@@ -1,8 +1,8 @@
 """Classifier-free guidance as a plug: the exact way, for the whole run or for a part of it (2404.07724).
 
-Outside of the part the network runs on the positive rows alone, and both halves of the output are that: whatever
-the pipeline's formula, guidance of equal predictions is the prediction. So a run with guidance in half of its
-steps costs three quarters.
+Outside of the part the network runs on the positive rows alone, and both halves of the output are that:
+whatever the pipeline's formula, guidance of equal predictions is the prediction. So a run with guidance in
+half of its steps costs three quarters.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ TRUE_CFG = 4.0
 
 
 class ClassifierFree:
-    """The pipeline's own guidance, seen to: it is on whenever there is a negative prompt, or the call is refused.
+    """The pipeline's own guidance, seen to: it is on whenever there is a negative prompt, or the call is
+    refused.
 
     strength: w - 1 is multiplied by it. interval: shares of the run (0 begins, 1 ends) in which it guides.
     Raises ValueError for pipelines without guidance of their own, and for networks that are told a guidance
@@ -63,12 +64,14 @@ class ClassifierFree:
         """Raise ValueError where guidance is not for a pipeline."""
         if has_embedded_guidance(pipe):
             raise ValueError(
-                f"the {denoiser_class(pipe)} of this {type(pipe).__name__} is told its guidance scale, so method='cfg' "
+                f"the {denoiser_class(pipe)} of this {type(pipe).__name__} is told its guidance scale, so "
+                "method='cfg' "
                 "would guide twice: take method='nag'"
             )
         if guidance_argument(pipe) is None or not takes(pipe, "negative_prompt"):
             raise ValueError(
-                f"{type(pipe).__name__} has no guidance with a negative prompt: take method='nag' or method='sun'"
+                f"{type(pipe).__name__} has no guidance with a negative prompt: take method='nag' or "
+                "method='sun'"
             )
         if self.interval != (0.0, 1.0) and takes(pipe, "image_guidance_scale"):
             raise ValueError(f"{type(pipe).__name__} guides by three rows a picture: take method='cfg'")
@@ -97,7 +100,8 @@ class ClassifierFree:
             w = max(w, TRUE_CFG)
         if given and w <= 1:
             raise ValueError(
-                f"{name}={kwargs.get(name)} leaves guidance off, and the negative prompt would be ignored: give more, "
+                f"{name}={kwargs.get(name)} leaves guidance off, and the negative prompt would be "
+                "ignored: give more, "
                 "or take method='nag', which needs none"
             )
         if name is None or w <= 1:
@@ -165,7 +169,9 @@ class _Interval:
                 self.kept = forward(*args, **kwargs)
             return self.kept
         n = _rows(args, kwargs)
-        some = {name: value if name in _SHARED else self._half(name, value, n) for name, value in kwargs.items()}
+        some = {
+            name: value if name in _SHARED else self._half(name, value, n) for name, value in kwargs.items()
+        }
         return _both(forward(*[self._half("", value, n) for value in args], **some))
 
     def _half(self, name: str, value: Any, n: int) -> Any:
@@ -178,7 +184,11 @@ _SHARED = ("img_ids", "txt_ids", "image_rotary_emb")
 
 
 def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    return next(len(v) for v in (*args, *kwargs.values()) if isinstance(v, list) or (isinstance(v, Tensor) and v.ndim > 1))
+    return next(
+        len(v)
+        for v in (*args, *kwargs.values())
+        if isinstance(v, list) or (isinstance(v, Tensor) and v.ndim > 1)
+    )
 
 
 def _cut(value: Any, part: slice, n: int) -> Any:

@@ -23,7 +23,9 @@ def unwrapped(module: Any) -> Any:
 
 
 def cross_attentions(denoiser: Any) -> dict[str, nn.Module]:
-    """Return the layers that attend to the prompt, by name, in the order of the network; empty where none do."""
+    """Return the layers that attend to the prompt, by name, in the order of the network; empty where none
+    do.
+    """
     return {
         name: part
         for name, part in unwrapped(denoiser).named_modules()

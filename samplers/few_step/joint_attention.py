@@ -1,4 +1,5 @@
-"""Guidance inside joint attention, where prompt and picture are one sequence: SD3, FLUX, FLUX.2, Qwen-Image, Z-Image.
+"""Guidance inside joint attention, where prompt and picture are one sequence: SD3, FLUX, FLUX.2,
+Qwen-Image, Z-Image.
 
 The prompt's tokens change from layer to layer, so the negative prompt needs a stream of its own: the network
 runs on two rows a picture, the same picture with either prompt. In every layer the picture's tokens of both
@@ -29,7 +30,8 @@ Formula = Callable[[Tensor, Tensor, Any], Tensor]
 
 @dataclass(frozen=True)
 class Joint:
-    """How a denoiser is called. sample, text, time: names of its arguments; mask: of the text's, where it has one.
+    """How a denoiser is called. sample, text, time: names of its arguments; mask: of the text's, where it
+    has one.
 
     lists: whether rows are the items of lists (Z-Image). shared: arguments that are the same for all rows.
     """
@@ -54,14 +56,18 @@ JOINT = {
 def guide_joint(
     pipe: Any, network: Any, state: NegativeState, options: Any, formula: Formula
 ) -> Callable[[], None]:
-    """Let the joint attention of a network be guided by `formula` while `state` has a negative; return the undo."""
+    """Let the joint attention of a network be guided by `formula` while `state` has a negative; return the
+    undo.
+    """
     model = unwrapped(network)
     name = original_class(model).__name__
     call = _Call(pipe, network, state, JOINT[name], options.until)
     undos = [wrap_forward(network, call)]
     for module, hook in _hooks(model, name, call, lambda a, b: formula(a, b, options)):
         before = isinstance(module, nn.Linear)
-        undos.append((module.register_forward_pre_hook if before else module.register_forward_hook)(hook).remove)
+        undos.append(
+            (module.register_forward_pre_hook if before else module.register_forward_hook)(hook).remove
+        )
 
     def undo() -> None:
         while undos:
@@ -155,23 +161,30 @@ def _hooks(
 
 
 def _joined(positive: Encoded, negative: Encoded, *, masked: bool) -> tuple[Tensor, Tensor | None]:
-    """Return both texts in one batch, [2 n, tokens, d], and their mask; without one, lengths must be equal."""
+    """Return both texts in one batch, [2 n, tokens, d], and their mask; without one, of equal lengths."""
     a, b = positive.text, negative.text.to(positive.text.device, positive.text.dtype)
     if a.shape[1] == b.shape[1] and positive.mask is None and negative.mask is None:
         return torch.cat([a, b]), None
     if not masked:
         raise ValueError(
-            f"the negative prompt has {b.shape[1]} tokens, the prompt {a.shape[1]}, and this network takes no mask: "
+            f"the negative prompt has {b.shape[1]} tokens, the prompt {a.shape[1]}, and this network "
+            "takes no mask: "
             "give embeddings of one length, or the same max_sequence_length"
         )
     length = max(a.shape[1], b.shape[1])
     masks = [_mask(text, part.mask) for text, part in ((a, positive), (b, negative))]
     texts = [nn.functional.pad(text, (0, 0, 0, length - text.shape[1])) for text in (a, b)]
-    return torch.cat(texts), torch.cat([nn.functional.pad(mask, (0, length - mask.shape[1])) for mask in masks])
+    return torch.cat(texts), torch.cat(
+        [nn.functional.pad(mask, (0, length - mask.shape[1])) for mask in masks]
+    )
 
 
 def _mask(text: Tensor, mask: Tensor | None) -> Tensor:
-    return torch.ones(text.shape[:2], dtype=torch.bool, device=text.device) if mask is None else mask.to(text.device).bool()
+    return (
+        torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+        if mask is None
+        else mask.to(text.device).bool()
+    )
 
 
 def _padded_tokens(told: dict[str, Any]) -> int:
@@ -183,10 +196,16 @@ def _padded_tokens(told: dict[str, Any]) -> int:
 
 
 def _twice(value: Any, n: int) -> Any:
-    """Return an argument for twice as many rows: tensors of n rows, at any depth, and plain lists of n, repeated."""
+    """Return an argument for twice as many rows: tensors of n rows, at any depth, and plain lists of n,
+    repeated.
+    """
     if isinstance(value, Tensor):
         return torch.cat([value, value]) if value.ndim and len(value) == n else value
-    if isinstance(value, list) and len(value) == n and not any(isinstance(item, (Tensor, dict)) for item in value):
+    if (
+        isinstance(value, list)
+        and len(value) == n
+        and not any(isinstance(item, (Tensor, dict)) for item in value)
+    ):
         return [*value, *value]
     if type(value) in (list, tuple):
         return type(value)(_twice(item, n) for item in value)

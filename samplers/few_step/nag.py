@@ -1,4 +1,5 @@
-"""Normalized Attention Guidance: negative prompts without training, in one call of the network a step (2505.21179).
+"""Normalized Attention Guidance: negative prompts without training, in one call of the network a step
+(2505.21179).
 
 In every layer that reads the prompt, with the picture's queries the same for both:
 
@@ -6,7 +7,8 @@ In every layer that reads the prompt, with the picture's queries the same for bo
     Z = Z+ + alpha (E min(1, tau |Z+| / |E|) - Z+)      no token longer than tau times, and only partly
 
 Z+ and Z- are what attention to either prompt gives, heads merged, | | the sum of absolute values over the
-channels of a token. With scale 1, with alpha 0 and with equal prompts the picture is that of the prompt alone.
+channels of a token. With scale 1, with alpha 0 and with equal prompts the picture is that of the prompt
+alone.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ from diffplug.samplers.few_step.joint_attention import JOINT, guide_joint
 from diffplug.samplers.few_step.nag_layers import guide_cross
 from diffplug.samplers.few_step.negative_call import (
     NEGATIVES,
+    check_readable,
     denoiser_class,
     encoding,
     guidance_argument,
-    check_readable,
     negative_part,
     unguided,
 )
@@ -40,8 +42,8 @@ __all__ = ["NAG", "PRESETS", "NagOptions", "known_families", "nag"]
 
 @dataclass(frozen=True, kw_only=True)
 class NagOptions:
-    """scale: 1 does nothing. tau: longest a token may become. alpha: how much of it is taken. until: noise level
-    (1 at the start, 0 at the end) below which it is off; most of it happens at the start.
+    """scale: 1 does nothing. tau: longest a token may become. alpha: how much of it is taken. until: noise
+    level (1 at the start, 0 at the end) below which it is off; most of it happens at the start.
     """
 
     scale: float = 3.0
@@ -50,7 +52,12 @@ class NagOptions:
     until: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("scale", 1.0, math.inf), ("tau", 1.0, math.inf), ("alpha", 0.0, 1.0), ("until", 0.0, 1.0)):
+        for name, low, high in (
+            ("scale", 1.0, math.inf),
+            ("tau", 1.0, math.inf),
+            ("alpha", 0.0, 1.0),
+            ("until", 0.0, 1.0),
+        ):
             value = getattr(self, name)
             number = value if name == "tau" and value == math.inf else finite(name, value)
             if not low <= number <= high:
@@ -73,12 +80,17 @@ PRESETS: Mapping[str, NagOptions] = {
     "QwenImageTransformer2DModel": _FLUX,
     "ZImageTransformer2DModel": NagOptions(scale=2.0, alpha=0.25, until=0.8),
 }
-"""Options by denoiser: the published ones for SDXL, SD 3.5 (tau, alpha), FLUX.1 and Wan, Z-Image's from its users."""
+"""Options by denoiser: the published ones for SDXL, SD 3.5 (tau, alpha), FLUX.1 and Wan, Z-Image's from its
+users.
+"""
 
 
 def known_families() -> str:
     """Return the denoisers that NAG knows, in words."""
-    return ", ".join(name.removesuffix("Model").replace("Transformer2D", "").replace("Transformer3D", "") for name in PRESETS)
+    return ", ".join(
+        name.removesuffix("Model").replace("Transformer2D", "").replace("Transformer3D", "")
+        for name in PRESETS
+    )
 
 
 class NAG:
@@ -87,13 +99,14 @@ class NAG:
         with plug(pipe, FewStep("lcm"), NAG()):
             image = pipe("a circle and a square", negative_prompt="red").images[0]
 
-    scale, tau, alpha, until: as in `NagOptions`; what is left out is the preset of the model's family. strength:
-    scale - 1 is multiplied by it, 1 is the preset. A call without `negative_prompt` gets the model without
-    guidance. The pipeline's own guidance is off meanwhile (guidance that the network is told stays).
+    scale, tau, alpha, until: as in `NagOptions`; what is left out is the preset of the model's family.
+    strength: scale - 1 is multiplied by it, 1 is the preset. A call without `negative_prompt` gets the
+    model without guidance. The pipeline's own guidance is off meanwhile (guidance that the network is told
+    stays).
 
-    Cost, while it acts: for cross-attention (Stable Diffusion, SDXL, PixArt, Sana, LTX, Wan) the cross-attention
-    layers run twice; for joint attention (SD3, FLUX, FLUX.2, Qwen-Image, Z-Image) the network runs on two rows a
-    picture, as guidance would: raise `until` there.
+    Cost, while it acts: for cross-attention (Stable Diffusion, SDXL, PixArt, Sana, LTX, Wan) the
+    cross-attention layers run twice; for joint attention (SD3, FLUX, FLUX.2, Qwen-Image, Z-Image) the
+    network runs on two rows a picture, as guidance would: raise `until` there.
 
     Raises ValueError for a denoiser whose attention is not known, and in a call for guidance above 1 besides.
     """
@@ -145,12 +158,16 @@ class NAG:
 
         return undo
 
-    def _run(self, call: PipelineCall, kwargs: dict[str, Any], state: NegativeState, options: NagOptions) -> Any:
+    def _run(
+        self, call: PipelineCall, kwargs: dict[str, Any], state: NegativeState, options: NagOptions
+    ) -> Any:
         told, rest = negative_part(kwargs)
         refuse_guidance(call, "NAG", "its `scale` or `strength`")
         rest |= unguided(call.pipe, rest)
         if told and (options.scale == 1 or options.alpha == 0):
-            warnings.warn("NAG is off at this scale, strength or alpha: the negative prompt does nothing", stacklevel=5)
+            warnings.warn(
+                "NAG is off at this scale, strength or alpha: the negative prompt does nothing", stacklevel=5
+            )
         if not told or options.scale == 1 or options.alpha == 0:
             return call(**rest)
         with encoding(call.pipe, told, state):
@@ -168,13 +185,16 @@ def refuse_guidance(call: PipelineCall, who: str, knob: str) -> None:
     value = call.asked.get(name) if name else None
     if value is not None and value > 1:
         raise ValueError(
-            f"{name}={value:g} together with {who} would guide twice: leave it out; {knob} sets how strongly the "
+            f"{name}={value:g} together with {who} would guide twice: leave it out; {knob} sets how "
+            "strongly the "
             "negative prompt acts"
         )
 
 
 def nag(positive: Tensor, negative: Tensor, options: NagOptions) -> Tensor:
-    """Return guided attention [n, tokens, channels] from attention to the prompt and to the negative prompt."""
+    """Return guided attention [n, tokens, channels] from attention to the prompt and to the negative
+    prompt.
+    """
     extended = positive + (options.scale - 1) * (positive - negative)
     if options.tau != math.inf:
         own, longer = (x.float().abs().sum(-1, keepdim=True) for x in (positive, extended))

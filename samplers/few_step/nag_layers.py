@@ -25,7 +25,8 @@ Formula = Callable[[Tensor, Tensor, Any], Tensor]
 def guide_cross(
     pipe: Any, network: Any, state: NegativeState, options: Any, formula: Formula
 ) -> Callable[[], None]:
-    """Let cross-attention layers of a network be guided by `formula` while `state` has a text; return the undo.
+    """Let cross-attention layers of a network be guided by `formula` while `state` has a text; return the
+    undo.
 
     formula(Z+, Z-, options): merged heads [n, tokens, channels].
     """
@@ -53,11 +54,16 @@ class _Guided:
     def __call__(self, forward: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.state.text is None:
             return forward(hidden, *args, **kwargs)
-        told = dict(zip(("encoder_hidden_states", "attention_mask", "rotary_emb"), args, strict=False)) | kwargs
+        told = (
+            dict(zip(("encoder_hidden_states", "attention_mask", "rotary_emb"), args, strict=False)) | kwargs
+        )
         text = told["encoder_hidden_states"]
         self.keeping = True
         try:
-            forward(hidden, **{**told, "encoder_hidden_states": self._negative(text), "attention_mask": self.state.bias})
+            forward(
+                hidden,
+                **{**told, "encoder_hidden_states": self._negative(text), "attention_mask": self.state.bias},
+            )
         finally:
             self.keeping = False
         try:
@@ -66,7 +72,9 @@ class _Guided:
             self.kept = None
 
     def _negative(self, text: Any) -> Any:
-        """Return the negative prompt in the form of the layer's own text: behind a picture's tokens, or beside them."""
+        """Return the negative prompt in the form of the layer's own text: behind a picture's tokens, or
+        beside them.
+        """
         negative = self.state.text
         if isinstance(text, tuple):  # IP-Adapter
             return (negative, *text[1:])

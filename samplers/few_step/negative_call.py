@@ -1,4 +1,5 @@
-"""Around the call of a pipeline: takes the negative prompt out of it, and has the pipeline encode it as it would a prompt.
+"""Around the call of a pipeline: takes the negative prompt out of it, and has the pipeline encode it as it
+would a prompt.
 
 Every pipeline of Diffusers encodes in `encode_prompt`. While a call runs, that method is asked a second time,
 with the negative prompt in the prompt's place and everything else as it was: so lengths, `clip_skip`, text
@@ -63,20 +64,24 @@ def takes(pipe: Any, argument: str) -> bool:
 
 
 def has_embedded_guidance(pipe: Any) -> bool:
-    """Return whether the network is told a guidance scale (FLUX.1 dev, LCM), so that it runs without a second row."""
+    """Return whether the network is told a guidance scale (FLUX.1 dev, LCM), so that it runs without a
+    second row.
+    """
     config = getattr(unwrapped(denoisers(pipe)[0]), "config", {})
     return bool(config.get("guidance_embeds")) or config.get("time_cond_proj_dim") is not None
 
 
 def guidance_argument(pipe: Any) -> str | None:
-    """Return the argument that sets real guidance, with a second row or call; None where a pipeline has none."""
+    """Return the argument that sets real guidance, with a second row or call; None where a pipeline has
+    none.
+    """
     if takes(pipe, "true_cfg_scale"):
         return "true_cfg_scale"
     return "guidance_scale" if takes(pipe, "guidance_scale") and not has_embedded_guidance(pipe) else None
 
 
 def unguided(pipe: Any, kwargs: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Return the arguments with which a pipeline makes one row for each picture; kwargs: those that it has."""
+    """Return the arguments with which a pipeline makes one row for each picture; kwargs: its own."""
     name = guidance_argument(pipe)
     off = {} if name is None else {name: 1.0 if name == "true_cfg_scale" else 0.0}
     return off | ({"guidance_scale_2": 0.0} if "guidance_scale_2" in (kwargs or {}) else {})  # Wan 2.2
@@ -87,7 +92,8 @@ def check_unguided(pipe: Any) -> None:
     guides = getattr(pipe, "do_classifier_free_guidance", False)
     if guides and guidance_argument(pipe) is not None:
         raise ValueError(
-            "the pipeline runs with guidance of its own, which together with the negative prompt's would guide "
+            "the pipeline runs with guidance of its own, which together with the negative prompt's would "
+            "guide "
             f"twice: leave {guidance_argument(pipe)} out of what is plugged in around it"
         )
 
@@ -95,10 +101,13 @@ def check_unguided(pipe: Any) -> None:
 def check_readable(pipe: Any, *, joint: bool = False) -> None:
     """Raise ValueError for a pipeline whose prompt cannot be taken apart from its network."""
     if not hasattr(pipe, "encode_prompt"):
-        raise ValueError(f"{type(pipe).__name__} has no encode_prompt, so a negative prompt cannot be encoded")
+        raise ValueError(
+            f"{type(pipe).__name__} has no encode_prompt, so a negative prompt cannot be encoded"
+        )
     if not joint and not cross_attentions(denoisers(pipe)[0]):
         raise ValueError(
-            f"the {denoiser_class(pipe)} of this {type(pipe).__name__} has no cross-attention layers to guide: take "
+            f"the {denoiser_class(pipe)} of this {type(pipe).__name__} has no cross-attention layers to "
+            "guide: take "
             "method='cfg'"
         )
 
@@ -146,7 +155,11 @@ def encode_now(pipe: Any, told: Mapping[str, Any], state: NegativeState, prompts
         state.negative = Encoded(given)
         return
     signature = inspect.signature(pipe.encode_prompt)
-    known = {"device": pipe._execution_device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    known = {
+        "device": pipe._execution_device,
+        "num_images_per_prompt": 1,
+        "do_classifier_free_guidance": False,
+    }
     bound = {"prompt": [""] * prompts, **{k: v for k, v in known.items() if k in signature.parameters}}
     pipe.encode_prompt(**_as_prompt(bound, told, signature))
 
@@ -156,7 +169,9 @@ def _encoded(out: Any, place: int | None) -> Encoded:
     return Encoded(parts[0], parts[place] if place is not None and place < len(parts) else None)
 
 
-def _as_prompt(bound: Mapping[str, Any], told: Mapping[str, Any], signature: inspect.Signature) -> dict[str, Any]:
+def _as_prompt(
+    bound: Mapping[str, Any], told: Mapping[str, Any], signature: inspect.Signature
+) -> dict[str, Any]:
     """Return the arguments of `encode_prompt` with the negative prompt in the prompt's place."""
     count = _prompts(bound)
     out = {name: value for name, value in bound.items() if not name.startswith("negative_")}
@@ -188,6 +203,7 @@ def _repeated(negative: Any, count: int) -> list[str]:
         raise ValueError(f"negative_prompt is {negative!r}: give a text, or a list with one for each prompt")
     if not negative or count % len(negative):
         raise ValueError(
-            f"there are {len(negative)} negative prompts for {count} prompts: give one for all, or one for each"
+            f"there are {len(negative)} negative prompts for {count} prompts: give one for all, or one "
+            "for each"
         )
     return [text for text in negative for _ in range(count // len(negative))]

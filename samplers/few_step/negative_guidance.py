@@ -1,12 +1,12 @@
 """NegativeGuidance: the one plug for negative prompts, whatever the model can do.
 
-    with plug(pipe, NegativeGuidance()):
-        image = pipe("a portrait", negative_prompt="hat").images[0]
+with plug(pipe, NegativeGuidance()):
+    image = pipe("a portrait", negative_prompt="hat").images[0]
 
-    cfg        two evaluations a step    exact; not for models distilled with guidance
-    interval   one to two                exact where it acts, the first part of the run
-    sun        one                       near to cfg, by an adapter trained for the model
-    nag        one, with more attention  any model, nothing to train; not cfg's picture
+cfg        two evaluations a step    exact; not for models distilled with guidance
+interval   one to two                exact where it acts, the first part of the run
+sun        one                       near to cfg, by an adapter trained for the model
+nag        one, with more attention  any model, nothing to train; not cfg's picture
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ METHODS = ("auto", "cfg", "nag", "sun", "interval")
 class NegativeGuidance:
     """Makes `negative_prompt` act on any pipeline it knows, or says why it cannot; never ignores it silently.
 
-    method: "cfg", "interval", "sun", "nag", or "auto": an adapter where one is given or comes with the package
-    for this model; else in each call the pipeline's own guidance where that is on, and NAG where it is off or the
-    model was distilled with it. strength: 1 is the method's preset, 0 is off, more is stronger. adapter: a
-    SpeedUpNet file or object. interval: shares of the run in which method "interval" guides. options: of NAG
-    (scale, tau, alpha, until).
+    method: "cfg", "interval", "sun", "nag", or "auto": an adapter where one is given or comes with the
+    package for this model; else in each call the pipeline's own guidance where that is on, and NAG where it
+    is off or the model was distilled with it. strength: 1 is the method's preset, 0 is off, more is
+    stronger. adapter: a SpeedUpNet file or object. interval: shares of the run in which method "interval"
+    guides. options: of NAG (scale, tau, alpha, until).
 
-    After attaching, `method` is what was chosen. Also pipelines that have no `negative_prompt` take one in their
-    call. Raises ValueError for methods a pipeline cannot do, with those that work there.
+    After attaching, `method` is what was chosen. Also pipelines that have no `negative_prompt` take one in
+    their call. Raises ValueError for methods a pipeline cannot do, with those that work there.
     """
 
     slot = "negative prompt"
@@ -108,7 +108,9 @@ class _Either(NAG):
 
 
 def _guides(pipe: Any) -> bool:
-    """Return whether a pipeline has guidance of its own with a negative prompt, and was not distilled with it."""
+    """Return whether a pipeline has guidance of its own with a negative prompt, and was not distilled with
+    it.
+    """
     able = guidance_argument(pipe) is not None and takes(pipe, "negative_prompt")
     return able and not has_embedded_guidance(pipe) and not _few_step(pipe)
 

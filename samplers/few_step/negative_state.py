@@ -38,10 +38,10 @@ class Encoded:
 class NegativeState:
     """The negative prompt of the run, and of the network call that is under way.
 
-    positive, negative: `Encoded` prompts of the run. text [n, tokens, d], bias, time [n] (t / 1000, 0 is clean)
-    and guidance (w, a number or [n]) are those of the present call; `text` is None where the negative prompt
-    does not act. positive_tokens: length of the prompt in that call. tried: whether the negative prompt was to
-    act in this run; acted: whether any layer has used it.
+    positive, negative: `Encoded` prompts of the run. text [n, tokens, d], bias, time [n] (t / 1000, 0 is
+    clean) and guidance (w, a number or [n]) are those of the present call; `text` is None where the
+    negative prompt does not act. positive_tokens: length of the prompt in that call. tried: whether the
+    negative prompt was to act in this run; acted: whether any layer has used it.
     """
 
     positive_tokens: int = 0
@@ -71,15 +71,16 @@ class NegativeState:
         """Raise ValueError where a negative prompt was given and no layer of the network has seen it."""
         if self.tried and not self.acted:
             raise ValueError(
-                f"the negative prompt has reached no attention layer of this {type(pipe).__name__}: its denoiser "
+                f"the negative prompt has reached no attention layer of this {type(pipe).__name__}: its "
+                "denoiser "
                 "has none that is guided"
             )
 
     def aligned(self, rows: int, shown: Any) -> Encoded:
         """Return the negative prompt of each row of a network call.
 
-        rows: how many there are. shown: the positive embeddings in the call, by which rows are told apart where
-        they are not those of the run, one by one. Raises ValueError where that leaves a doubt.
+        rows: how many there are. shown: the positive embeddings in the call, by which rows are told apart
+        where they are not those of the run, one by one. Raises ValueError where that leaves a doubt.
         """
         negative = self.negative
         if negative is None:
@@ -94,14 +95,19 @@ class NegativeState:
         """Return which prompt of the run each row shows."""
         positive, negative = self.positive, self.negative
         if positive is None or negative is None:
-            raise ValueError("the rows of this run cannot be told apart: give one negative prompt for all of them")
+            raise ValueError(
+                "the rows of this run cannot be told apart: give one negative prompt for all of them"
+            )
         found = []
         for row in shown:
-            same = [i for i, own in enumerate(positive.text) if own.shape == row.shape and torch.equal(own, row)]
+            same = [
+                i for i, own in enumerate(positive.text) if own.shape == row.shape and torch.equal(own, row)
+            ]
             kinds = negative.rows(same) if same else None
             if kinds is None or not kinds.alike:
                 raise ValueError(
-                    "the network was given a part of the batch in which equal prompts have different negative "
+                    "the network was given a part of the batch in which equal prompts have different "
+                    "negative "
                     "prompts: give one negative prompt for all of them"
                 )
             found.append(same[0])

@@ -1,4 +1,6 @@
-"""Around a denoiser's forward: which negative prompt each of its rows has, and whether it acts at this noise level."""
+"""Around a denoiser's forward: which negative prompt each of its rows has, and whether it acts at this
+noise level.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,7 @@ __all__ = ["arguments_by_name", "noise_time", "watch_network"]
 _TOLD_SIGMA = ("FluxTransformer2DModel", "Flux2Transformer2DModel", "QwenImageTransformer2DModel")
 
 
-def watch_network(
-    pipe: Any, network: Any, state: NegativeState, *, until: float = 0.0
-) -> Callable[[], None]:
+def watch_network(pipe: Any, network: Any, state: NegativeState, *, until: float = 0.0) -> Callable[[], None]:
     """Leave text, bias and time of every call of a cross-attention denoiser in `state`; return the undo.
 
     until: noise level below which the negative prompt is off.

@@ -1,4 +1,5 @@
-"""SpeedUpNet: negative prompts and guidance in one evaluation a step, by a trained adapter (arXiv 2312.08887).
+"""SpeedUpNet: negative prompts and guidance in one evaluation a step, by a trained adapter (arXiv
+2312.08887).
 
     with plug(pipe, SpeedUpNet("adapter.safetensors")):
         image = pipe("a circle and a square", negative_prompt="red", guidance_scale=5).images[0]
@@ -18,8 +19,7 @@ from typing import Any
 from diffplug.checks import finite
 from diffplug.denoiser import denoisers
 from diffplug.intercept import PipelineCall, Undo, intercept_call
-from diffplug.loading import embedded_name
-from diffplug.samplers.fingerprint import architecture, fingerprint
+from diffplug.loading import embedded_name, shapes_folder
 from diffplug.samplers.few_step.cross_attention import unwrapped
 from diffplug.samplers.few_step.nag import refuse_guidance
 from diffplug.samplers.few_step.negative_call import (
@@ -34,6 +34,7 @@ from diffplug.samplers.few_step.negative_state import NegativeState
 from diffplug.samplers.few_step.network_call import watch_network
 from diffplug.samplers.few_step.sun_adapter import AdapterMeta, SunAdapter, put_on
 from diffplug.samplers.few_step.sun_file import load_adapter
+from diffplug.samplers.fingerprint import architecture, fingerprint
 
 __all__ = ["SpeedUpNet", "shipped_adapter"]
 
@@ -44,15 +45,15 @@ class SpeedUpNet:
     """A plug with which guidance and `negative_prompt` cost one evaluation a step.
 
     adapter: a file or a `SunAdapter`; None takes the one that comes with the package for this model.
-    guidance_scale: of calls that ask for none; None takes the adapter's. A call's own `guidance_scale` is handed
-    to the adapter and kept from the pipeline. strength: of the adapter, 0 (the base, bit for bit) or more. norm:
-    of the public form (see `load_adapter`).
+    guidance_scale: of calls that ask for none; None takes the adapter's. A call's own `guidance_scale` is
+    handed to the adapter and kept from the pipeline. strength: of the adapter, 0 (the base, bit for bit) or
+    more. norm: of the public form (see `load_adapter`).
 
-    A call without `negative_prompt` is guided away from the empty prompt, as guidance is, or where the adapter's
-    figures speak against it (`meta.empty` is "off") not at all, with a warning. Raises ValueError, before
-    anything is changed, for files that are not whole and for adapters of another base; in a call for guidance
-    above 1 with the public adapter, which has its own baked in. Warns of other weights than those it was
-    trained on, and of guidance scales outside of its range.
+    A call without `negative_prompt` is guided away from the empty prompt, as guidance is, or where the
+    adapter's figures speak against it (`meta.empty` is "off") not at all, with a warning. Raises
+    ValueError, before anything is changed, for files that are not whole and for adapters of another base;
+    in a call for guidance above 1 with the public adapter, which has its own baked in. Warns of other
+    weights than those it was trained on, and of guidance scales outside of its range.
     """
 
     slot = "negative prompt"
@@ -82,7 +83,8 @@ class SpeedUpNet:
             source = shipped_adapter(pipe)
             if source is None:
                 raise ValueError(
-                    f"there is no SpeedUpNet adapter for this {type(pipe).__name__} in the package: give a file, train "
+                    f"there is no SpeedUpNet adapter for this {type(pipe).__name__} in the package: give "
+                    "a file, train "
                     "one (diffplug train speedupnet), or take NAG, which needs none"
                 )
         adapter = source if isinstance(source, SunAdapter) else load_adapter(source, network, norm=self.norm)
@@ -91,7 +93,8 @@ class SpeedUpNet:
         _check_base(meta, pipe)
         if not adapter.tied and (self.strength != 1 or self.guidance_scale is not None):
             raise ValueError(
-                "the public adapter has its guidance scale and strength baked in: leave guidance_scale and strength out"
+                "the public adapter has its guidance scale and strength baked in: leave guidance_scale "
+                "and strength out"
             )
         return adapter
 
@@ -104,7 +107,10 @@ class SpeedUpNet:
         weight = next(unwrapped(networks[0]).parameters())
         if weight.device.type != "meta":
             adapter.to(weight.device, weight.dtype)
-        undos = [put_on(adapter, unwrapped(networks[0]), state, self.strength), watch_network(pipe, networks[0], state)]
+        undos = [
+            put_on(adapter, unwrapped(networks[0]), state, self.strength),
+            watch_network(pipe, networks[0], state),
+        ]
 
         def around(call: PipelineCall, kwargs: dict[str, Any]) -> Any:
             return self._run(call, kwargs, state, adapter)
@@ -117,7 +123,9 @@ class SpeedUpNet:
 
         return undo
 
-    def _run(self, call: PipelineCall, kwargs: dict[str, Any], state: NegativeState, adapter: SunAdapter) -> Any:
+    def _run(
+        self, call: PipelineCall, kwargs: dict[str, Any], state: NegativeState, adapter: SunAdapter
+    ) -> Any:
         told, rest = negative_part(kwargs)
         if adapter.tied:
             state.guidance = w = self._guidance(call, rest, adapter)
@@ -127,7 +135,8 @@ class SpeedUpNet:
         rest |= unguided(call.pipe, rest)
         if (w == 1 or self.strength == 0) and told:
             warnings.warn(
-                f"guidance_scale={w:g} and strength={self.strength:g} leave the adapter off: the negative prompt does nothing",
+                f"guidance_scale={w:g} and strength={self.strength:g} leave the adapter off: the negative "
+                "prompt does nothing",
                 stacklevel=5,
             )
         if w == 1 or self.strength == 0 or self._leaves_empty(told, adapter):
@@ -149,7 +158,8 @@ class SpeedUpNet:
         low, high = meta.guidance_range
         if w != 1 and not low <= w <= high:
             warnings.warn(
-                f"guidance_scale={w:g}: this SpeedUpNet adapter was trained for {low:g} to {high:g}", stacklevel=6
+                f"guidance_scale={w:g}: this SpeedUpNet adapter was trained for {low:g} to {high:g}",
+                stacklevel=6,
             )
         return w
 
@@ -173,11 +183,13 @@ def _check_base(meta: AdapterMeta, pipe: Any) -> None:
         return
     if meta.architecture != shape:
         raise ValueError(
-            f"the SpeedUpNet adapter is for another architecture than this {type(pipe).__name__}: train one (diffplug "
+            f"the SpeedUpNet adapter is for another architecture than this {type(pipe).__name__}: train "
+            "one (diffplug "
             "train speedupnet)"
         )
     warnings.warn(
-        f"the SpeedUpNet adapter was trained on other weights (model {str(meta.model)[:8]}, this is {str(here)[:8]}): "
+        f"the SpeedUpNet adapter was trained on other weights (model {str(meta.model)[:8]}, this is "
+        f"{str(here)[:8]}): "
         "`diffplug score adapter` says how near it still comes to guidance",
         stacklevel=5,
     )
@@ -185,6 +197,5 @@ def _check_base(meta: AdapterMeta, pipe: Any) -> None:
 
 def shipped_adapter(pipe: Any) -> Path | None:
     """Return the adapter in the package for the embedded model that a pipeline is, None for other models."""
-    name = embedded_name(pipe)
-    file = Path(__file__).parent / "shipped" / f"speedupnet-{name}.safetensors"
-    return file if name is not None and file.is_file() else None
+    file = shapes_folder().parent / "few_step" / "speedupnet.safetensors"
+    return file if embedded_name(pipe) == "shapes" and file.is_file() else None

@@ -1,4 +1,6 @@
-"""SpeedUpNet's adapter as one module beside a denoiser: its layers by name, what it was made for, how it is put on."""
+"""SpeedUpNet's adapter as one module beside a denoiser: its layers by name, what it was made for, how it is
+put on.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,10 @@ LAYOUTS = ("large", "small", "v1")
 class AdapterMeta:
     """What an adapter was made for.
 
-    layout: "large" and "small" are tied (`TiedLayer`), "v1" is the released form. guidance: the scale at which
-    it is used where none is asked for; guidance_range: those it was trained on, or one baked-in scale twice.
-    steps: evaluations it was trained for, empty for any. empty: what a call without a negative prompt gets,
-    "adapter" or "off". model, architecture: fingerprints of the base. figures: measured ones.
+    layout: "large" and "small" are tied (`TiedLayer`), "v1" is the released form. guidance: the scale at
+    which it is used where none is asked for; guidance_range: those it was trained on, or one baked-in scale
+    twice. steps: evaluations it was trained for, empty for any. empty: what a call without a negative
+    prompt gets, "adapter" or "off". model, architecture: fingerprints of the base. figures: measured ones.
     """
 
     layout: str = "large"
@@ -79,7 +81,8 @@ class SunAdapter(nn.Module):
         found = cross_attentions(denoiser)
         if not found:
             raise ValueError(
-                f"{type(unwrapped(denoiser)).__name__} has no cross-attention layers, which SpeedUpNet works on: "
+                f"{type(unwrapped(denoiser)).__name__} has no cross-attention layers, which SpeedUpNet "
+                "works on: "
                 "take NAG, which knows joint attention"
             )
         layers: dict[str, nn.Module] = {}
@@ -107,20 +110,24 @@ class SunAdapter(nn.Module):
         for name, layer in self.named_layers().items():
             if name not in there:
                 raise ValueError(
-                    f"the adapter has a layer {name!r}, which this {type(unwrapped(denoiser)).__name__} has not: it "
+                    f"the adapter has a layer {name!r}, which this {type(unwrapped(denoiser)).__name__} "
+                    "has not: it "
                     "belongs to another base"
                 )
             own, base = layer.shape, LayerShape.of(there[name])
             if own != base:
                 raise ValueError(
-                    f"the adapter's layer {name!r} is for {own.text} text channels and width {own.width}, this "
+                    f"the adapter's layer {name!r} is for {own.text} text channels and width {own.width}, "
+                    "this "
                     f"denoiser has {base.text} and {base.width}: it belongs to another base"
                 )
         if left := [name for name in there if name not in self.named_layers()]:
             raise ValueError(f"the adapter has nothing for the layer {left[0]!r}: it belongs to another base")
 
 
-def put_on(adapter: SunAdapter, denoiser: Any, state: NegativeState, strength: float = 1.0) -> Callable[[], None]:
+def put_on(
+    adapter: SunAdapter, denoiser: Any, state: NegativeState, strength: float = 1.0
+) -> Callable[[], None]:
     """Let an adapter act in a denoiser wherever `state` says so; return the function that takes it off.
 
     The base's own layers, processors and weights stay untouched: the tied form adds to the output of a layer,
@@ -180,6 +187,8 @@ class _Changing:
 
 def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return picture tokens, text and bias of a cross-attention call; IP-Adapter's pictures are left out."""
-    told = dict(zip(("hidden_states", "encoder_hidden_states", "attention_mask"), args, strict=False)) | kwargs
+    told = (
+        dict(zip(("hidden_states", "encoder_hidden_states", "attention_mask"), args, strict=False)) | kwargs
+    )
     text = told["encoder_hidden_states"]
     return told["hidden_states"], text[0] if isinstance(text, tuple) else text, told.get("attention_mask")

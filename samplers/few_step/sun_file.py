@@ -1,9 +1,9 @@
 """SpeedUpNet adapters as files: ours, and the public one for Stable Diffusion 1.5.
 
 Ours is safetensors with the layers under the denoiser's own names and `AdapterMeta` as JSON in the metadata.
-The public file (Williechai/SpeedUpNet, sun_adapter_sdv15_4step_addpos.safetensors) numbers its layers by their
-place among a UNet's attention processors: down, up, middle, self- and cross-attention in turn, so the k-th
-cross-attention layer is number 2 k + 1. It has 128 tensors, or 64 without the branch for the prompt.
+The public file (Williechai/SpeedUpNet, sun_adapter_sdv15_4step_addpos.safetensors) numbers its layers by
+their place among a UNet's attention processors: down, up, middle, self- and cross-attention in turn, so the
+k-th cross-attention layer is number 2 k + 1. It has 128 tensors, or 64 without the branch for the prompt.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ _RELEASED = {  # the public file's names, and ours
 _ORDER = {"down_blocks": 0, "up_blocks": 1, "mid_block": 2}
 
 
-def save_adapter(adapter: SunAdapter, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16) -> Path:
+def save_adapter(
+    adapter: SunAdapter, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16
+) -> Path:
     """Write an adapter as one safetensors file, and return its path. dtype: of the weights in it."""
     from safetensors.torch import save_file
 
@@ -57,8 +59,9 @@ def save_adapter(adapter: SunAdapter, path: str | os.PathLike[str], dtype: torch
 def load_adapter(path: str | os.PathLike[str], denoiser: Any, *, norm: str = "sample") -> SunAdapter:
     """Return the adapter of a file, for a denoiser; float32.
 
-    norm: of the public form, "sample" or, as published, "tensor" (see `ReleasedLayer`). Raises ValueError for a
-    file that is missing or damaged, with the name of the first key that is missing, unknown or of another size.
+    norm: of the public form, "sample" or, as published, "tensor" (see `ReleasedLayer`). Raises ValueError
+    for a file that is missing or damaged, with the name of the first key that is missing, unknown or of
+    another size.
     """
     if norm not in ("sample", "tensor"):
         raise ValueError(f"norm is {norm!r}, allowed are 'sample' and 'tensor'")
@@ -106,7 +109,8 @@ def _own(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], denoiser: A
     for name, part in parts.items():
         if name not in there:
             raise ValueError(
-                f"{path!r} has a layer {name!r}, which this {type(unwrapped(denoiser)).__name__} has not: the adapter "
+                f"{path!r} has a layer {name!r}, which this {type(unwrapped(denoiser)).__name__} has not: "
+                "the adapter "
                 "is for another base"
             )
         layers[name] = _empty(LayerShape.of(there[name]), part, meta)
@@ -128,7 +132,8 @@ def _load(layer: torch.nn.Module, part: Mapping[str, Tensor], name: str, path: s
             raise ValueError(f"the adapter file {path!r} has no {name}.{key}: it is not whole")
         if part[key].shape != value.shape:
             raise ValueError(
-                f"{name}.{key} in {path!r} is {[*part[key].shape]}, expected {[*value.shape]}: it is for another base"
+                f"{name}.{key} in {path!r} is {[*part[key].shape]}, expected {[*value.shape]}: it is for "
+                "another base"
             )
     for key in part:
         if key not in there:
@@ -145,7 +150,9 @@ def _filled(layers: Mapping[str, torch.nn.Module], meta: AdapterMeta, path: str)
 def _public(tensors: Mapping[str, Tensor], denoiser: Any, norm: str, path: str) -> SunAdapter:
     """Return the public file's layers, by the names of a UNet's cross-attention layers."""
     there = cross_attentions(denoiser)
-    names = sorted(there, key=lambda name: (_ORDER.get(name.split(".")[0], 3), *map(int, re.findall(r"\.(\d+)", name))))
+    names = sorted(
+        there, key=lambda name: (_ORDER.get(name.split(".")[0], 3), *map(int, re.findall(r"\.(\d+)", name)))
+    )
     numbers = {2 * k + 1: name for k, name in enumerate(names)}
     parts: dict[int, dict[str, Tensor]] = {number: {} for number in numbers}
     for key in sorted(tensors, key=_place):
@@ -177,7 +184,8 @@ def _check_public(layer: ReleasedLayer, part: Mapping[str, Tensor], number: int,
             raise ValueError(f"the adapter file {path!r} has no {key}: it is not whole")
         if part[own].shape != value.shape:
             raise ValueError(
-                f"{key} in {path!r} is {[*part[own].shape]}, this base needs {[*value.shape]}: the adapter is for "
+                f"{key} in {path!r} is {[*part[own].shape]}, this base needs {[*value.shape]}: the "
+                "adapter is for "
                 "another base"
             )
 

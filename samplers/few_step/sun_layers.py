@@ -1,13 +1,13 @@
 """SpeedUpNet's layers: a cross-attention layer that reads the negative prompt too (arXiv 2312.08887).
 
-    released   Z = A - (a- * A- + b-) + (a+ * A+ + b+)      A+- scaled to the norm of A; then the base's output
+    released   Z = A - (a- * A- + b-) + (a+ * A+ + b+)    A+- scaled to the norm of A; then the base's output
                layer. Guidance scale baked in.
     tied       out = base + s (w - 1) (g(w, t) * [A'(c+) - A'(c-)]) W_O'
 
-A is the base's attention with merged heads, A', A+, A- are attention by the adapter's own projections. The tied
-form is ours. It is exact by construction: out = base where c- = c+, where w = 1 and where s = 0, and one row
-never depends on another. Its gate g takes the place of the offset's size, which changes with guidance scale and
-noise; it starts at zero, so that training starts from the unguided model.
+A is the base's attention with merged heads, A', A+, A- are attention by the adapter's own projections. The
+tied form is ours. It is exact by construction: out = base where c- = c+, where w = 1 and where s = 0, and
+one row never depends on another. Its gate g takes the place of the offset's size, which changes with
+guidance scale and noise; it starts at zero, so that training starts from the unguided model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ FEATURES = 3 + 2 * _FREQUENCIES
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Sizes of a cross-attention layer: `width` of the picture's tokens, `inner` of all heads, `text`, `heads`."""
+    """Sizes of a cross-attention layer: `width` of the picture's tokens, `inner` of all heads, `text`,
+    `heads`.
+    """
 
     width: int
     inner: int
@@ -54,7 +56,9 @@ def features(guidance: Tensor, time: Tensor) -> Tensor:
 
 
 class TiedLayer(nn.Module):
-    """One branch for both prompts. full: with queries and an output layer of its own, else those of the base."""
+    """One branch for both prompts. full: with queries and an output layer of its own, else those of the
+    base.
+    """
 
     def __init__(self, shape: LayerShape, *, full: bool = True, gate: int = 64) -> None:
         super().__init__()
@@ -98,7 +102,9 @@ class TiedLayer(nn.Module):
         gated = self.gate(told.to(self.gate[0].weight.dtype))[:, None] * difference.to(hidden.dtype)
         return self.to_out(gated) if self.full else F.linear(gated, output_projection(layer).weight)
 
-    def _keys(self, positive: Tensor, negative: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _keys(
+        self, positive: Tensor, negative: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return keys and values of both prompts; kept from step to step while neither prompt changes."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._projected(positive), self._projected(negative)
@@ -124,9 +130,9 @@ class TiedLayer(nn.Module):
 class ReleasedLayer(nn.Module):
     """The layer of the public file for Stable Diffusion 1.5: guidance scale and strength are baked in.
 
-    positive: whether there is a second branch for the prompt. norm: "sample" scales every picture's branches by
-    its own norms; "tensor" by those of the whole batch, as the published code does, so that a picture depends
-    on what it is drawn with.
+    positive: whether there is a second branch for the prompt. norm: "sample" scales every picture's
+    branches by its own norms; "tensor" by those of the whole batch, as the published code does, so that a
+    picture depends on what it is drawn with.
     """
 
     def __init__(self, shape: LayerShape, *, positive: bool = True, norm: str = "sample") -> None:
@@ -135,7 +141,9 @@ class ReleasedLayer(nn.Module):
         self.negative = _Branch(shape)
         self.positive = _Branch(shape) if positive else None
 
-    def forward(self, layer: Any, hidden: Tensor, merged: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def forward(
+        self, layer: Any, hidden: Tensor, merged: Tensor, positive: Tensor, negative: Tensor
+    ) -> Tensor:
         """Return Z [n, tokens, inner] in place of the base's merged heads A, `merged`."""
         query = layer.to_q(hidden).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
         z = merged - self.negative(query, negative, merged, self.norm)

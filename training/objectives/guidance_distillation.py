@@ -1,15 +1,15 @@
 """Guidance with negative prompts in one evaluation: what SpeedUpNet's adapter is trained on (stage 1).
 
-    teacher   y = y(c-) + w (y(c+) - y(c-))                two evaluations, kept once: any w can be drawn later
+    teacher   y = y(c-) + w (y(c+) - y(c-))        two evaluations, kept once: any w can be drawn later
     student   the base with the adapter, one evaluation
     loss      |student - y|^2 / ((w - 1)^2 d^g m^(1 - g) + f m),    d = |y(c+) - y(c-)|^2, m its mean
 
 so that with g = 1 a row's loss is the share of guidance that is missing: 1 without an adapter, 0 for guidance
 itself; with g = 0 every row counts by the size of its error. The
-published method (arXiv 2312.08887) shows no losses; this objective is ours. Half of the states come from guided
-roll-outs, which is where a sampler goes (as in Adapter Guidance Distillation, arXiv 2503.07274), half are
-pictures noised afresh. Dividing by each row's own offset is what makes the empty negative count: its offset has
-a seventh of the power of a real one.
+published method (arXiv 2312.08887) shows no losses; this objective is ours. Half of the states come from
+guided roll-outs, which is where a sampler goes (as in Adapter Guidance Distillation, arXiv 2503.07274),
+half are pictures noised afresh. Dividing by each row's own offset is what makes the empty negative count:
+its offset has a seventh of the power of a real one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from diffplug.samplers.few_step.negative_state import NegativeState
@@ -34,9 +33,10 @@ __all__ = ["DistillationSettings", "GuidanceDistillation", "weighed_error"]
 class DistillationSettings:
     """The table [objective] of `speedupnet`.
 
-    layout: "large" (queries and output layers of its own) or "small". gate: width of the gates. guidance: range
-    of w. evenness: g, from 0 to 1. floor: f. default: guidance scale of calls that
-    ask for none. start: folder of an adapter to go on from.
+    layout: "large" (queries and output layers of its own) or "small". gate: width of the gates. guidance:
+    range of w. evenness: g, from 0 to 1. floor: f. default: guidance scale of calls that ask for none.
+    start: file of an adapter to go on from. consistency: evaluations of stage 2 (see
+    `multi_step_consistency`), 0 for stage 1; blend: weight of stage 1's loss in it.
     """
 
     layout: Literal["large", "small"] = "large"
@@ -46,6 +46,8 @@ class DistillationSettings:
     floor: float = 0.1
     default: float = 5.0
     start: str | None = None
+    consistency: int = 0
+    blend: float = 0.25
     states: StateSettings = field(default_factory=StateSettings)
     negatives: NegativeSettings = field(default_factory=NegativeSettings)
 
@@ -54,6 +56,14 @@ class DistillationSettings:
             raise ValueError(f"guidance is a range of scales, 1 or more, got {list(self.guidance)}")
         if not 0 <= self.evenness <= 1:
             raise ValueError(f"evenness must be from 0 to 1, got {self.evenness}")
+        if self.consistency < 0 or self.blend < 0:
+            raise ValueError(f"consistency and blend are at least 0, got {self.consistency}, {self.blend}")
+        if self.consistency and (not self.states.rollouts or self.states.steps % self.consistency):
+            raise ValueError(
+                f"consistency={self.consistency} needs states.rollouts, and "
+                f"states.steps={self.states.steps} to be a "
+                "multiple of it"
+            )
         if not self.floor > 0:
             raise ValueError(f"floor must be above 0, got {self.floor}")
 
@@ -66,6 +76,13 @@ class GuidanceDistillation(Objective):
         "run": {"updates": 450, "batch": 64, "precision": "bf16"},
         "optimizer": {"lr": 2e-3, "warmup": 30, "floor": 0.02, "betas": [0.9, 0.99], "ema": 0.99},
     }
+
+    @staticmethod
+    def run(job: Any, folder: Any, **told: Any) -> Any:
+        """Run a job from beginning to end: an adapter has a file and figures of its own."""
+        from diffplug.training.speedupnet import train_adapter
+
+        return train_adapter(job, folder, **told)
 
     def __init__(
         self,

@@ -93,6 +93,9 @@ def test_each_picture_has_its_own_negative_prompt(name: str) -> None:
 
     def made(prompt: Any, negative: Any, n: int, first: int = 0) -> torch.Tensor:
         seeds = [torch.Generator().manual_seed(first + i) for i in range(n)]
+        prompt = (
+            list(prompt) if isinstance(prompt, list) else prompt
+        )  # Z-Image writes its template into lists
         return drawn(pipe, name, prompt=prompt, negative_prompt=negative, generator=seeds)
 
     with plug(pipe, NAG(until=0.0)):
@@ -113,7 +116,7 @@ def test_pictures_per_prompt_share_its_negative(name: str) -> None:
 
     prompts, negatives = ["a red circle", "a cross"], [OTHER, "green star"]
     with plug(pipe, NAG(until=0.0)):
-        two_each = made(prompt=prompts, negative_prompt=negatives, num_images_per_prompt=2)
+        two_each = made(prompt=list(prompts), negative_prompt=negatives, num_images_per_prompt=2)
         four = made(
             prompt=[p for p in prompts for _ in "ab"], negative_prompt=[n for n in negatives for _ in "ab"]
         )
@@ -175,7 +178,10 @@ def test_options_out_of_range_are_refused(told: dict[str, float], words: str) ->
 @pytest.mark.pipe
 def test_guidance_besides_is_refused() -> None:
     pipe = tiny("sd15")
-    with plug(pipe, NAG()), pytest.raises(ValueError, match=r"guidance_scale=5 together with NAG would guide twice"):
+    with (
+        plug(pipe, NAG()),
+        pytest.raises(ValueError, match=r"guidance_scale=5 together with NAG would guide twice"),
+    ):
         drawn(pipe, "sd15", negative_prompt=OTHER, guidance_scale=5.0)
     flux = tiny("flux")
     with plug(flux, NAG()):

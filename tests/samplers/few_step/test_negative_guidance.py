@@ -1,4 +1,6 @@
-"""NegativeGuidance: the right method for each pipeline, exact guidance in a part of a run, and no silent loss."""
+"""NegativeGuidance: the right method for each pipeline, exact guidance in a part of a run, and no silent
+loss.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,19 @@ from diffplug.samplers.few_step.sun_adapter import SunAdapter
 from diffplug.testing import tiny
 
 OTHER = "blue square"
-GUIDED = ["sd15", "sdxl", "sd3", "qwenimage", "z-image", "wan", "pixart", "sana", "lumina2", "chroma", "animatediff"]
+GUIDED = [
+    "sd15",
+    "sdxl",
+    "sd3",
+    "qwenimage",
+    "z-image",
+    "wan",
+    "pixart",
+    "sana",
+    "lumina2",
+    "chroma",
+    "animatediff",
+]
 
 
 @pytest.mark.law
@@ -153,7 +167,10 @@ def test_a_negative_prompt_without_guidance_is_not_ignored() -> None:
         with pytest.raises(ValueError, match=r"guidance_scale=1.0 leaves guidance off.*method='nag'"):
             drawn(pipe, "sd15", negative_prompt=OTHER, guidance_scale=1.0)
         drawn(pipe, "sd15", guidance_scale=1.0)
-    with plug(pipe := tiny("lumina2"), NegativeGuidance()), pytest.raises(ValueError, match="would be ignored"):
+    with (
+        plug(pipe := tiny("lumina2"), NegativeGuidance()),
+        pytest.raises(ValueError, match="would be ignored"),
+    ):
         drawn(pipe, "lumina2", negative_prompt=OTHER, guidance_scale=1.0)
 
 

@@ -157,7 +157,9 @@ def public(pipe: Any, positive: bool = True) -> dict[str, torch.Tensor]:
             generator = torch.Generator().manual_seed(number)
             for kind in ("neg", "extra_pos") if positive else ("neg",):
                 for own in ("k", "v"):
-                    tensors[f"{number}.to_{own}_{kind}.weight"] = torch.randn(inner, text, generator=generator)
+                    tensors[f"{number}.to_{own}_{kind}.weight"] = torch.randn(
+                        inner, text, generator=generator
+                    )
                 tensors[f"{number}.to_k_{kind}_alpha"] = torch.randn(inner, generator=generator)
                 tensors[f"{number}.to_k_{kind}_beta"] = torch.randn(inner, generator=generator)
     return tensors
