@@ -31,7 +31,11 @@ TEXT = "encoder_hidden_states"
 
 @dataclass(frozen=True, kw_only=True)
 class StateSettings:
-    """How many states. rollouts: guided ones, of `steps` steps each, at `guidance`; fresh: noised pictures."""
+    """How many states there are.
+
+    rollouts: guided ones, of `steps` steps each, at scales from `guidance`. fresh: noised pictures. rows:
+    of one evaluation.
+    """
 
     rollouts: int = 576
     steps: int = 25

@@ -100,7 +100,7 @@ class ClassifierFree:
             w = max(w, TRUE_CFG)
         if given and w <= 1:
             raise ValueError(
-                f"{name}={kwargs.get(name)} leaves guidance off, and the negative prompt would be "
+                f"{name}={kwargs.get(str(name))} leaves guidance off, and the negative prompt would be "
                 "ignored: give more, "
                 "or take method='nag', which needs none"
             )

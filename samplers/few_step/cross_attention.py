@@ -36,11 +36,10 @@ def cross_attentions(denoiser: Any) -> dict[str, nn.Module]:
     }
 
 
-def output_projection(layer: Any) -> nn.Module:
+def output_projection(layer: Any) -> Any:
     """Return the linear layer that the merged heads of an attention layer go through."""
     out = layer.to_out
-    projection: nn.Module = out[0] if isinstance(out, nn.ModuleList) else out
-    return projection
+    return out[0] if isinstance(out, nn.ModuleList) else out
 
 
 _PROJECTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {

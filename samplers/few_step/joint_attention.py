@@ -21,7 +21,7 @@ from diffplug.intercept import original_class
 from diffplug.samplers.few_step.cross_attention import output_projection, unwrapped
 from diffplug.samplers.few_step.negative_call import check_unguided
 from diffplug.samplers.few_step.negative_state import Encoded, NegativeState
-from diffplug.samplers.few_step.network_call import arguments_by_name, noise_time
+from diffplug.samplers.few_step.network_call import arguments_by_name, compiled_anew, noise_time
 
 __all__ = ["JOINT", "guide_joint"]
 
@@ -62,7 +62,8 @@ def guide_joint(
     model = unwrapped(network)
     name = original_class(model).__name__
     call = _Call(pipe, network, state, JOINT[name], options.until)
-    undos = [wrap_forward(network, call)]
+    around = torch.compiler.disable(call.__call__, recursive=False)
+    undos = [compiled_anew(network), wrap_forward(network, around)]
     for module, hook in _hooks(model, name, call, lambda a, b: formula(a, b, options)):
         before = isinstance(module, nn.Linear)
         undos.append(

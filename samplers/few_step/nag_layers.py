@@ -79,7 +79,9 @@ class _Guided:
         if isinstance(text, tuple):  # IP-Adapter
             return (negative, *text[1:])
         pictures = text.shape[1] - self.state.positive_tokens
-        return negative if pictures <= 0 else torch.cat([text[:, :pictures], negative], 1)
+        if pictures <= 0 or negative is None:
+            return negative
+        return torch.cat([text[:, :pictures], negative], 1)
 
     def at_output(self, projection: Any, args: tuple[Any, ...]) -> Any:
         if self.state.text is None:

@@ -17,7 +17,7 @@ from diffplug.samplers.few_step.cross_attention import attention_bias, projected
 from diffplug.samplers.few_step.negative_call import check_unguided
 from diffplug.samplers.few_step.negative_state import Encoded, NegativeState
 
-__all__ = ["arguments_by_name", "noise_time", "watch_network"]
+__all__ = ["arguments_by_name", "compiled_anew", "noise_time", "watch_network"]
 
 _TOLD_SIGMA = ("FluxTransformer2DModel", "Flux2Transformer2DModel", "QwenImageTransformer2DModel")
 
@@ -49,7 +49,26 @@ def watch_network(pipe: Any, network: Any, state: NegativeState, *, until: float
         finally:
             state.text = state.bias = state.time = None
 
-    return wrap_forward(network, around)
+    undos = [compiled_anew(network), wrap_forward(network, torch.compiler.disable(around, recursive=False))]
+
+    def undo() -> None:
+        while undos:
+            undos.pop()()
+
+    return undo
+
+
+def compiled_anew(network: Any) -> Callable[[], None]:
+    """Have a compiled network traced again, now and when the returned function is called.
+
+    Compiled code does not notice hooks that come or go.
+    """
+    parts = unwrapped(network).modules()
+    in_place = any(part._compiled_call_impl is not None for part in parts)
+    if not in_place and network is unwrapped(network):
+        return lambda: None
+    torch.compiler.reset()
+    return torch.compiler.reset
 
 
 def _prepared(network: Any, negative: Encoded, shown: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -56,8 +56,10 @@ class AdapterMeta:
     def from_json(cls, document: Mapping[str, Any]) -> AdapterMeta:
         """Return what `to_json` wrote; ValueError for unknown keys."""
         check_keys("SpeedUpNet adapter", document, [*cls.__dataclass_fields__])
-        listed = {"guidance_range", "steps"}
-        return cls(**{name: tuple(v) if name in listed else v for name, v in document.items()})
+        told: dict[str, Any] = dict(document)
+        for name in {"guidance_range", "steps"} & told.keys():
+            told[name] = tuple(told[name])
+        return cls(**told)
 
 
 class SunAdapter(nn.Module):
@@ -100,7 +102,7 @@ class SunAdapter(nn.Module):
         """Whether it takes a guidance scale, and is the base exactly where there is nothing to do."""
         return self.meta.layout != "v1"
 
-    def named_layers(self) -> dict[str, nn.Module]:
+    def named_layers(self) -> dict[str, Any]:
         """Return the layers by the names that the denoiser has for them."""
         return {name.replace("/", "."): layer for name, layer in self.layers.items()}
 

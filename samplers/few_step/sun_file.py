@@ -166,10 +166,10 @@ def _public(tensors: Mapping[str, Tensor], denoiser: Any, norm: str, path: str) 
         parts[int(number)][_RELEASED[own]] = tensors[key].float()
     positive = any(name.startswith("positive") for part in parts.values() for name in part)
     layers: dict[str, torch.nn.Module] = {}
-    for number, name in numbers.items():
+    for place, name in numbers.items():
         layer = ReleasedLayer(LayerShape.of(there[name]), positive=positive, norm=norm)
-        _check_public(layer, parts[number], number, path)
-        layer.load_state_dict(parts[number])
+        _check_public(layer, parts[place], place, path)
+        layer.load_state_dict(parts[place])
         layers[name] = layer
     meta = AdapterMeta(layout="v1", family="sd15", guidance=1.0, guidance_range=(1.0, 1.0), steps=(4,))
     return _filled(layers, meta, path)

@@ -68,9 +68,10 @@ class TiedLayer(nn.Module):
         if full:
             self.to_q = nn.Linear(shape.width, shape.inner, bias=False)
             self.to_out = nn.Linear(shape.inner, shape.width, bias=False)
-        self.gate = nn.Sequential(nn.Linear(FEATURES, gate), nn.SiLU(), nn.Linear(gate, shape.inner))
-        nn.init.zeros_(self.gate[2].weight)
-        nn.init.zeros_(self.gate[2].bias)
+        last = nn.Linear(gate, shape.inner)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.gate = nn.Sequential(nn.Linear(FEATURES, gate), nn.SiLU(), last)
         self._known: tuple[Any, ...] = ()
 
     @torch.no_grad()
@@ -99,7 +100,7 @@ class TiedLayer(nn.Module):
         query = self._heads(self.to_q(hidden) if self.full else layer.to_q(hidden))
         (k_pos, v_pos), (k_neg, v_neg) = self._keys(positive, negative)
         difference = _attend(query, k_pos, v_pos, biases[0]) - _attend(query, k_neg, v_neg, biases[1])
-        gated = self.gate(told.to(self.gate[0].weight.dtype))[:, None] * difference.to(hidden.dtype)
+        gated = self.gate(told.to(self.to_k.weight.dtype))[:, None] * difference.to(hidden.dtype)
         return self.to_out(gated) if self.full else F.linear(gated, output_projection(layer).weight)
 
     def _keys(

@@ -122,25 +122,27 @@ def test_a_lora_may_come_before_or_after(method: Callable[[Any], Any]) -> None:
         assert apart(found[0], drawn(plain_pipe, "sd15", negative_prompt=OTHER)) > 1e-4
 
 
-@pytest.mark.pipe
-@every_method
-@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("method", "wrapped"), [(nag, False), (tied, True), (released, True)], ids=["nag", "tied", "released"]
+)
 def test_compiled_networks_draw_the_same(method: Callable[[Any], Any], wrapped: bool) -> None:
     torch.compiler.reset()
     pipe = tiny("sd15")
     guide = method(pipe)
     with plug(pipe, guide):
-        eager = [drawn(pipe, "sd15", negative_prompt=text) for text in (OTHER, "green star")]
+        eager = drawn(pipe, "sd15", negative_prompt=OTHER)
     base = plain(pipe, "sd15")
     if wrapped:
         pipe.unet = torch.compile(pipe.unet, backend="eager")
     else:
         pipe.unet.compile(backend="eager")
-    assert apart(plain(pipe, "sd15"), base) < 1e-5  # compiled before it is plugged in
-    with plug(pipe, guide):
-        compiled = [drawn(pipe, "sd15", negative_prompt=text) for text in (OTHER, "green star")]
     assert apart(plain(pipe, "sd15"), base) < 1e-5
-    assert all(apart(a, b) < 1e-4 for a, b in zip(eager, compiled, strict=True))
+    with plug(pipe, guide):
+        compiled = drawn(pipe, "sd15", negative_prompt=OTHER)
+    assert apart(compiled, eager) < 1e-5
+    assert apart(plain(pipe, "sd15"), base) < 1e-5
 
 
 @pytest.mark.pipe
