@@ -86,7 +86,7 @@ class _Call:
         self.text_tokens = self.picture_tokens = 0
 
     def __call__(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.state.negative is None:
+        if not self.state.ready():
             return forward(*args, **kwargs)
         check_unguided(self.pipe)
         told, joint = arguments_by_name(self.network, args, kwargs), self.joint

@@ -170,7 +170,7 @@ class NAG:
             )
         if not told or options.scale == 1 or options.alpha == 0:
             return call(**rest)
-        with encoding(call.pipe, told, state):
+        with encoding(call.pipe, told, rest, state):
             out = call(**rest)
             state.check_acted(call.pipe)
         return out

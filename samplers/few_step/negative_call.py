@@ -93,8 +93,7 @@ def check_unguided(pipe: Any) -> None:
     if guides and guidance_argument(pipe) is not None:
         raise ValueError(
             "the pipeline runs with guidance of its own, which together with the negative prompt's would "
-            "guide "
-            f"twice: leave {guidance_argument(pipe)} out of what is plugged in around it"
+            f"guide twice: leave {guidance_argument(pipe)} out of what is plugged in around it"
         )
 
 
@@ -107,8 +106,7 @@ def check_readable(pipe: Any, *, joint: bool = False) -> None:
     if not joint and not cross_attentions(denoisers(pipe)[0]):
         raise ValueError(
             f"the {denoiser_class(pipe)} of this {type(pipe).__name__} has no cross-attention layers to "
-            "guide: take "
-            "method='cfg'"
+            "guide: take method='cfg'"
         )
 
 
@@ -119,10 +117,12 @@ def negative_part(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 
 @contextmanager
-def encoding(pipe: Any, told: Mapping[str, Any], state: NegativeState) -> Iterator[None]:
+def encoding(
+    pipe: Any, told: Mapping[str, Any], kwargs: Mapping[str, Any], state: NegativeState
+) -> Iterator[None]:
     """A block in which the pipeline's `encode_prompt` leaves both prompts in `state` when it is first called.
 
-    told: the negative arguments of the call.
+    told, kwargs: the negative arguments of the call, and the others.
     """
     own, inner = vars(pipe).get("encode_prompt"), pipe.encode_prompt
     signature = inspect.signature(inner)
@@ -138,6 +138,7 @@ def encoding(pipe: Any, told: Mapping[str, Any], state: NegativeState) -> Iterat
         return out
 
     pipe.encode_prompt = both
+    state.late = lambda: encode_now(pipe, told, kwargs, state)
     try:
         yield
     finally:
@@ -148,17 +149,20 @@ def encoding(pipe: Any, told: Mapping[str, Any], state: NegativeState) -> Iterat
             pipe.encode_prompt = own
 
 
-def encode_now(pipe: Any, told: Mapping[str, Any], state: NegativeState, prompts: int) -> None:
+def encode_now(pipe: Any, told: Mapping[str, Any], kwargs: Mapping[str, Any], state: NegativeState) -> None:
     """Leave the negative prompt in `state` where the pipeline was given embeddings and encodes nothing."""
     given = told.get("negative_prompt_embeds")
     if given is not None:
         state.negative = Encoded(given)
         return
     signature = inspect.signature(pipe.encode_prompt)
+    negative = told.get("negative_prompt", "")
+    prompts = 1 if isinstance(negative, str) else len(negative)
     known = {
         "device": pipe._execution_device,
         "num_images_per_prompt": 1,
         "do_classifier_free_guidance": False,
+        **{name: value for name, value in kwargs.items() if "prompt" not in name},
     }
     bound = {"prompt": [""] * prompts, **{k: v for k, v in known.items() if k in signature.parameters}}
     pipe.encode_prompt(**_as_prompt(bound, told, signature))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,7 @@ class NegativeState:
         """Forget the run."""
         self.positive = self.negative = None
         self.tried = self.acted = False
+        self.late: Callable[[], None] | None = None
         self._repeated: dict[int, Encoded] = {}
         self.clear()
 
@@ -75,6 +77,12 @@ class NegativeState:
                 "denoiser "
                 "has none that is guided"
             )
+
+    def ready(self) -> bool:
+        """Return whether there is a negative prompt in this run, encoded by now at the latest."""
+        if self.negative is None and self.late is not None:
+            self.late()
+        return self.negative is not None
 
     def aligned(self, rows: int, shown: Any) -> Encoded:
         """Return the negative prompt of each row of a network call.

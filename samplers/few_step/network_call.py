@@ -30,7 +30,7 @@ def watch_network(pipe: Any, network: Any, state: NegativeState, *, until: float
     known: list[Any] = [None, None, None]
 
     def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if state.negative is None:
+        if not state.ready():
             return forward(*args, **kwargs)
         check_unguided(pipe)
         told = arguments_by_name(network, args, kwargs)

@@ -141,7 +141,7 @@ class SpeedUpNet:
             )
         if w == 1 or self.strength == 0 or self._leaves_empty(told, adapter):
             return call(**rest)
-        with encoding(call.pipe, told or {"negative_prompt": ""}, state):
+        with encoding(call.pipe, told or {"negative_prompt": ""}, rest, state):
             state.guidance = w
             return call(**rest)
 

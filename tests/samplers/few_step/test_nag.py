@@ -134,6 +134,23 @@ def test_prompts_of_different_lengths_attend_to_all_of_their_own_tokens() -> Non
 
 
 @pytest.mark.pipe
+@pytest.mark.parametrize("name", ["sd15", "z-image"])
+def test_embeddings_of_the_prompt_may_be_given(name: str) -> None:
+    pipe = tiny(name)
+    inputs = tiny.inputs(name)
+    if name == "sd15":
+        embeds = pipe.encode_prompt(inputs["prompt"], "cpu", 1, False)[0]
+    else:
+        embeds = pipe.encode_prompt(
+            inputs["prompt"], do_classifier_free_guidance=False, max_sequence_length=16
+        )[0]
+    with plug(pipe, NAG(until=0.0)):
+        words = drawn(pipe, name, negative_prompt=OTHER)
+        given = drawn(pipe, name, prompt=None, prompt_embeds=embeds, negative_prompt=OTHER)
+    assert apart(words, given) < 1e-5
+
+
+@pytest.mark.pipe
 def test_below_its_noise_level_the_network_runs_on_one_row() -> None:
     pipe = tiny("sd3")
     rows: list[int] = []

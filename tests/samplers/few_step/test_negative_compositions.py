@@ -213,7 +213,7 @@ def test_a_few_step_checkpoint_gets_its_negative_prompt_back(name: str) -> None:
     rows = pytest.importorskip("diffplug.samplers.few_step.catalogue")
     row = rows.Row(
         name="nothing", family=name, kind="pipeline", steps=(4,), scheduler="DDIMScheduler",
-        seen={4: (999.0, 749.0, 499.0, 249.0)}, guidance="off",
+        seen={4: (999.0, 749.0, 499.0, 249.0)}, guidance="off", licence="none", source="a test",
     )  # fmt: skip
     pipe = tiny(name)
     with plug(pipe, plugs.FewStep(row, steps=4), guide := NegativeGuidance()), count_network(pipe) as count:
