@@ -70,12 +70,17 @@ class Drawn:
 
 @torch.no_grad()
 def drawn(
-    pipe: Any, method: Method, prompts: Sequence[str], negatives: Sequence[str] | None, seed: int = 0
+    pipe: Any,
+    method: Method,
+    prompts: Sequence[str],
+    negatives: Sequence[str] | None,
+    seed: int | Sequence[int] = 0,
 ) -> Drawn:
-    """Return what a method draws, picture i from seed + i."""
+    """Return what a method draws, picture i from seed + i, or from seeds of their own."""
     from diffusers import DDIMScheduler
 
     trailing = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
     parts, told = [], {} if method.scale == 0 else {"guidance_scale": method.scale}
     with plug(pipe, trailing, *method.plugs):
         rows = _count_rows(pipe)
@@ -83,7 +88,7 @@ def drawn(
             some = slice(begin, begin + ROWS)
             if negatives is not None and method.negative:
                 told["negative_prompt"] = list(negatives[some])
-            with plug(pipe, Seeds([seed + begin + i for i in range(len(prompts[some]))])):
+            with plug(pipe, Seeds(seeds[some])):
                 parts.append(
                     pipe(list(prompts[some]), num_inference_steps=STEPS, output_type="latent", **told)[0]
                 )
@@ -184,14 +189,16 @@ def _renderings(pipe: Any, n: int) -> tuple[list[str], Tensor]:
     return [phrase(words, rng) for _, words in scenes], torch.cat(parts) * pipe.vae.config.scaling_factor
 
 
-def sheet(pipe: Any, adapter: Any, told: Sequence[Case], path: Path, seed: int) -> None:
-    """Draw the same seeds by every method; a mark says that the colour is not there."""
+def sheet(pipe: Any, adapter: Any, wanted: Sequence[Case], columns: int, path: Path) -> None:
+    """Draw the same seeds by every method, for the first cases in which an empty negative draws the colour.
+
+    A mark says that the colour is not there.
+    """
     from torchvision.transforms.functional import to_pil_image
 
     from diffplug.demos.contact_sheet import Cell, contact_sheet
     from diffplug.shapes.grading import as_pixels, find
 
-    prompts, negatives = [case.prompt for case in told], [case.negative for case in told]
     sun = (SpeedUpNet(adapter),)
     ways = [
         Method("guidance, empty negative: 50 evaluations", 5.0, negative=False),
@@ -200,9 +207,16 @@ def sheet(pipe: Any, adapter: Any, told: Sequence[Case], path: Path, seed: int) 
         Method("SpeedUpNet: 25", 5.0, sun),
         Method("SpeedUpNet that is not shown the negative: 25", 5.0, sun, negative=False),
     ]
+    first = decode(pipe, drawn(pipe, ways[0], [case.prompt for case in wanted], None).latents)
+    seen = find(as_pixels(first))
+    pairs = zip(seen, wanted, strict=True)
+    bad = [i for i, ((_, blobs), case) in enumerate(pairs) if any(b.color == case.negative for b in blobs)]
+    chosen = bad[:columns]
+    told = [wanted[i] for i in chosen]
+    prompts, negatives = [case.prompt for case in told], [case.negative for case in told]
     rows = []
     for way in ways:
-        images = decode(pipe, drawn(pipe, way, prompts, negatives, seed).latents)
+        images = decode(pipe, drawn(pipe, way, prompts, negatives, chosen).latents)
         seen = find(as_pixels(images))
         marks = [
             all(b.color != case.negative for b in blobs) for (_, blobs), case in zip(seen, told, strict=True)
@@ -218,7 +232,8 @@ def sheet(pipe: Any, adapter: Any, told: Sequence[Case], path: Path, seed: int) 
         row_labels=[way.label for way in ways],
         column_labels=[f"{case.prompt}, not {case.negative}" for case in told],
         size=96,
-        footer="Shapes, DDIM in 25 steps, guidance 5, the same seeds; a tick: the colour is not there",
+        footer="Shapes, DDIM in 25 steps, guidance 5, the same seeds; the first cases in which an empty "
+        "negative draws the colour. A tick: it is not there",
     )
     save(made, path)
 
@@ -240,13 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipe = opened(told.model, told.device)
     if told.sheet is not None:
         output_folder(told.sheet.parent)
-        sheet(
-            pipe,
-            told.adapter,
-            cases(200, told.seed)[:: 200 // told.columns][: told.columns],
-            told.sheet,
-            told.first,
-        )
+        sheet(pipe, told.adapter, cases(told.cases, told.seed), told.columns, told.sheet)
         return
     output_folder(told.json.parent)
     wanted = cases(told.cases, told.seed)
@@ -275,7 +284,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", type=Path, default=RESULTS / "negative_prompts.json")
     add("--sheet", type=Path, default=None, help="draw a sheet instead")
     add("--columns", type=int, default=6)
-    add("--first", type=int, default=0, help="seed of the sheet's first picture")
     return parser
 
 

@@ -155,7 +155,7 @@ def encode_now(pipe: Any, told: Mapping[str, Any], kwargs: Mapping[str, Any], st
     if given is not None:
         state.negative = Encoded(given)
         return
-    signature = inspect.signature(pipe.encode_prompt)
+    signature = inspect.signature(type(pipe).encode_prompt)
     negative = told.get("negative_prompt", "")
     prompts = 1 if isinstance(negative, str) else len(negative)
     known = {
@@ -166,6 +166,7 @@ def encode_now(pipe: Any, told: Mapping[str, Any], kwargs: Mapping[str, Any], st
     }
     bound = {"prompt": [""] * prompts, **{k: v for k, v in known.items() if k in signature.parameters}}
     pipe.encode_prompt(**_as_prompt(bound, told, signature))
+    state.positive = None  # that was the negative prompt again
 
 
 def _encoded(out: Any, place: int | None) -> Encoded:
