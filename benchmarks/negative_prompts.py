@@ -158,18 +158,19 @@ def right_pictures(pipe: Any, adapter: Any, count: int, scales: Sequence[float])
     return table
 
 
-def gaps(
-    pipe: Any, adapter: Any, told: Sequence[Case], scales: Sequence[float], states: int
-) -> list[dict[str, float]]:
-    """Return R of the adapter on noised renderings of test scenes, with real and with empty negatives."""
+def gaps(pipe: Any, adapter: Any, scales: Sequence[float], states: int) -> list[dict[str, float]]:
+    """Return R of the adapter on noised renderings of test scenes, with real and with empty negatives.
+
+    Real ones are drawn as in training: colours, things, backgrounds, other prompts, parts of the prompt.
+    """
     from diffplug.training.adapter_score import score_adapter
+    from diffplug.training.negatives import NegativeSettings, draw_pairs
 
     prompts, clean = _renderings(pipe, states)
-    negatives = [told[i % len(told)].negative for i in range(len(prompts))]
+    pairs = draw_pairs(prompts, NegativeSettings(empty=0.0, vague=0.0), seed=101)
+    told: dict[str, Any] = {"states": states, "runs": 48, "clean": clean}
     return [
-        score_adapter(
-            pipe, adapter, prompts[:60], negatives[:60], guidance=scale, states=states, clean=clean[:60]
-        ).to_json()
+        score_adapter(pipe, adapter, pairs.positive, pairs.negative, guidance=scale, **told).to_json()
         for scale in scales
     ]
 
@@ -266,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         document["right"] = right_pictures(pipe, told.adapter, told.prompts, told.scales)
         print(text(document["right"]))
     if told.states:
-        document["gap"] = gaps(pipe, told.adapter, wanted, told.scales, told.states)
+        document["gap"] = gaps(pipe, told.adapter, told.scales, told.states)
         print(text(document["gap"]))
     write_json(told.json, document)
     print(told.json)

@@ -67,6 +67,7 @@ def score_adapter(
     *,
     guidance: float | None = None,
     states: int = 512,
+    runs: int | None = None,
     steps: int = 25,
     seed: int = 0,
     clean: Tensor | None = None,
@@ -74,10 +75,10 @@ def score_adapter(
     """Return how near an adapter comes to guidance on `pipe`.
 
     adapter: a file, a `SunAdapter`, or None for the shipped one. prompts, negatives: n each, no negative
-    empty; a run is made for each pair. guidance: None takes the adapter's. states: noised pictures of each
-    kind. clean: latents [m, ...] of pictures of the first m prompts, where the runs' own should not be
-    noised. Costs about 5 n steps + 6 states rows of the network. Raises ValueError where adapter and
-    pipeline do not fit.
+    empty; runs are made for the first `runs` pairs (None: for all). guidance: None takes the adapter's.
+    states: noised pictures of each kind. clean: latents [m, ...] of pictures of the first m prompts, where
+    the runs' own should not be noised. Costs about 5 n steps + 6 states rows of the network. Raises
+    ValueError where adapter and pipeline do not fit.
     """
     if len(prompts) != len(negatives) or not prompts:
         raise ValueError(
@@ -103,7 +104,8 @@ def score_adapter(
             device=device,
         )
 
-    settings = StateSettings(rollouts=half, steps=steps, guidance=(w, w), fresh=states)
+    count = half if runs is None else min(runs, half)
+    settings = StateSettings(rollouts=count, steps=steps, guidance=(w, w), fresh=states)
     real, empty = made(slice(0, half), settings), made(slice(half, None), settings)
     fresh, run = (real.tensors["fresh"] == flag for flag in (True, False))
     return AdapterScore(
@@ -111,9 +113,9 @@ def score_adapter(
         gap(network, found, real, w, fresh),
         gap(network, found, empty, w, empty.tensors["fresh"]),
         gap(network, found, real, w, run),
-        distance(pipe, found, prompts, negatives, w, steps, seed),
+        distance(pipe, found, prompts[:count], negatives[:count], w, steps, seed),
         states,
-        half,
+        count,
     )
 
 
