@@ -28,7 +28,7 @@ _DIFFUSERS: dict[str, tuple[str, dict[str, Any]]] = {
     "heun": ("HeunDiscreteScheduler", {}),
     "lcm": ("LCMScheduler", {}),
     "lms": ("LMSDiscreteScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "tcd": ("TCDScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
@@ -83,9 +83,11 @@ def _on_grid(name: str) -> Any:
 def _of_diffusers(name: str, pipe: Any) -> Any:
     import diffusers
 
+    from diffplug.scheduler_plug import build
+
     class_name, options = _DIFFUSERS[name]
     cls = getattr(diffusers, class_name)
-    return cls.from_config(pipe.scheduler.config, **options) if options else cls
+    return build(cls, pipe, **options) if options else cls
 
 
 def _from_file(path: str) -> Any:
