@@ -27,7 +27,7 @@ def pipe() -> Any:
         ({"steps": 0}, "steps must be a whole number from 1 to 1000, got 0"),
         ({"steps": 2.5}, "steps must be a whole number"),
         ({"particles": True}, "particles must be a whole number"),
-        ({"guidance": float("nan")}, "guidance must be a finite number of at least 0, got nan"),
+        ({"guidance": float("nan")}, "guidance must be a finite number of at least 0 and at most 1000, got nan"),
         ({"strength": -1.0}, "strength must be a finite number"),
         ({"sampler": "dc-solvr"}, "unknown sampler 'dc-solvr'. Did you mean 'dc-solver'"),
         ({"steer": "fkk"}, "unknown steerer 'fkk'. Did you mean 'fk'"),
