@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffplug.call_arguments import asked, asked_guidance
+from diffplug.denoiser import count_network
 from diffplug.intercept import original_class
 from diffplug.memory import is_out_of_memory, release_memory
 from diffplug.plug import plug
@@ -27,13 +28,15 @@ class Batch:
     """What one call of the pipeline made: PIL `images`, prompt by prompt, from place `first` on.
 
     each: pictures of one prompt (1, or all particles). rewards: what each picture reached, None where nothing
-    was scored. used: what the pipeline took where the recipe leaves it the choice. report: of the steerer.
+    was scored. evaluations: of the network for one prompt, a guided pair counted once. used: what the
+    pipeline took where the recipe leaves it the choice. report: of the steerer.
     """
 
     first: int
     images: list[Any]
     each: int
     rewards: list[float | None]
+    evaluations: float
     used: dict[str, Any]
     report: Any = None
 
@@ -94,14 +97,16 @@ def _tried(
 def _made(recipe: Recipe, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], on_step: Any) -> Batch:
     plugs, watch = recipe.plugs(pipe, seeds), Watch(on_step, particles=recipe.copies)
     call = {**recipe.call_arguments(pipe, prompts), "output_type": "np"}
-    with plug(pipe, *plugs, watch):
+    with plug(pipe, *plugs, watch), count_network(pipe) as count:
         output = pipe(**call)
         used = _used(recipe, pipe, call)
     watch.finish()
     images = _images(pipe, output)
     report = plugs[-1].report if recipe.steer else None
     used["width"], used["height"] = images[0].size
-    return Batch(0, images, len(images) // len(prompts), _rewards(report, len(images)), used, report)
+    evaluations = count.rows / (2 if guided(pipe, recipe.guidance) else 1) / len(prompts)
+    each = len(images) // len(prompts)
+    return Batch(0, images, each, _rewards(report, len(images)), evaluations, used, report)
 
 
 def _less(recipe: Recipe, pipe: Any, size: int) -> tuple[Recipe, int]:
@@ -110,9 +115,10 @@ def _less(recipe: Recipe, pipe: Any, size: int) -> tuple[Recipe, int]:
         return recipe, -(-size // 2)
     rows = recipe.options.get("network_batch_size") or _rows(recipe, pipe)
     if recipe.steer is None or rows <= 1:
+        one = "particle" if recipe.steer else "picture"
         raise MemoryError(
-            f"memory ran out on a single {'particle' if recipe.steer else 'picture'}: lower width and height, "
-            "or try --dtype bfloat16, --offload model, --vae-tiling"
+            f"memory ran out on a single {one}: lower width and height, or try --dtype bfloat16, "
+            "--offload model, --vae-tiling"
         )
     return replace(recipe, options={**recipe.options, "network_batch_size": -(-rows // 2)}), 1
 
@@ -157,7 +163,7 @@ def _rewards(report: Any, count: int) -> list[float | None]:
 
 
 def _images(pipe: Any, output: Any) -> list[Any]:
-    """Return the PIL pictures of a call. Raises ValueError where the decoder gave something else than numbers."""
+    """Return the PIL pictures of a call. Raises ValueError where the decoder gave NaN or infinities."""
     from diffusers.utils.pil_utils import numpy_to_pil
 
     if not hasattr(output, "images"):
@@ -167,6 +173,12 @@ def _images(pipe: Any, output: Any) -> list[Any]:
     if bad:
         raise ValueError(f"{bad} of {len(pictures)} decoded pictures are not finite: {CURE}")
     return numpy_to_pil(pictures)
+
+
+def guided(pipe: Any, guidance: float | None) -> bool:
+    """Return whether the last call ran a conditional and an unconditional row for each picture."""
+    said = getattr(pipe, "do_classifier_free_guidance", None)
+    return bool(said) if said is not None else guidance is not None and guidance > 1
 
 
 @contextmanager

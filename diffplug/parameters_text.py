@@ -53,7 +53,7 @@ def parameters_text(settings: Mapping[str, Any]) -> str:
 
 
 def from_parameters_text(text: str) -> dict[str, Any]:
-    """Return the settings that such a text tells: prompt, negative_prompt, steps, sampler, guidance, seed, ...
+    """Return the settings that such a text tells: prompt, steps, sampler, guidance, seed, size and so on.
 
     What this package does not know (hires passes, networks, ...) is left out. Raises ValueError where the
     text is none of that kind.

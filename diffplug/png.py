@@ -16,7 +16,15 @@ from PIL.PngImagePlugin import PngInfo
 
 from diffplug.files import ReadError, atomic_write, safe_join, write_new
 
-__all__ = ["identity", "png_bytes", "read_settings", "read_texts", "save_new_picture", "save_picture", "save_png"]
+__all__ = [
+    "identity",
+    "png_bytes",
+    "read_settings",
+    "read_texts",
+    "save_new_picture",
+    "save_picture",
+    "save_png",
+]
 
 _KEY, _PARAMETERS = "diffplug", "parameters"
 _RECORDS = ("used", "rewards")

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from diffplug import rewards
-from diffplug.batches import batches
+from diffplug.batches import Batch, batches, guided
 from diffplug.call_arguments import asked
 from diffplug.denoiser import NetworkCount, count_network
 from diffplug.intercept import original_class
@@ -82,7 +82,9 @@ class Recipe:
         for known in fields(self) if self.steer is None else ():
             value = getattr(self, known.name)
             if known.name in _STEERING and value and value != known.default:
-                raise ValueError(f"{known.name} {value} acts only with a steerer: add steer='fk', or leave it out")
+                raise ValueError(
+                    f"{known.name} {value} acts only with a steerer: add steer='fk', or leave it out"
+                )
 
     @property
     def copies(self) -> int:
@@ -102,9 +104,13 @@ class Recipe:
         with plug(pipe, *self._sampler(pipe)):
             scheduler = original_class(pipe.scheduler)
         if self.eta is not None and "eta" not in inspect.signature(scheduler.step).parameters:
-            raise ValueError(f"eta {self.eta:g} does nothing with {scheduler.__name__}: take DDIM or TCD, or leave it out")
+            raise ValueError(
+                f"eta {self.eta:g} does nothing with {scheduler.__name__}: take DDIM or TCD, or leave it out"
+            )
         if self.negative_prompt and not _negative_acts(pipe, call):
-            raise ValueError("the negative prompt acts only with guidance above 1: raise it, or leave the prompt out")
+            raise ValueError(
+                "the negative prompt acts only with guidance above 1: raise it, or leave the prompt out"
+            )
 
     def settled(self, pipe: Any) -> Recipe:
         """The recipe with noise where it says none, steers by copying particles, and its solver adds none.
@@ -161,27 +167,27 @@ class Recipe:
         seeds: Sequence[int],
         *,
         max_rows: int = 64,
-        on_batch: Callable[[int], None] | None = None,
+        on_batch: Callable[[Batch], None] | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Pictures:
         """Return one picture per prompt, each from its own seed; the pipeline is afterwards what it was.
 
         `max_rows` bounds pictures times particles in a call, and is halved when memory runs out;
-        `on_batch(n)` is told after every n prompts, `on_step(done, of)` after every step. Raises ValueError
-        where the pipeline does not take what the recipe asks for, and for latents that are not finite. To have
-        each picture as soon as it is there, use `diffplug.batches.batches` or `diffplug.making.make`.
+        `on_batch(batch)` is told every batch when it is done, `on_step(done, of)` every step. Raises
+        ValueError where the pipeline does not take what the recipe asks for, and for latents that are not
+        finite. To have each picture as soon as it is there, use `diffplug.batches` or `diffplug.making`.
         """
         start, made = perf_counter(), []
         with count_network(pipe) as count:
             for batch in batches(self, pipe, prompts, seeds, max_rows=max_rows, on_step=on_step):
                 made.append(batch)
                 if on_batch is not None:
-                    on_batch(batch.prompts)
-            guided = _guided(pipe, self.guidance)
+                    on_batch(batch)
+            pairs = guided(pipe, self.guidance)
         images = [image for batch in made for image in batch.images]
         reached = [reward for batch in made for reward in batch.rewards]
         reports = [batch.report for batch in made if batch.report is not None]
-        return Pictures(images, count, perf_counter() - start, guided, reports, reached)
+        return Pictures(images, count, perf_counter() - start, pairs, reports, reached)
 
     def call_arguments(self, pipe: Any, prompts: Sequence[str]) -> dict[str, Any]:
         """Return the arguments of the pipeline's call. Raises ValueError for those that it does not take."""
@@ -289,9 +295,3 @@ def _accepted(callee: Any, call: Mapping[str, Any], name: str) -> None:
         return
     if strange := [key for key in call if key not in known]:
         raise ValueError(f"{name} takes no {' or '.join(strange)}: leave it out")
-
-
-def _guided(pipe: Any, guidance: float | None) -> bool:
-    """Whether the last call ran a conditional and an unconditional row for each picture."""
-    said = getattr(pipe, "do_classifier_free_guidance", None)
-    return bool(said) if said is not None else guidance is not None and guidance > 1
