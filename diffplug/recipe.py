@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from time import perf_counter
 from typing import Any
 
@@ -101,8 +102,14 @@ class Recipe:
         if {"num_frames", "video_length"} & inspect.signature(pipe.__call__).parameters.keys():
             raise ValueError(f"{type(pipe).__name__} makes videos: recipes are for single pictures")
         call = self.call_arguments(pipe, [""])
+        factor = getattr(pipe, "vae_scale_factor", 1)
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side is not None and side % factor:
+                raise ValueError(f"{name} {side} is no multiple of {factor}: take {side - side % factor}")
         with plug(pipe, *self._sampler(pipe)):
-            scheduler = original_class(pipe.scheduler)
+            scheduler, config = original_class(pipe.scheduler), pipe.scheduler.config
+        if scheduler.__name__ == "PNDMScheduler" and self.steps < 4 and not config.get("skip_prk_steps"):
+            raise ValueError(f"PNDM needs 4 steps or more, got {self.steps}")
         if self.eta is not None and "eta" not in inspect.signature(scheduler.step).parameters:
             raise ValueError(
                 f"eta {self.eta:g} does nothing with {scheduler.__name__}: take DDIM or TCD, or leave it out"
@@ -289,9 +296,9 @@ def _negative_acts(pipe: Any, call: Mapping[str, Any]) -> bool:
 
 
 def _accepted(callee: Any, call: Mapping[str, Any], name: str) -> None:
-    """Raises ValueError for arguments that `callee` does not know."""
-    known = inspect.signature(callee).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
-        return
+    """Raise ValueError for arguments that `callee` does not name; `**kwargs` would swallow them."""
+    known = [key for key, p in inspect.signature(callee).parameters.items() if p.kind is not p.VAR_KEYWORD]
     if strange := [key for key in call if key not in known]:
-        raise ValueError(f"{name} takes no {' or '.join(strange)}: leave it out")
+        near = get_close_matches(strange[0], known, n=1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"{name} takes no {' or '.join(strange)}: leave it out{meant}")

@@ -28,7 +28,7 @@ TERMINATED = 143
 """Exit status after SIGTERM."""
 
 _LONGEST = 800
-_QUOTED = re.compile(r"'([^'\n]{81,})'|\"([^\"\n]{81,})\"")
+_QUOTED = re.compile(r"""(?<!\w)'([^'\n]*)'(?!\w)|(?<!\w)"([^"\n]*)"(?!\w)""")
 _ClickException: type[Exception] = typer.BadParameter.__mro__[
     2
 ]  # typer brings its own copy of click, or click
@@ -190,7 +190,7 @@ def _in_a_line(text: str) -> str:
 
 def _shortened(match: re.Match[str]) -> str:
     """Return a quoted value of 80 characters; names of files stay whole, for they are to be copied."""
-    value, mark = match[1] or match[2], match[0][0]
-    if "/" in value and " " not in value and len(value) < 300:
+    value, mark = match[1] or match[2] or "", match[0][0]
+    if len(value) <= 80 or ("/" in value and " " not in value and len(value) < 300):
         return match[0]
     return f"{mark}{value[:60]}...{value[-15:]}{mark}"

@@ -7,6 +7,13 @@ from typing import Annotated
 
 import typer
 
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise typer.BadParameter("the folder's name is empty: give one, or . for the current folder")
+    return Path(text)
+
+
 Model = Annotated[str, typer.Option(help="shapes (embedded), a folder, or a hub id such as owner/name.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
@@ -28,7 +35,12 @@ Seed = Annotated[
     int, typer.Option(min=0, max=2**62, help="Seed of the first picture; the next ones count up.")
 ]
 Images = Annotated[int, typer.Option("--images", "-n", min=1, max=10_000, help="Pictures for each prompt.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures; made if missing.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", parser=_folder, metavar="FOLDER", help="Folder for the pictures; made if missing."
+    ),
+]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What the picture should not show.")]
 PromptFile = Annotated[
     Path | None,
