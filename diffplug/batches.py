@@ -106,7 +106,9 @@ def _made(recipe: Recipe, pipe: Any, prompts: Sequence[str], seeds: Sequence[int
     report = plugs[-1].report if recipe.steer else None
     used["width"], used["height"] = size = images[0].size
     if size != (recipe.width or size[0], recipe.height or size[1]):
-        warnings.warn(f"the pipeline made pictures of {size[0]}x{size[1]} pixels: it rounds sizes", stacklevel=2)
+        warnings.warn(
+            f"the pipeline made pictures of {size[0]}x{size[1]} pixels: it rounds sizes", stacklevel=2
+        )
     evaluations = count.rows / (2 if guided(pipe, recipe.guidance) else 1) / len(prompts)
     each = len(images) // len(prompts)
     return Batch(0, images, each, _rewards(report, len(images)), evaluations, used, report)
