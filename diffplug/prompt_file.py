@@ -128,6 +128,8 @@ def _prompt(where: str, row: Any) -> Prompt:
     if not isinstance(text, str) or not isinstance(negative, (str, type(None))):
         raise ValueError(f"{where}: prompt and negative_prompt are texts, and a prompt is needed")
     check_prompt(f"{where}: the prompt", text)
+    if negative:
+        check_prompt(f"{where}: the negative prompt", negative)
     return Prompt(text, negative, _seed(where, row.get("seed")))
 
 

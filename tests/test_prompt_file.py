@@ -1,4 +1,4 @@
-"""Prompts from files: what people's editors and spreadsheets write is read, what cannot be is told by line."""
+"""Prompts from files: what editors and spreadsheets write is read, what cannot be is told by line."""
 
 from __future__ import annotations
 

@@ -46,6 +46,8 @@ class Asked:
                 raise ValueError(
                     f"--{name} {values[name]} acts only with --steer: add --steer fk, or leave it out"
                 )
+        if (values.get("negative_prompt") or "").strip():
+            check_prompt("the negative prompt", values["negative_prompt"])
         mine, call = split_options(steer, values.get("option") or [])
         if values.get("returns") is not None:
             mine["returns"] = values["returns"]
@@ -136,7 +138,7 @@ def _check_shapes_prompts(prompts: Sequence[str]) -> None:
 
 
 def split_options(steer: str | None, texts: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the steerer's options and the arguments of the pipeline's call, from "churn=1.0" and the like."""
+    """Return the steerer's options, and the arguments of the pipeline's call, from texts like "churn=1.0"."""
     options = read_options(texts)
     known = [] if steer is None else list(inspect.signature(STEERERS.get(steer)).parameters)
     mine = {key: value for key, value in options.items() if key in known}

@@ -125,7 +125,9 @@ def sentence(error: BaseException) -> str:
         return "something that was read is nested too deeply"
     if type(error).__name__ == "SafetensorError":
         return f"weights could not be read or written: {text}"
-    return f"unexpected {type(error).__name__}: {text}. This is a bug: --debug shows where"
+    return (
+        f"unexpected {type(error).__name__}: {text}. This is a bug, here or in a library: --debug shows where"
+    )
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 
-def _folder(text: str) -> Path:
-    if not text.strip():
+def _folder(text: str | Path) -> Path:
+    if not str(text).strip():
         raise typer.BadParameter("the folder's name is empty: give one, or . for the current folder")
     return Path(text)
 
