@@ -71,7 +71,13 @@ class Registry:
         entries = self._entries()
         if name not in entries:
             raise unknown(self.kind, name, self.names())
-        return entries[name].load()
+        try:
+            return entries[name].load()
+        except (Exception, SystemExit) as error:  # whatever the other package raises
+            raise ValueError(
+                f"{self.kind} {name!r} does not load: entry point {entries[name].value!r} of group "
+                f"{self.group!r} raised {type(error).__name__}: {error}"
+            ) from error
 
     def __contains__(self, name: object) -> bool:
         return name in self._targets or name in self._entries()

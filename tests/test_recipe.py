@@ -28,7 +28,10 @@ def pipe() -> Any:
         ({"steps": 0}, "steps must be a whole number from 1 to 1000, got 0"),
         ({"steps": 2.5}, "steps must be a whole number"),
         ({"particles": True}, "particles must be a whole number"),
-        ({"guidance": float("nan")}, "guidance must be a finite number of at least 0, got nan"),
+        (
+            {"guidance": float("nan")},
+            "guidance must be a finite number of at least 0 and at most 1000, got nan",
+        ),
         ({"strength": -1.0}, "strength must be a finite number"),
         ({"sampler": "dc-solvr"}, "unknown sampler 'dc-solvr'. Did you mean 'dc-solver'"),
         ({"steer": "fkk"}, "unknown steerer 'fkk'. Did you mean 'fk'"),
@@ -75,7 +78,9 @@ def test_settings_tell_what_acted() -> None:
 def test_pictures_follow_their_seeds_not_their_batch(pipe: Any) -> None:
     recipe = Recipe(sampler="ddim", steps=2)
     told: list[int] = []
-    apart = recipe.run(pipe, ["a", "b", "a"], [5, 6, 7], max_rows=2, on_batch=told.append)
+    apart = recipe.run(
+        pipe, ["a", "b", "a"], [5, 6, 7], max_rows=2, on_batch=lambda batch: told.append(batch.prompts)
+    )
     alone = recipe.run(pipe, ["b"], [6])
     assert told == [2, 1]
     assert np.array_equal(np.asarray(apart.images[1]), np.asarray(alone.images[0]))

@@ -10,7 +10,7 @@ from diffplug.cli.options import Json
 
 @guarded
 def doctor(json: Json = False) -> None:
-    """Tells versions, devices, attention back ends, what is missing and the command that gets it.
+    """Print versions, devices, attention back ends, what is missing and the command that gets it.
 
     Example: `diffplug doctor`. The exit status is 1 where something needed is missing.
     """
@@ -33,7 +33,7 @@ def doctor(json: Json = False) -> None:
 
 @guarded
 def names(json: Json = False) -> None:
-    """Lists the short names of models, samplers, steerers, rewards and trainers.
+    """Print the short names of models, samplers, steerers, rewards and trainers.
 
     Example: `diffplug names --json`
     """
