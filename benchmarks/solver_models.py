@@ -23,7 +23,7 @@ from diffplug.samplers.schedule.presets import dpmpp
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.problem import Errors, Floats, ModelProblem, PipelineProblem, Problem, refined
 from diffplug.shapes import grade, sample_prompts
-from diffplug.testing.guided_mixture import GuidedMixture
+from diffplug.testing.closed_form.guided_mixture import GuidedMixture
 
 NODES = Nodes(kind="name", name="linspace", final="sigma_min")
 CLEAN = Nodes(kind="name", name="linspace", final="zero")

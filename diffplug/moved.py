@@ -88,6 +88,8 @@ MOVED = {
     "steering.value_fitting": "steering.values.fitting",
     "steering.weights": "steering.smc.weights",
     "stock": "samplers.by_name",
+    "testing.gaussian_model": "testing.closed_form.gaussian",
+    "testing.guided_mixture": "testing.closed_form.guided_mixture",
 }
 """Old name to new name, both without `diffplug.`."""
 

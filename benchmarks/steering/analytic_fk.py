@@ -17,7 +17,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from benchmarks.steering.chain import BETAS, GAUSSIAN, TWO_HUMPS, Mixture, Steered, steer
+from benchmarks.steering.chain import Steered, steer
 from benchmarks.steering.published import Dropping, Lagging
 from benchmarks.steering.rows import (
     Row,
@@ -34,6 +34,7 @@ from diffplug.steering.proposals import Twist
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.potentials import Difference, Max, MaxIncrement, Potential, Sum
 from diffplug.steering.smc.resampling import resample
+from diffplug.testing.closed_form.chain import BETAS, GAUSSIAN, TWO_HUMPS, Mixture
 
 PART = "Feynman-Kac"
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.steering.analytic_fk import HUMPS, LINEAR, QUADRATIC, STEEP, Case
-from benchmarks.steering.chain import GAUSSIAN, Steered, ddim
-from benchmarks.steering.masked_model import MASK, STEPS, STRENGTH, MaskedModel, Z
+from benchmarks.steering.chain import Steered
+from benchmarks.steering.masked_svdd import handed_over, selected
 from benchmarks.steering.rows import Row, moments, normaliser, pooled_moments, spread, weighted_moments
 from diffplug.noise.families import level
 from diffplug.steering.engine.score_times import every_block
@@ -20,6 +20,8 @@ from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.islands import Populations
 from diffplug.steering.smc.potentials import Difference
 from diffplug.steering.smc.resampling import Rule, one_survivor, the_best
+from diffplug.testing.closed_form.chain import GAUSSIAN, ddim
+from diffplug.testing.closed_form.masked_tokens import MASK, STEPS, STRENGTH, MaskedModel, Z
 from diffplug.transition import transition
 
 PART = "SVDD"
@@ -261,10 +263,10 @@ def _limit(model: MaskedModel, values: list[Tensor]) -> Tensor:
 def _simulated(
     model: MaskedModel, name: str, value: Tensor, groups: int, greedy: bool, expected: float
 ) -> Iterator[Row]:
-    x, log_z = model.selected(value, groups, 10, greedy=greedy)
+    x, log_z = selected(model, value, groups, 10, greedy=greedy)
     case = f"tokens, {name}, M = 10{', greedy' if greedy else ''}"
     ties = name in ("likeliest tokens", "masks count nothing")  # candidates of equal value all stay here
-    mean, _, error = moments(model.handed_over(x, greedy=greedy))
+    mean, _, error = moments(handed_over(model, x, greedy=greedy))
     yield _row(case=case, quantity="mean", expected=expected, found=mean, error=error, slack=0.03, shown=ties)
     if not greedy and not ties:
         ratio, _, error = moments(log_z.exp() / Z)

@@ -22,7 +22,6 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from benchmarks.steering.chain import BETAS, GAUSSIAN, ddim, denoise
 from diffplug.intercept import intercept_step
 from diffplug.noise.families import levels
 from diffplug.noise.stochastic import adds_noise
@@ -35,6 +34,7 @@ from diffplug.steering.proposals import Churn
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.potentials import Difference
 from diffplug.testing import tiny
+from diffplug.testing.closed_form.chain import BETAS, GAUSSIAN, ddim, denoise
 from diffplug.transition import ancestral
 
 law, on_pipe = pytest.mark.law, pytest.mark.pipe

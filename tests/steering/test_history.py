@@ -11,12 +11,12 @@ import pytest
 import torch
 from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance, MomentumBuffer
 
-from benchmarks.steering.chain import BETAS
 from diffplug import samplers
 from diffplug.intercept import StepCall, StepInterceptor, intercept_step
 from diffplug.steering.engine.history import reindex, reindex_arguments, reindex_guiders, reindex_scheduler
 from diffplug.steering.engine.ranks import Rows
 from diffplug.steering.engine.step import move_particles
+from diffplug.testing.closed_form.chain import BETAS
 
 pytestmark = pytest.mark.law
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel, VQModel
 
-from benchmarks.steering.masked_model import LENGTH, MASK, STEPS, STRENGTH, TARGET_MEAN, MaskedModel, Z
 from diffplug.intercept import intercept_step
 from diffplug.plug import plug
 from diffplug.steering import (
@@ -23,6 +22,15 @@ from diffplug.steering.engine.score_times import every_call
 from diffplug.steering.engine.step import ParticleSteps
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.potentials import Difference
+from diffplug.testing.closed_form.masked_tokens import (
+    LENGTH,
+    MASK,
+    STEPS,
+    STRENGTH,
+    TARGET_MEAN,
+    MaskedModel,
+    Z,
+)
 from diffplug.testing.encoders import clip_encoder
 from diffplug.testing.tokenizers import clip_tokenizer
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 
-from benchmarks.steering.chain import BETAS, GAUSSIAN, TWO_HUMPS, ddim, denoise, steer
+from benchmarks.steering.chain import steer
 from diffplug.intercept import StepInterceptor, intercept_step
 from diffplug.steering.engine import step as engine_module
 from diffplug.steering.engine.score_times import every_block, every_call, scored_calls
 from diffplug.steering.engine.step import ParticleSteps, remaining_steps
+from diffplug.testing.closed_form.chain import BETAS, GAUSSIAN, TWO_HUMPS, ddim, denoise
 
 pytestmark = pytest.mark.law
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.steering.chain import GAUSSIAN, TWO_HUMPS, steer
+from benchmarks.steering.chain import steer
 from diffplug.steering.engine.score_times import every_call
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.islands import Populations
 from diffplug.steering.smc.potentials import Difference
 from diffplug.steering.smc.resampling import one_survivor, the_best
+from diffplug.testing.closed_form.chain import GAUSSIAN, TWO_HUMPS
 
 pytestmark = pytest.mark.law
 

@@ -16,7 +16,6 @@ from benchmarks.steering import picture_tables, pictures
 from benchmarks.steering.__main__ import parser
 from benchmarks.steering.analytic_fk import LINEAR, every, twists
 from benchmarks.steering.analytic_svdd import soft_value, tokens
-from benchmarks.steering.chain import GAUSSIAN, ddim, denoise
 from benchmarks.steering.clock import Clock
 from benchmarks.steering.drawing import draw
 from benchmarks.steering.pictures import RULES, Cell, Grid, Setting
@@ -27,6 +26,7 @@ from diffplug.noise.families import level
 from diffplug.plug import plug
 from diffplug.recipe import Recipe
 from diffplug.testing import tiny
+from diffplug.testing.closed_form.chain import GAUSSIAN, ddim, denoise
 
 
 def test_every_rule_costs_the_same() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 
-from benchmarks.steering.chain import BETAS, GAUSSIAN, TWO_HUMPS, Steered, ddim, steer
+from benchmarks.steering.chain import Steered, steer
 from diffplug.intercept import StepInterceptor, intercept_step
 from diffplug.plug import plug
 from diffplug.steering import SVDD, CoDe, TwoLevel
@@ -20,6 +20,7 @@ from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.potentials import Difference
 from diffplug.steering.smc.resampling import Rule, kl_bound, one_survivor, the_best
 from diffplug.testing import tiny
+from diffplug.testing.closed_form.chain import BETAS, GAUSSIAN, TWO_HUMPS, ddim
 
 Z_GAUSSIAN, Z_HUMPS = 10.2877135, 2.3410407
 law, on_pipe = pytest.mark.law, pytest.mark.pipe

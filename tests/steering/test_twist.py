@@ -8,12 +8,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
 
-from benchmarks.steering.chain import GAUSSIAN, Steered, steer
+from benchmarks.steering.chain import Steered, steer
 from diffplug.plug import plug
 from diffplug.steering import FeynmanKac
 from diffplug.steering.engine.score_times import every_call
 from diffplug.steering.proposals import Twist, posterior_slope
 from diffplug.testing import tiny
+from diffplug.testing.closed_form.chain import GAUSSIAN
 
 Z_GAUSSIAN = 10.2877135
 law, on_pipe = pytest.mark.law, pytest.mark.pipe

@@ -21,7 +21,7 @@ from diffplug.samplers.search.compensation import search_compensation
 from diffplug.samplers.search.fit import fit, simplex
 from diffplug.samplers.search.problem import ModelProblem, errors, refined
 from diffplug.testing import tiny
-from diffplug.testing.guided_mixture import GuidedMixture
+from diffplug.testing.closed_form.guided_mixture import GuidedMixture
 
 LINSPACE = Nodes(kind="name", name="linspace", final="sigma_min")
 SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from diffplug.testing.closed_form.gaussian import network_levels
 
 
 class GuidedMixture:
@@ -34,3 +38,19 @@ class GuidedMixture:
         log_p = self.log_weights - 0.5 * (off**2 / spread + spread.log()).sum(-1)
         plain = (log_p.softmax(-1)[..., None] * each).sum(1)
         return plain + self.guidance_scale * (each[torch.arange(len(x)), prompts] - plain)
+
+    def epsilon(self, x: Tensor, alpha: float, sigma: float, prompts: Tensor) -> Tensor:
+        """The guided prediction of the noise, [n, 16]: exact."""
+        return (x - alpha * self.x0(x, alpha, sigma, prompts)) / sigma
+
+    def network(self, scheduler: Any, x: Tensor, timestep: Any, prompts: Tensor) -> Tensor:
+        """The output for a scheduler that takes noise predictions, at one of its timesteps."""
+        return self.epsilon(x, *network_levels(scheduler, timestep), prompts)
+
+    def sample(self, scheduler: Any, steps: int, pairs: tuple[Tensor, Tensor]) -> Tensor:
+        """The final samples [n, 16] of a scheduler that takes noise predictions, from these pairs."""
+        scheduler.set_timesteps(steps)
+        x, prompts = pairs
+        for t in scheduler.timesteps:
+            x = scheduler.step(self.network(scheduler, x, t, prompts), t, x).prev_sample
+        return x

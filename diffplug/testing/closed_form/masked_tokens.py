@@ -9,10 +9,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from diffplug.steering.smc.filter import ParticleFilter
-from diffplug.steering.smc.potentials import Difference
-from diffplug.steering.smc.resampling import one_survivor, the_best
-
 LENGTH, TOKENS, MASK, STEPS = 4, 3, 3, 6
 STRENGTH = 2.0
 Z, TARGET_MEAN, BASE_MEAN = 25.56881, 3.02395, 0.48512
@@ -81,32 +77,6 @@ class MaskedModel:
         for step in reversed(range(STEPS)):
             ahead.insert(0, self.kernel(step) @ ahead[0])
         return [value.log() / STRENGTH for value in ahead]
-
-    def selected(self, value: Tensor, groups: int, m: int, *, greedy: bool = False) -> tuple[Tensor, Tensor]:
-        """Return finished sequences `[groups, m, 4]` and log normalisers `[groups]` of SVDD.
-
-        One of m candidates survives at every step by its value `[256]`: by softmax, or the best one.
-        """
-        generator = torch.Generator().manual_seed(11)
-        filt = ParticleFilter(
-            groups=groups,
-            particles=m,
-            potential=Difference(strength=STRENGTH, tilt="constant"),
-            generators=[torch.Generator().manual_seed(12)],
-            resampler=the_best if greedy else one_survivor,
-        )
-        x = torch.full((groups, m, LENGTH), MASK)
-        for step in range(STEPS):
-            picked = filt.select(value[self.number(x)], call=step, progress=1.0)
-            x = self.step(x.gather(1, picked.ancestors[..., None].expand_as(x)), step, generator)
-        return x, filt.finish(self.reward(x))[1]
-
-    def handed_over(self, x: Tensor, *, greedy: bool = False) -> Tensor:
-        """Return the expected reward `[groups]` of the candidate that each group of `selected` hands over."""
-        reward = self.reward(x)
-        if greedy:
-            return reward.amax(-1)
-        return (torch.softmax(STRENGTH * reward, -1) * reward).sum(-1)
 
     def step(self, x: Tensor, step: int, generator: torch.Generator) -> Tensor:
         """Return the next states of `[n, 4]`."""
