@@ -17,9 +17,9 @@ from benchmarks.steering.rows import Row, moments, normaliser, pooled_moments, s
 from diffplug.noise.families import level
 from diffplug.steering.engine.score_times import every_block
 from diffplug.steering.smc.filter import ParticleFilter
-from diffplug.steering.smc.islands import Populations
+from diffplug.steering.smc.islands import Islands
 from diffplug.steering.smc.potentials import Difference
-from diffplug.steering.smc.resampling import Rule, one_survivor, the_best
+from diffplug.steering.smc.resampling import Selector, one_survivor, the_best
 from diffplug.transition import transition
 
 PART = "SVDD"
@@ -34,7 +34,7 @@ def decode(
     count: int = 1,
     tilt: str = "constant",
     block: int = 1,
-    rule: Rule = one_survivor,
+    rule: Selector = one_survivor,
     **options: Any,
 ) -> Steered:
     """A chain with m candidates a group; with `count` groups of a population, these are resampled as well."""
@@ -51,7 +51,7 @@ def decode(
         if count == 1:
             return inner
         above = [torch.Generator().manual_seed(seed + 2)]
-        return Populations(inner, groups=rows, generators=above, ess_threshold=0.5)
+        return Islands(inner, groups=rows, generators=above, ess_threshold=0.5)
 
     options.setdefault("plan", every_block(block))
     return case.run(groups, particles=m * count, make_filter=build, **options)

@@ -25,7 +25,7 @@ from diffplug.steering.engine.scoring import Scorer
 from diffplug.steering.engine.step import Filter, ParticleSteps
 from diffplug.steering.report import SteeringReport
 from diffplug.steering.smc.filter import checked_rewards
-from diffplug.steering.smc.islands import Populations
+from diffplug.steering.smc.islands import Islands
 from diffplug.steering.smc.resampling import resample
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class SteeredRun:
         found = self._filter()
         if not self.steerer.leaders_first:
             return 1
-        if isinstance(found, Populations) and found.ess_threshold is None:
+        if isinstance(found, Islands) and found.ess_threshold is None:
             return found.count
         return 1
 

@@ -15,9 +15,9 @@ from diffplug.seeds import particle_seed
 from diffplug.steering.engine.step import Filter
 from diffplug.steering.proposals import Churn, Proposal, check_eta
 from diffplug.steering.smc.filter import ParticleFilter
-from diffplug.steering.smc.islands import Populations
+from diffplug.steering.smc.islands import Islands
 from diffplug.steering.smc.potentials import Potential, potential
-from diffplug.steering.smc.resampling import Rule
+from diffplug.steering.smc.resampling import Selector
 from diffplug.steering.steerer import Steerer
 
 
@@ -81,7 +81,7 @@ class Tilted(Steerer):
         self,
         groups: int,
         *,
-        resampler: str | Rule,
+        resampler: str | Selector,
         ess_threshold: float | None,
         populations: int = 1,
         second_level: float | None = None,
@@ -103,7 +103,7 @@ class Tilted(Steerer):
         if populations == 1:
             return inner
         above = [_stream(seed, populations) for seed in seeds]
-        return Populations(inner, groups=groups, generators=above, ess_threshold=second_level)
+        return Islands(inner, groups=groups, generators=above, ess_threshold=second_level)
 
 
 def prompt_seeds(seed: int | Sequence[int], groups: int) -> list[int]:

@@ -18,14 +18,14 @@ from diffplug.steering import SVDD, CoDe, TwoLevel
 from diffplug.steering.engine.score_times import every_block
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.potentials import Difference
-from diffplug.steering.smc.resampling import Rule, kl_bound, one_survivor, the_best
+from diffplug.steering.smc.resampling import Selector, kl_bound, one_survivor, the_best
 from diffplug.testing import tiny
 
 Z_GAUSSIAN, Z_HUMPS = 10.2877135, 2.3410407
 law, on_pipe = pytest.mark.law, pytest.mark.pipe
 
 
-def svdd(strength: float, m: int, rule: Rule = one_survivor, tilt: str = "constant") -> Callable[[int], Any]:
+def svdd(strength: float, m: int, rule: Selector = one_survivor, tilt: str = "constant") -> Callable[[int], Any]:
     """Return a builder of SVDD's filter."""
     return lambda groups: ParticleFilter(
         groups=groups,
