@@ -126,9 +126,7 @@ def compare(
                 on_batch(i, n)
 
         pictures = recipe.run(pipe, slots, seeds, max_rows=max_rows, on_batch=told)
-        outcomes.append(
-            Outcome(recipe.settled(pipe), pictures, judge(pictures.images, slots) if judge else None)
-        )
+        outcomes.append(Outcome(recipe, pictures, judge(pictures.images, slots) if judge else None))
     return outcomes
 
 

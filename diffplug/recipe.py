@@ -6,13 +6,12 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
 from diffplug import rewards
 from diffplug.denoiser import NetworkCount, count_network
-from diffplug.intercept import original_class
 from diffplug.plug import plug
 from diffplug.registry import STEERERS, sampler, sampler_names, unknown
 from diffplug.seeds import Seeds
@@ -78,25 +77,6 @@ class Recipe:
         idle = () if self.steer else ("particles", "reward", "strength", "options")
         return {key: value for key, value in values.items() if key not in idle}
 
-    def settled(self, pipe: Any) -> Recipe:
-        """The recipe with noise where it says none, steers by copying particles, and its solver adds none.
-
-        Copies part in noise. A rule that knows how its copies get some (`noise_for`) is given that; under
-        others DDIM has eta = 1. `run` does this itself.
-        """
-        if self.steer is None or self.eta is not None or "churn" in self.options:
-            return self
-        steerer = STEERERS.get(self.steer)
-        if not getattr(steerer, "copies", False):
-            return self
-        with plug(pipe, *self._sampler(pipe)):
-            ddim = original_class(pipe.scheduler).__name__ == "DDIMScheduler"
-            noise = steerer.noise_for(pipe.scheduler, self.options) if hasattr(steerer, "noise_for") else {}
-        if noise:
-            return replace(self, options={**self.options, **noise})
-        takes = "eta" in inspect.signature(pipe.__call__).parameters
-        return replace(self, eta=1.0) if ddim and takes else self
-
     def plugs(self, pipe: Any, seeds: Sequence[int]) -> list[Any]:
         """The plugs for a call of `pipe` with these seeds of its pictures: sampler, seeds, steerer last."""
         found = [*self._sampler(pipe), Seeds(list(seeds))]
@@ -123,6 +103,7 @@ class Recipe:
             options["strength"] = self.strength
         if "seed" in inspect.signature(steerer).parameters:
             options.setdefault("seed", list(seeds))
+        options = getattr(steerer, "current_options", dict)(options)
         _accepted(steerer, options, f"steerer {self.steer!r}")
         return steerer(reward, particles=self.particles, **options)
 
@@ -142,16 +123,16 @@ class Recipe:
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
-        recipe, per_call = self.settled(pipe), max(1, max_rows // self.copies)
+        per_call = max(1, max_rows // self.copies)
         images: list[Any] = []
         reports: list[Any] = []
         start = perf_counter()
         with _quiet(pipe), count_network(pipe) as count:
             for first in range(0, len(prompts), per_call):
                 part = slice(first, first + per_call)
-                plugs = recipe.plugs(pipe, seeds[part])
+                plugs = self.plugs(pipe, seeds[part])
                 with plug(pipe, *plugs):
-                    images += _images(pipe, pipe(**recipe._call(pipe, prompts[part])))
+                    images += _images(pipe, pipe(**self._call(pipe, prompts[part])))
                 reports += [plugs[-1].report] if self.steer else []
                 if on_batch is not None:
                     on_batch(len(prompts[part]))

@@ -17,7 +17,7 @@ from diffplug.steering.smc.weights import ess
 class SteeringReport:
     """What a steered run did: P prompts, k particles each, C scored calls before the end.
 
-    steps: scheduler steps of the run. calls: indices of the scored calls. rewards `[C, P, k]`, ess `[C, P]`,
+    steps: scheduler steps of the run. noise: what parts duplicates, in words. calls: indices of the scored calls. rewards `[C, P, k]`, ess `[C, P]`,
     resampled `[C, P]`, ancestors `[C, P, k]`: what each scored call saw and decided; a reward of -inf stands
     for a dead particle. distinct_roots `[C, P]`: how many of the k starting points still have descendants
     (the measure of diversity; ESS is not). log_z `[P]`: estimate of log E[exp(strength * reward)] under the
@@ -34,6 +34,7 @@ class SteeringReport:
     strength: float
     prompts: tuple[str, ...]
     steps: int
+    noise: str = ""
     calls: tuple[int, ...]
     rewards: Tensor
     ess: Tensor
@@ -61,11 +62,7 @@ class SteeringReport:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     def plot(self, prompt: int = 0) -> Any:
-        """Return a matplotlib Figure of a prompt's genealogy, rewards and diversity; see
-        `diffplug.steering.plot`.
-        """
-        from diffplug.steering.report import plot
-
+        """Return a matplotlib Figure of a prompt's genealogy, rewards and diversity; see `plot`."""
         return plot(self, prompt)
 
     def explain_log_z(self, prompt: int = 0) -> str:
@@ -85,6 +82,7 @@ class SteeringReport:
     def __str__(self) -> str:
         """Return a short table: one line per prompt and scored call, and one with the cost."""
         lines = [f"{self.method}: {self.particles} particles, {self.steps} steps, strength {self.strength:g}"]
+        lines += [f"  noise: {self.noise}"] if self.noise else []
         for g, prompt in enumerate(self.prompts):
             lines += [f"  {_shortened(prompt)!r}", "    step    best    mean    ESS  roots"]
             for c, call in enumerate(self.calls):

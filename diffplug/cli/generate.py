@@ -67,7 +67,6 @@ def generate(
     )
     folder = output_folder(out)
     pipe = load_pipeline(model, device, dtype, prompts)
-    recipe = recipe.settled(pipe)
     slots = [prompt for prompt in prompts for _ in range(images)]
     seeds = [seed + i for i in range(len(slots))]
     with progress([("pictures", len(slots))], disable=json) as advance:
@@ -80,13 +79,9 @@ def generate(
     print_table(
         ["file", "seed", "prompt"], [[r["file"], str(r["seed"]), r["prompt"]] for r in rows], right=["seed"]
     )
-    if recipe.eta != eta:
-        typer.echo(f"{steer} copies particles, which part in the noise of DDIM's steps: eta {recipe.eta:g}")
-    elif "churn" in recipe.options:
-        churn = recipe.options["churn"]
-        typer.echo(
-            f"{steer} copies particles, which part in noise added where they are scored: churn {churn:g}"
-        )
+    for report in made.reports[:1]:
+        if "adds none by itself" in getattr(report, "noise", ""):
+            typer.echo(f"{steer} duplicates particles, which part in noise: {report.noise}")
     typer.echo(f"{cost['evaluations']:.0f} network evaluations for each picture, {made.seconds:.1f} s in all")
 
 
