@@ -1,6 +1,6 @@
 """The options of steerers as parts, and the keywords that stood for them before.
 
-    FeynmanKac(reward, particles=16, scoring=Scoring(at=(0.5, 0.8)), selection=Resampling("ssp", islands=2))
+FeynmanKac(reward, particles=16, scoring=Scoring(at=(0.5, 0.8)), selection=Resampling("ssp", islands=2))
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ class Network:
             raise ValueError(f"ranks={self.ranks!r}: give True, False or Ranks.of(group)")
 
 
+SCORING, RESAMPLING, NETWORK = Scoring(), Resampling(), Network()  # the defaults
 _PARTS: dict[str, type] = {"scoring": Scoring, "selection": Resampling, "network": Network}
 _MOVED = {
     "score_at": ("scoring", "at"),
@@ -133,7 +134,13 @@ _OTHERS = {
     "target_ess": "tilt=Adaptive({!r})",
     "alpha": "strength=1 / {!r}",
 }
-_WHERE = {"churn": "proposal", "twist": "proposal", "spread": "proposal", "target_ess": "tilt", "alpha": "block"}
+_WHERE = {
+    "churn": "proposal",
+    "twist": "proposal",
+    "spread": "proposal",
+    "target_ess": "tilt",
+    "alpha": "block",
+}
 
 
 def current_options(steerer: type, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -21,7 +21,7 @@ from diffplug.steering.engine.rule import Filter, Plan
 from diffplug.steering.engine.run import SteeredRun
 from diffplug.steering.engine.slots import Slots
 from diffplug.steering.noise_choice import Asked, check_proposal, choose_noise
-from diffplug.steering.parts import Network, Scoring, current_options
+from diffplug.steering.parts import NETWORK, SCORING, Network, Scoring, current_options
 from diffplug.steering.proposals import Churn, ChurnedSteps, Proposal, Twist, TwistedSteps
 from diffplug.steering.report import SteeringReport
 
@@ -45,8 +45,8 @@ class Steerer:
     _: KW_ONLY
     particles: int = 8
     returns: str = "best"
-    scoring: Scoring = Scoring()
-    network: Network = Network()
+    scoring: Scoring = SCORING
+    network: Network = NETWORK
     _reports: list[SteeringReport] = field(default_factory=list, init=False, repr=False, compare=False)
 
     slot: ClassVar[str] = "steering"
@@ -144,8 +144,8 @@ class Steerer:
         noise = choose_noise(getattr(self, "proposal", None), pipe, kwargs)
         if self.needs_noise and self.scores and noise.words == "none":
             raise ValueError(
-                f"{type(pipe.scheduler).__name__} adds no noise, so all candidates of a group would be the same: "
-                "leave out proposal=None, or take a stochastic solver, or BestOfN, which works with every one"
+                f"{type(pipe.scheduler).__name__} adds no noise, so all candidates of a group would be the "
+                "same: leave out proposal=None, take a stochastic solver, or BestOfN, which works with every one"
             )
         slots = slots_of(self.particles, self.network.ranks)
         request = read_request(pipe, {**kwargs, **noise.call}, slots)

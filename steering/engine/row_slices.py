@@ -90,7 +90,7 @@ class Portions:
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _halve(self, rows: int) -> None:
-        """Take half as many rows from now on. Raises the OutOfMemoryError that is handled for a single one."""
+        """Take half as many rows from now on; for a single one raise the error that is being handled."""
         if rows <= 1:
             raise  # the error that is being handled
         self.limit = -(-rows // 2)

@@ -39,19 +39,19 @@ class Steering(Rule, Protocol):
     needs_noise: Any
 
     @property
-    def reward(self) -> Any: ...  # noqa: D102
+    def reward(self) -> Any: ...
     @property
-    def returns(self) -> str: ...  # noqa: D102
+    def returns(self) -> str: ...
     @property
-    def scoring(self) -> Scoring: ...  # noqa: D102
+    def scoring(self) -> Scoring: ...
     @property
-    def network(self) -> Network: ...  # noqa: D102
+    def network(self) -> Network: ...
     @property
-    def weight(self) -> float: ...  # noqa: D102
+    def weight(self) -> float: ...
     @property
-    def scores(self) -> bool: ...  # noqa: D102
+    def scores(self) -> bool: ...
     @property
-    def leaders_first(self) -> bool: ...  # noqa: D102
+    def leaders_first(self) -> bool: ...
 
 
 @dataclass(frozen=True)

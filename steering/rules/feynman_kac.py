@@ -8,7 +8,7 @@ from typing import ClassVar
 from diffplug.steering.engine.rule import Filter, Plan
 from diffplug.steering.engine.score_times import no_call, plan_of
 from diffplug.steering.noise_choice import Asked
-from diffplug.steering.parts import Resampling, takes_old_keywords
+from diffplug.steering.parts import RESAMPLING, Resampling, takes_old_keywords
 from diffplug.steering.rules.tilted import Tilted, check_split
 from diffplug.steering.smc.potentials import potential
 
@@ -40,7 +40,7 @@ class FeynmanKac(Tilted):
 
     _: KW_ONLY
     potential: str = "difference"
-    selection: Resampling = Resampling()
+    selection: Resampling = RESAMPLING
 
     times: ClassVar[bool] = True
 

@@ -155,4 +155,3 @@ class TwoLevel(OneSurvivor):
             islands=self.particles // self.candidates,
             second_level=self.ess_threshold,
         )
-

@@ -70,10 +70,11 @@ class ParticleFilter:
 
     groups, particles: P and k. potential: see `diffplug.steering.smc.potentials`. resampler: a name of
     `RESAMPLERS`, or a selector such as `one_survivor`; one that is marked `biased` leaves no weights (`exact`
-    is False, the final weights are equal and the normaliser is NaN). ess_threshold: select where the effective
-    sample size is below this share of k; None selects at every scored call. generators: CPU generators for
-    the selections, one for all groups or one for each. Groups never mix. A group whose weights are equal
-    stays as it is; one in which a particle died selects at once; one in which all died counts as not scored.
+    is False, the final weights are equal and the normaliser is NaN). ess_threshold: select where the
+    effective sample size is below this share of k; None selects at every scored call. generators: CPU
+    generators for the selections, one for all groups or one for each. Groups never mix. A group whose weights
+    are equal stays as it is; one in which a particle died selects at once; one in which all died counts as
+    not scored.
     """
 
     def __init__(

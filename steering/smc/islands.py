@@ -1,4 +1,4 @@
-"""Islands: several populations per prompt, apart from each other or selected among each other (a second level).
+"""Islands: several populations per prompt, apart from each other or selected among each other.
 
 The k particles of a prompt are G consecutive islands of M = k / G, each with its own filter, its own random
 stream and a running log weight
@@ -107,4 +107,3 @@ class Islands:
             return logw.reshape(shape), torch.full_like(self.log_z, torch.nan), scores.reshape(shape)
         logw = (logw + running[:, None]).reshape(shape)
         return logw, self.log_z + log_mean_exp(logw), scores.reshape(shape)
-

@@ -27,7 +27,8 @@ class ManySamples:
     2501.06848). Guesses are drawn around the clean prediction with the variance that a Gaussian prior of
     standard deviation `spread` leaves, spread^2 sigma^2 / (alpha^2 spread^2 + sigma^2); 1 fits the latents of
     an autoencoder. Tokens are drawn from the network's own probabilities, places independently. All particles
-    use the same noise (common random numbers), so the noise cannot change their ranking. Raises ValueError for draws < 1 and spread <= 0.
+    use the same noise (common random numbers), so the noise cannot change their ranking. Raises ValueError
+    for draws < 1 and spread <= 0.
     """
 
     draws: int = 4
