@@ -145,7 +145,7 @@ class Steerer:
         if self.needs_noise and self.scores and noise.words == "none":
             raise ValueError(
                 f"{type(pipe.scheduler).__name__} adds no noise, so all candidates of a group would be the "
-                "same: leave out proposal=None, take a stochastic solver, or BestOfN, which works with every one"
+                "same: leave out proposal=None, take a stochastic solver, or BestOfN, which needs none"
             )
         slots = slots_of(self.particles, self.network.ranks)
         request = read_request(pipe, {**kwargs, **noise.call}, slots)

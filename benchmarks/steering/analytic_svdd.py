@@ -15,7 +15,6 @@ from benchmarks.steering.chain import GAUSSIAN, Steered, ddim
 from benchmarks.steering.masked_model import MASK, STEPS, STRENGTH, MaskedModel, Z
 from benchmarks.steering.rows import Row, moments, normaliser, pooled_moments, spread, weighted_moments
 from diffplug.noise.families import level
-from diffplug.steering.engine.rule import ScoredStep
 from diffplug.steering.engine.score_times import every_block
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.islands import Islands
@@ -104,7 +103,7 @@ def outputs(groups: int) -> Iterator[Row]:
         yield from _mean_and_variance(name, chosen(run, case, m), mean, variance, _OWN_ERROR[case.name])
         yield normaliser(PART, name, run, case.z)
     for seed, (m, mean) in enumerate(((2, 1.2206), (8, 1.3535), (20, 1.3865), (64, 1.3968)), start=20):
-        run = decode(QUADRATIC, m, groups, seed=seed, score=soft_value)
+        run = decode(QUADRATIC, m, groups, seed=seed, score=lambda step: soft_value(step.x0, step.index))
         name = f"{QUADRATIC.name}, exact soft value, M = {m}"
         yield from _mean_and_variance(name, chosen(run, QUADRATIC, m), mean, None, 0.016)
         yield normaliser(PART, name, run, QUADRATIC.z)
@@ -129,13 +128,13 @@ def _ahead(steps: int = 20) -> list[tuple[float, float, float, float, float]]:
     return found
 
 
-def soft_value(step: ScoredStep) -> Tensor:
+def soft_value(x0: Tensor, call: int) -> Tensor:
     """log E[exp(strength r(x_n)) | x] / strength of the Gaussian chain and the quadratic reward, exactly.
 
     A state is told by its clean prediction `[n, 1]`, which is linear in it.
     """
-    slope, intercept, variance, a, b = _ahead()[step.index]
-    mean = slope * (step.x0[:, 0] - b) / a + intercept
+    slope, intercept, variance, a, b = _ahead()[call]
+    mean = slope * (x0[:, 0] - b) / a + intercept
     lam = QUADRATIC.strength
     spread = 1 + lam * variance
     return (-0.5 * math.log(spread) - 0.5 * lam * (mean - 2) ** 2 / spread) / lam

@@ -44,7 +44,14 @@ def limited(ask: Callable[..., Tensor], seconds: float) -> Callable[..., Tensor]
     return asked
 
 
-_NOBODY = (OSError, RewardTimeout, SystemExit, torch.OutOfMemoryError)  # of the scorer, not of a picture
+_NOBODY = (
+    ConnectionError,
+    FileNotFoundError,
+    TimeoutError,
+    RewardTimeout,
+    SystemExit,
+    torch.OutOfMemoryError,
+)  # of the scorer, not of a picture
 
 
 def failing_row(ask: Callable[[slice], Any], rows: int, error: BaseException) -> int | None:

@@ -44,7 +44,7 @@ def refuse_pipeline(pipe: Any, *, copies: bool = True) -> None:
 
 def _without_scheduler(pipe: Any) -> str:
     """Return why a pipeline without `pipe.scheduler` cannot be steered."""
-    names = sorted({*getattr(pipe, "components", {}), *vars(pipe)} - {"_scheduler"})
+    names = sorted({*getattr(pipe, "components", {}), *getattr(pipe, "__dict__", {})} - {"_scheduler"})
     several = [name for name in names if name.endswith("scheduler") and getattr(pipe, name, None) is not None]
     if several:
         return (

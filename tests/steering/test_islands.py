@@ -101,5 +101,5 @@ def test_two_levels_are_exact(
 def test_greedy_populations_have_no_second_level() -> None:
     with pytest.raises(ValueError, match="no weights to be selected by"):
         build(1, 2, 2, resampler=the_best, second=0.5)
-    with pytest.raises(ValueError, match="5 populations cannot be split among 2 prompts"):
+    with pytest.raises(ValueError, match="5 islands cannot be split among 2 prompts"):
         Islands(build(5, 1, 2).inner, groups=2, generators=[])

@@ -131,10 +131,8 @@ def test_what_does_not_fit_is_refused(kwargs: dict[str, Any], message: str) -> N
 
 def test_latents_for_every_particle_are_kept() -> None:
     latents = torch.zeros(8, 4, 8, 8)
-    assert (
-        read_request(Images(), {"prompt": ["a", "b"], "latents": latents}, Slots(4)).kwargs["latents"]
-        is latents
-    )
+    request = read_request(Images(), {"prompt": ["a", "b"], "latents": latents}, Slots(4))
+    assert torch.equal(request.kwargs["latents"], latents)
 
 
 def test_each_start_image_stays_with_its_prompt() -> None:
