@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffplug import latents, rewards
+from diffplug import rewards
+from diffplug.latents import PictureDecoder
 from diffplug.pictures import score_pictures
 from diffplug.steering.engine.blame import failing_row, limited
 from diffplug.steering.engine.request import Request
@@ -55,8 +56,6 @@ class Scorer:
         self.texts = [prompt for prompt in self.prompts for _ in slots.own]
         self.seconds = Seconds()
         self.takes_video = bool(getattr(reward, "takes_video", False))
-        own = scoring.decode
-        self.early = own if scoring.preview is None else partial(latents.decode, vae=scoring.preview)
         if needed:
             load_reward(reward)
 
@@ -104,11 +103,24 @@ class Scorer:
             )
         return found
 
+    @cached_property
+    def early(self) -> Callable[..., Tensor] | None:
+        """Return another decoder for unfinished pictures, None for the pipeline's own way."""
+        scoring, size = self.scoring, self.request.size
+        if scoring.decode is not None:
+            return partial(scoring.decode, self.pipe, **size)
+        return None if scoring.preview is None else PictureDecoder(self.pipe, **size, vae=scoring.preview)
+
+    @cached_property
+    def own(self) -> PictureDecoder:
+        """Return the pipeline's own decoder."""
+        return PictureDecoder(self.pipe, **self.request.size)
+
     def decoded(self, x: Tensor, decode: Callable[..., Tensor] | None = None) -> Tensor:
         """Return pictures of latents or tokens, by another decoder where one is given."""
         start = perf_counter()
-        decode = decode or (latents.decode if x.is_floating_point() else decode_tokens)
-        images = decode(self.pipe, x, **self.request.size, batch_size=self.scoring.decode_batch_size)
+        decode = decode or (self.own if x.is_floating_point() else partial(decode_tokens, self.pipe))
+        images = decode(x, batch_size=self.scoring.decode_batch_size)
         self.seconds.decode += perf_counter() - start
         if getattr(images, "shape", (0,))[0] != len(x):
             raise ValueError(
@@ -176,7 +188,7 @@ def load_reward(reward: Any) -> None:
         raise ValueError(f"the reward cannot be loaded: {str(error).partition(chr(10))[0]}") from error
 
 
-def decode_tokens(pipe: Any, x: Tensor, *, batch_size: int = 4, **size: Any) -> Tensor:
+def decode_tokens(pipe: Any, x: Tensor, *, batch_size: int = 4) -> Tensor:
     """Return pictures `[n, 3, h, w]` in [0, 1] of token maps `[n, h, w]`, which the pipeline's `vqvae`
     decodes `batch_size` rows at a time; sequences `[n, l]` of tokens are returned as they are.
     """
