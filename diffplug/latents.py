@@ -58,10 +58,11 @@ class PictureDecoder:
         vae: Any = None,
     ) -> None:
         self.pipe, self.size = pipe, (num_frames, height, width)
-        self.decoder = _wide_enough(decoder_of(pipe) if vae is None else vae)
+        self.decoder = decoder_of(pipe) if vae is None else vae
         if self.decoder is None:
             return
         self.config = self.decoder.config
+        self.copied = not self.config.get("force_upcast")
         self.channels = self.config.get("latent_channels") or self.config.get("z_dim")
         self.scale = self.config.get("scaling_factor") or 1.0
         self.shift = self.config.get("shift_factor") or 0.0
@@ -77,6 +78,8 @@ class PictureDecoder:
             )
         if self.decoder is None:
             return _pixels(self.pipe, latents)
+        if not self.copied:
+            self.decoder, self.copied = _wide_enough(self.decoder), True
         with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
             z = latents if latents.ndim == 4 else unpack(self.pipe, latents, *self.size)
             if z.ndim not in (4, 5) or (self.channels and z.shape[1] != self.channels):
@@ -216,9 +219,7 @@ def _pixels(pipe: Any, x: Tensor) -> Tensor:
 
 
 def _wide_enough(decoder: Any) -> Any:
-    """Return the decoder, or a float32 copy of one that says float16 is too narrow for it (SDXL)."""
-    if decoder is None or not decoder.config.get("force_upcast"):
-        return decoder
+    """Return a decoder that says float16 is too narrow for it (SDXL), or a float32 copy of one in float16."""
     narrow = next(decoder.parameters()).dtype == torch.float16
     return copy.deepcopy(decoder).float() if narrow else decoder
 

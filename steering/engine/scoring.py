@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -56,6 +56,8 @@ class Scorer:
         self.texts = [prompt for prompt in self.prompts for _ in slots.own]
         self.seconds = Seconds()
         self.takes_video = bool(getattr(reward, "takes_video", False))
+        self.own = PictureDecoder(pipe, **request.size)
+        self.early = _early_decoder(scoring, pipe, request)
         if needed:
             load_reward(reward)
 
@@ -102,19 +104,6 @@ class Scorer:
                 f"{len(state.x0)} particles, it must be ({len(state.x0)},)"
             )
         return found
-
-    @cached_property
-    def early(self) -> Callable[..., Tensor] | None:
-        """Return another decoder for unfinished pictures, None for the pipeline's own way."""
-        scoring, size = self.scoring, self.request.size
-        if scoring.decode is not None:
-            return partial(scoring.decode, self.pipe, **size)
-        return None if scoring.preview is None else PictureDecoder(self.pipe, **size, vae=scoring.preview)
-
-    @cached_property
-    def own(self) -> PictureDecoder:
-        """Return the pipeline's own decoder."""
-        return PictureDecoder(self.pipe, **self.request.size)
 
     def decoded(self, x: Tensor, decode: Callable[..., Tensor] | None = None) -> Tensor:
         """Return pictures of latents or tokens, by another decoder where one is given."""
@@ -172,6 +161,13 @@ class Scorer:
                 ) from error
 
         return reward_gradient(rate, x0, self.scoring.decode_batch_size)
+
+
+def _early_decoder(scoring: Scoring, pipe: Any, request: Request) -> Callable[..., Tensor] | None:
+    """Return another decoder for unfinished pictures, None for the pipeline's own way."""
+    if scoring.decode is not None:
+        return partial(scoring.decode, pipe, **request.size)
+    return None if scoring.preview is None else PictureDecoder(pipe, **request.size, vae=scoring.preview)
 
 
 def load_reward(reward: Any) -> None:
