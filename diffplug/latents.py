@@ -64,11 +64,13 @@ class PictureDecoder:
         self.config = self.decoder.config
         self.copied = not self.config.get("force_upcast")
         self.channels = self.config.get("latent_channels") or self.config.get("z_dim")
-        self.scale = self.config.get("scaling_factor") or 1.0
+        accepted = inspect.signature(self.decoder.decode).parameters
+        self.quantises = "force_not_quantize" in accepted  # its pipelines do not scale its latents
+        self.scale = 1.0 if self.quantises else self.config.get("scaling_factor") or 1.0
         self.shift = self.config.get("shift_factor") or 0.0
         self.statistics = _channel_statistics(self.decoder)
         self.takes_videos = _takes_videos(self.decoder)
-        self.counts_frames = "num_frames" in inspect.signature(self.decoder.decode).parameters
+        self.counts_frames = "num_frames" in accepted
 
     def __call__(self, latents: Tensor, *, batch_size: int = 4) -> Tensor:
         """Return pictures of latents, so many rows at a time."""
@@ -106,6 +108,8 @@ class PictureDecoder:
             mean, std = (torch.as_tensor(one).to(z).reshape(shape) for one in self.statistics)
             z = z * std / self.scale + mean
         extra: dict[str, Any] = {"num_frames": frames} if folded and self.counts_frames else {}
+        if self.quantises:
+            extra["force_not_quantize"] = True
         if self.config.get("timestep_conditioning"):
             extra["temb"] = z.new_zeros(len(z))
         out = self.decoder.decode(z, **extra, return_dict=False)[0]
@@ -117,8 +121,9 @@ class PictureDecoder:
 
 
 def decoder_of(pipe: Any) -> Any:
-    """The autoencoder of a pipeline, or None for models that work on pixels."""
-    return getattr(pipe, "vae", None)
+    """Return the autoencoder of a pipeline (Kandinsky's is called movq), None for models of pixels."""
+    vae = getattr(pipe, "vae", None)
+    return getattr(pipe, "movq", None) if vae is None else vae
 
 
 def unpack(

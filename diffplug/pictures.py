@@ -51,8 +51,7 @@ def score_pictures(
 ) -> Tensor:
     """Return `[n]` scores; a clip gets the mean over its frames unless the reward takes clips.
 
-    All rows at once; when memory runs out, half as many at a time, down to one. `score` gets copies, so that
-    one which writes into its pictures changes nobody else's.
+    All rows at once; when memory runs out, half as many at a time, down to one.
     """
     if images.ndim != 5 or takes_video:
         return _in_portions(score, images, prompts)
@@ -66,7 +65,7 @@ def _in_portions(score: Callable[[Tensor, list[str]], Tensor], images: Tensor, p
     start, size = 0, len(images)
     while start < len(images):
         try:
-            done.append(score(images[start : start + size].clone(), prompts[start : start + size]))
+            done.append(score(images[start : start + size], prompts[start : start + size]))
         except torch.OutOfMemoryError:
             if size == 1:
                 raise

@@ -64,7 +64,7 @@ def score(
     """
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts: give one prompt for each image")
-    returned = ask(reward, images, list(prompts))
+    returned = ask(reward, images.clone(), list(prompts))  # it may write into what it is given
     scores = _numbers(returned, graph)
     if scores is not None and scores.shape == (len(images), 1):
         scores = scores[:, 0]

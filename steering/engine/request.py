@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from diffplug.checks import check_whole
+from diffplug.pipeline_quirks import lost_arguments
 from diffplug.steering.engine.generators import particle_generators, spread_generators
 from diffplug.steering.engine.slots import Slots
 
@@ -19,19 +20,6 @@ _REPEATED = ("prompt", "negative_prompt", "class_labels")
 _TILING = "Amused"  # repeats all prompts one after the other: given k times each, groups stay together
 _IMAGES = ("image", "mask_image")
 _CONTROLS = ("control_image",)
-_ONE_EACH = (
-    "CogVideoX",
-    "AnimateDiff",
-    "WanVideoToVideo",
-    "Allegro",
-    "ConsisID",
-    "PIA",
-    "TextToVideoSD",
-    "VideoToVideoSD",
-    "StableDiffusionDiffEdit",
-    "UniDiffuser",
-)
-"""Pipelines that set num_videos_per_prompt = 1 inside: their prompts are given k times instead."""
 _TILING_IMAGES = ("StableDiffusionInstructPix2Pix", "StableDiffusionXLInstructPix2Pix", "FluxKontext")
 
 
@@ -85,8 +73,11 @@ def read_request(pipe: Any, kwargs: Mapping[str, Any], slots: Slots) -> Request:
 
 
 def one_each(pipe: Any) -> bool:
-    """Return whether a pipeline makes one video (or picture) for each prompt, whatever its call says."""
-    return any(cls.__name__.startswith(_ONE_EACH) for cls in type(pipe).__mro__)
+    """Return whether a pipeline makes one video for each prompt, whatever its call says.
+
+    Its prompts are given k times instead.
+    """
+    return not {*_COUNTS}.isdisjoint(lost_arguments(pipe))
 
 
 def _wanted(asked: Any, count: str, particles: int) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffplug.denoiser import NetworkCount, count_network, denoisers
+from diffplug.guided_halves import HalvedSteps, steps_both_halves
 from diffplug.intercept import intercept_step
 from diffplug.pictures import raw_pictures, to_tensor
 from diffplug.seeds import SeededSteps
@@ -127,7 +129,7 @@ class SteeredRun:
         start = perf_counter()
         slices = sliced_network(self.pipe, self.steering.network.batch_size)
         with slices, _counted(self.pipe) as self.network:
-            output = self._seeded(call) if self._needs_seeds() else call(**self.request.kwargs)
+            output = self._called(call)
         self.network.rows = self.slots.total(self.network.rows)
         self.outcome = self._finish(raw_pictures(output))
         rows = self._choose()
@@ -137,18 +139,20 @@ class SteeredRun:
         self.scorer.seconds.total += perf_counter() - start
         return chosen
 
-    def _needs_seeds(self) -> bool:
-        """Return whether steps that would draw from the global generator must get those of the call."""
-        return self.slots.every_seed and "generator" in self.request.kwargs
+    def _called(self, call: Callable[..., Any]) -> Any:
+        """Return the pipeline's output.
 
-    def _seeded(self, call: Callable[..., Any]) -> Any:
-        """Return the pipeline's output, its steps made with the generators of the call."""
-        steps = SeededSteps()
-        undo = intercept_step(self.pipe.scheduler, steps)
-        try:
-            return steps.run(call, self.request.kwargs)
-        finally:
-            undo()
+        Where every particle has a generator, steps that would draw from the global one get those of the call.
+        """
+        with ExitStack() as undo:
+            if self.slots.every_seed and "generator" in self.request.kwargs:
+                steps = SeededSteps()
+                undo.callback(intercept_step(self.pipe.scheduler, steps))
+                call = partial(_with_generators, steps, call)
+            if steps_both_halves(self.pipe):
+                halved = HalvedSteps(self.request.groups * len(self.slots.own))
+                undo.callback(intercept_step(self.pipe.scheduler, halved))
+            return call(**self.request.kwargs)
 
     def _finish(self, pictures: Any) -> Outcome:
         """Return rewards and weights of the finished pictures."""
@@ -262,6 +266,10 @@ class SteeredRun:
             reward_seconds=self.scorer.seconds.reward,
             total_seconds=self.scorer.seconds.total,
         )
+
+
+def _with_generators(steps: SeededSteps, call: Callable[..., Any], **kwargs: Any) -> Any:
+    return steps.run(call, kwargs)
 
 
 @contextmanager
