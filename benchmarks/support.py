@@ -24,8 +24,8 @@ _INTRODUCTION = """\
 # What works with which family
 
 Each row is a pipeline of the real classes with random weights (`diffplug.testing.tiny`). Each cell is a test:
-it plugs in, runs, takes the plug off, and looks whether the pipeline makes the same picture as before, bit for
-bit. `python -m benchmarks.support` runs those tests and writes this page; nothing is written by hand.
+it plugs in, runs, takes the plug off, and looks whether the pipeline makes the same picture as before, bit
+for bit. `python -m benchmarks.support` runs those tests and writes this page; nothing is written by hand.
 
 - **solver**: `Solver()`, and so every preset and schedule file; **dc-solver**: `DCSolver(ratios)`.
 - **search**: `search_compensation`, and its schedule run.

@@ -57,7 +57,7 @@ _OWN: dict[str, dict[str, Any] | Callable[[], dict[str, Any]]] = {
     "auraflow": {**_SMALL, **_TEXT},
     "chroma": {**_SMALL, **_TEXT},
     "cogvideox": {**_SMALL, **_TEXT, "num_frames": 9},
-    "consistency": {"batch_size": 1, "class_labels": 1},
+    "consistency": {"batch_size": 1, "class_labels": [1]},
     "controlnet": lambda: {"image": _picture()},
     "ddim": {"batch_size": 1},
     "ddpm": {"batch_size": 1},

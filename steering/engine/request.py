@@ -53,6 +53,8 @@ def read_request(pipe: Any, kwargs: Mapping[str, Any], slots: Slots) -> Request:
     count = next((name for name in _COUNTS if name in defaults), None)
     wanted = _wanted(kwargs.get(count, defaults[count]) if count else None, str(count), slots.particles)
     groups, prompts = _groups(kwargs, defaults)
+    if count == "batch_size" and wanted % groups == 0:
+        wanted //= groups
     given = dict(kwargs) | _repeated(pipe, kwargs, defaults, count, groups, len(slots.own))
     if given.get("latents") is not None:
         _check_latents(given["latents"], groups, slots.particles)
@@ -144,6 +146,10 @@ def _multiplied(
     given: Mapping[str, Any], count: str | None, groups: int, particles: int, by_count: bool
 ) -> dict[str, Any]:
     """Return the arguments that change so that every prompt has `particles` consecutive rows."""
+    labels = given.get("class_labels")
+    if count == "batch_size" and labels is not None:  # it counts all rows, and wants a label for each
+        listed = [labels] if isinstance(labels, int) else labels
+        return {count: groups * particles, "class_labels": _repeat(listed, groups, particles)}
     if by_count and count:
         return {count: particles}
     embeds = given.get("prompt_embeds") is not None

@@ -93,7 +93,7 @@ def test_what_it_is_asked_for_and_the_seed_matter(name: str) -> None:
     base = run(pipe, name)
     others = {
         "prompt": "two blue squares!",
-        "class_labels": 2 if name == "consistency" else [2],
+        "class_labels": [2],
         "image": torch.zeros(1, 3, 16, 16),
         "image_embeds": torch.ones(1, 32),
         "mask_image": torch.zeros(1, 1, 16, 16),
