@@ -10,7 +10,7 @@ from diffplug.intercept import StepCall, StepInterceptor, original_class
 
 
 def steps_both_halves(pipe: Any) -> bool:
-    """Return whether a pipeline's steps see guided batches twice over, conditional and unconditional (DiT)."""
+    """Return whether a pipeline's steps see guided batches twice over (DiT)."""
     return any(cls.__name__ == "DiTPipeline" for cls in original_class(pipe).__mro__)
 
 

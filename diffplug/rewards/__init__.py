@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from diffplug.rewards.compose import Weighted as Weighted
     from diffplug.rewards.spec import parse as parse
 
-__all__ = ["Reward", "Standardised", "Weighted", "ask", "get", "names", "parse", "score"]
+__all__ = [
+    "Reward",
+    "Standardised",
+    "Weighted",
+    "ask",
+    "check_prompts",
+    "get",
+    "names",
+    "parse",
+    "prepare",
+    "score",
+]
 
 Reward = Callable[[torch.Tensor, list[str]], Any]
 
@@ -83,6 +94,20 @@ def ask(reward: Reward, images: torch.Tensor, prompts: list[str]) -> Any:
     except (TypeError, ValueError):  # built-in functions have none
         named = []
     return reward(prompts, images) if named == ["prompts", "images"] else reward(images, prompts)  # type: ignore[arg-type]
+
+
+def prepare(reward: Any) -> None:
+    """Load what a reward needs, if it says how (`reward.prepare()`), so that bad weights are told early."""
+    own = getattr(reward, "prepare", None)
+    if callable(own):
+        own()
+
+
+def check_prompts(reward: Any, prompts: Sequence[str]) -> None:
+    """Raise ValueError for prompts that a reward cannot read, if it says so (`reward.check_prompts(...)`)."""
+    own = getattr(reward, "check_prompts", None)
+    if callable(own):
+        own(prompts)
 
 
 def _numbers(returned: Any, graph: bool) -> torch.Tensor | None:

@@ -59,7 +59,7 @@ class Scorer:
         self.own = PictureDecoder(pipe, **request.size)
         self.early = _early_decoder(scoring, pipe, request)
         if needed:
-            load_reward(reward)
+            load_reward(reward, self.prompts)
 
     def __call__(self, step: ScoredStep) -> Tensor:
         """Return what the states of all rows are worth at a scored step, `[P * k]`."""
@@ -170,18 +170,16 @@ def _early_decoder(scoring: Scoring, pipe: Any, request: Request) -> Callable[..
     return None if scoring.preview is None else PictureDecoder(pipe, **request.size, vae=scoring.preview)
 
 
-def load_reward(reward: Any) -> None:
-    """Load what a reward needs (`reward.prepare()`, if it has one), so that a bad file is told before a run.
+def load_reward(reward: Any, prompts: Sequence[str]) -> None:
+    """Load what a reward needs and show it the prompts, so that neither fails after the work.
 
     Raises ValueError, in which the reward is to blame and no particle.
     """
-    prepare = getattr(reward, "prepare", None)
-    if not callable(prepare):
-        return
     try:
-        prepare()
+        rewards.prepare(reward)
+        rewards.check_prompts(reward, prompts)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"the reward cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+        raise ValueError(f"the reward cannot be used here: {str(error).partition(chr(10))[0]}") from error
 
 
 def decode_tokens(pipe: Any, x: Tensor, *, batch_size: int = 4) -> Tensor:

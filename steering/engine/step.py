@@ -154,7 +154,10 @@ class ParticleSteps(StepInterceptor):
         Returns the rows that continue from others, None where every particle stays.
         """
         step = scored_step(call, index, self.steps, self.ahead)
-        chosen = particles.select(self.score(step), call=index, progress=step.progress)
+        rewards = self.score(step)
+        if self.disturbed:  # while they were made
+            raise _disturbed(call.scheduler)
+        chosen = particles.select(rewards, call=index, progress=step.progress)
         rows = self.slots.moved(chosen.ancestors)
         if rows is not None:
             self.moves[index] = rows
