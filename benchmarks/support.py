@@ -29,8 +29,8 @@ for bit. `python -m benchmarks.support` runs those tests and writes this page; n
 
 - **solver**: `Solver()`, and so every preset and schedule file; **dc-solver**: `DCSolver(ratios)`.
 - **search**: `search_compensation`, and its schedule run.
-- **best-of-n**: `BestOfN`; **steer**: `FeynmanKac`, which scores and copies particles on the way, with
-  `churn=1.0` where the pipeline's own solver takes it.
+- **best-of-n**: `BestOfN`; **steer**: `FeynmanKac`, which scores particles on the way and copies the best,
+  with the noise that `proposal="auto"` chooses.
 - **seeds**: `Seeds`, with which a picture is the same alone and as the first of two.
 
 ✓ works. – is refused before the first evaluation, with the sentence below. ✗ is a known fault: it fails later

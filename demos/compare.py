@@ -143,7 +143,7 @@ def compare(
             on_step=None if on_step is None else partial(on_step, i),
         )
         verdict = judge(pictures.images, slots) if judge else None
-        outcomes.append(Outcome(recipe.settled(pipe), pictures, verdict))
+        outcomes.append(Outcome(recipe, pictures, verdict))
         if on_outcome is not None:
             on_outcome(outcomes[-1])
     return outcomes

@@ -68,7 +68,7 @@ def batches(
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
     recipe.check(pipe)
-    recipe, size, first = recipe.settled(pipe), max(1, max_rows // recipe.copies), 0
+    size, first = max(1, max_rows // recipe.copies), 0
     recipe = _in_slices(recipe, pipe, max_rows)
     with quiet(pipe):
         while first < len(prompts):
@@ -104,6 +104,8 @@ def _made(recipe: Recipe, pipe: Any, prompts: Sequence[str], seeds: Sequence[int
     watch.finish()
     images = _images(pipe, output)
     report = plugs[-1].report if recipe.steer else None
+    if noise := getattr(report, "noise", ""):
+        used["noise"] = noise
     used["width"], used["height"] = size = images[0].size
     if size != (recipe.width or size[0], recipe.height or size[1]):
         warnings.warn(

@@ -57,7 +57,7 @@ MOVED = {
     "steering.best_of_n": "steering.rules.best_of_n",
     "steering.churn": "steering.proposals",
     "steering.clean": "steering.engine.denoised",
-    "steering.copies": "steering.engine.duplicates",
+    "steering.copies": "steering.engine.step",
     "steering.feynman_kac": "steering.rules.feynman_kac",
     "steering.history": "steering.engine.history",
     "steering.learned_value": "steering.values.learned",

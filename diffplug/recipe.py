@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from time import perf_counter
 from typing import Any
@@ -119,25 +119,6 @@ class Recipe:
                 "the negative prompt acts only with guidance above 1: raise it, or leave the prompt out"
             )
 
-    def settled(self, pipe: Any) -> Recipe:
-        """The recipe with noise where it says none, steers by copying particles, and its solver adds none.
-
-        Copies part in noise. A rule that knows how its copies get some (`noise_for`) is given that; under
-        others DDIM has eta = 1. `run` does this itself.
-        """
-        if self.steer is None or self.eta is not None or "churn" in self.options:
-            return self
-        steerer = STEERERS.get(self.steer)
-        if not getattr(steerer, "copies", False):
-            return self
-        with plug(pipe, *self._sampler(pipe)):
-            ddim = original_class(pipe.scheduler).__name__ == "DDIMScheduler"
-            noise = steerer.noise_for(pipe.scheduler, self.options) if hasattr(steerer, "noise_for") else {}
-        if noise:
-            return replace(self, options={**self.options, **noise})
-        takes = "eta" in inspect.signature(pipe.__call__).parameters
-        return replace(self, eta=1.0) if ddim and takes else self
-
     def plugs(self, pipe: Any, seeds: Sequence[int]) -> list[Any]:
         """The plugs for a call of `pipe` with these seeds of its pictures: sampler, seeds, steerer last."""
         found = [*self._sampler(pipe), Seeds(list(seeds))]
@@ -164,6 +145,7 @@ class Recipe:
             options["strength"] = self.strength
         if "seed" in inspect.signature(steerer).parameters:
             options.setdefault("seed", list(seeds))
+        options = getattr(steerer, "current_options", dict)(options)
         _accepted(steerer, options, f"steerer {self.steer!r}")
         return steerer(reward, particles=self.particles, **options)
 

@@ -17,9 +17,9 @@ from benchmarks.steering.rows import Row, moments, normaliser, pooled_moments, s
 from diffplug.noise.families import level
 from diffplug.steering.engine.score_times import every_block
 from diffplug.steering.smc.filter import ParticleFilter
-from diffplug.steering.smc.islands import Populations
+from diffplug.steering.smc.islands import Islands
 from diffplug.steering.smc.potentials import Difference
-from diffplug.steering.smc.resampling import Rule, one_survivor, the_best
+from diffplug.steering.smc.resampling import Selector, one_survivor, the_best
 from diffplug.testing.closed_form.chain import GAUSSIAN, ddim
 from diffplug.testing.closed_form.masked_tokens import MASK, STEPS, STRENGTH, MaskedModel, Z
 from diffplug.transition import transition
@@ -36,7 +36,7 @@ def decode(
     count: int = 1,
     tilt: str = "constant",
     block: int = 1,
-    rule: Rule = one_survivor,
+    rule: Selector = one_survivor,
     **options: Any,
 ) -> Steered:
     """A chain with m candidates a group; with `count` groups of a population, these are resampled as well."""
@@ -53,7 +53,7 @@ def decode(
         if count == 1:
             return inner
         above = [torch.Generator().manual_seed(seed + 2)]
-        return Populations(inner, groups=rows, generators=above, ess_threshold=0.5)
+        return Islands(inner, groups=rows, generators=above, ess_threshold=0.5)
 
     options.setdefault("plan", every_block(block))
     return case.run(groups, particles=m * count, make_filter=build, **options)
@@ -105,7 +105,7 @@ def outputs(groups: int) -> Iterator[Row]:
         yield from _mean_and_variance(name, chosen(run, case, m), mean, variance, _OWN_ERROR[case.name])
         yield normaliser(PART, name, run, case.z)
     for seed, (m, mean) in enumerate(((2, 1.2206), (8, 1.3535), (20, 1.3865), (64, 1.3968)), start=20):
-        run = decode(QUADRATIC, m, groups, seed=seed, score=soft_value)
+        run = decode(QUADRATIC, m, groups, seed=seed, score=lambda step: soft_value(step.x0, step.index))
         name = f"{QUADRATIC.name}, exact soft value, M = {m}"
         yield from _mean_and_variance(name, chosen(run, QUADRATIC, m), mean, None, 0.016)
         yield normaliser(PART, name, run, QUADRATIC.z)

@@ -11,9 +11,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from diffplug.intercept import intercept_step
-from diffplug.steering.engine.duplicates import CopyWatch
-from diffplug.steering.engine.score_times import Plan
-from diffplug.steering.engine.step import ParticleSteps
+from diffplug.steering.engine.rule import Filter, Plan, Score
+from diffplug.steering.engine.step import DuplicateWatch, ParticleSteps
 from diffplug.steering.proposals import Proposal
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.potentials import Difference, Potential
@@ -42,6 +41,23 @@ class Steered:
         return float(means.mean()), float(means.std() / len(means) ** 0.5)
 
 
+@dataclass(frozen=True)
+class ChainRule:
+    """A steering rule put together from its answers: particles, which calls are scored, and the filter."""
+
+    particles: int
+    calls: Plan
+    filters: Callable[[int], Filter]
+
+    def plan(self) -> Plan:
+        """Return which calls are scored."""
+        return self.calls
+
+    def build_filter(self, groups: int) -> Filter:
+        """Return a fresh filter."""
+        return self.filters(groups)
+
+
 def steer(
     data: Mixture,
     reward: Callable[[Tensor], Tensor],
@@ -58,17 +74,17 @@ def steer(
     seed: int = 0,
     patch: Callable[[ParticleSteps], None] = lambda engine: None,
     make_filter: Callable[[int], Any] | None = None,
-    watch: CopyWatch | None = None,
+    watch: DuplicateWatch | None = None,
     proposal: Proposal | None = None,
     potential: Potential | None = None,
-    score: Callable[[Tensor, int], Tensor] | None = None,
+    score: Score | None = None,
     one_start: bool = False,
     stand: type[ParticleSteps] = ParticleSteps,
     **step_kwargs: Any,
 ) -> Steered:
     """Return a steered run of the chain by the engine alone, without a pipeline.
 
-    score: from clean predictions `[n, 1]` and the call to what a state is worth, by default its reward.
+    score: from a scored step to what its states are worth, by default the reward of their x0.
     one_start: the particles of a group begin at the same point.
     """
     scheduler = scheduler or ddim()
@@ -84,10 +100,8 @@ def steer(
         )
 
     engine = stand(
-        make_filter or build,
-        score or (lambda x0, call: reward(x0[:, 0])),
-        particles=particles,
-        calls=plan,
+        ChainRule(particles, plan, make_filter or build),
+        score or (lambda step: reward(step.x0[:, 0])),
         watch=watch,
         proposal=proposal,
     )

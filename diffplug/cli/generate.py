@@ -239,16 +239,9 @@ def _noise_line(path: str) -> str:
     from diffplug.png import read_settings
 
     settings = read_settings(path)
-    added = settings["used"].get("options", {}).keys() - settings.get("options", {}).keys() & {"churn"}
-    if "churn" in added:
-        return (
-            f"{settings['steer']} copies particles, which part in noise added where they are scored: "
-            f"churn {settings['used']['options']['churn']:g}"
-        )
-    if "steer" in settings and settings["used"].get("eta") and "eta" not in settings:
-        eta = settings["used"]["eta"]
-        return f"{settings['steer']} copies particles, which part in the noise of DDIM's steps: eta {eta:g}"
-    return ""
+    noise = settings["used"].get("noise", "")
+    given = "adds none by itself" in noise
+    return f"{settings['steer']} duplicates particles, which part in noise: {noise}" if given else ""
 
 
 def _cell(value: Any) -> str:

@@ -193,7 +193,7 @@ KNOWN: dict[str, Known] = {
     "PNDMScheduler": Known(family=TABLE),
     "LCMScheduler": Known(family=TABLE, step=table.lcm_step, noise="always"),
     "TCDScheduler": Known(family=TABLE, step=table.tcd_step, noise="eta", eta=0.3),
-    "CogVideoXDDIMScheduler": Known(family=TABLE, noise="eta"),
+    "CogVideoXDDIMScheduler": Known(family=TABLE, noise="never", churn=True),  # takes eta and ignores it
     "CogVideoXDPMScheduler": Known(family=TABLE, noise="always"),
     "UnCLIPScheduler": Known(family=TABLE, noise="always"),
     "RePaintScheduler": Known(family=TABLE, noise="always"),

@@ -26,8 +26,7 @@ from diffplug.pipeline_quirks import lost_arguments
 from diffplug.samplers import DCSolver, Solver
 from diffplug.samplers.search import search_compensation
 from diffplug.seeds import Seeds
-from diffplug.steering import BestOfN, FeynmanKac
-from diffplug.steering.proposals import takes_churn
+from diffplug.steering import BestOfN, FeynmanKac, Resampling
 from diffplug.testing import tiny
 
 pytestmark = pytest.mark.contract
@@ -47,15 +46,11 @@ _LATE_ETA = "refused by a TypeError in mid-run: the pipeline gives eta to the sc
 _NO_VARIANCE = "an AttributeError in mid-run: the pipeline reads variance_type of its scheduler's config"
 _CONTINUOUS = "the network, which is told 0.25 log sigma, is told discrete timesteps in silence"
 _NO_PROMPT = "a TypeError instead of a sentence: the search hands a prompt to a pipeline that takes none"
-_ONE_VIDEO = "refused in mid-run: the pipeline sets num_videos_per_prompt to 1"
-_HALVES = "refused in mid-run: the scheduler sees both halves of the guided batch"
 FAULTS: dict[tuple[str, str], str] = {
     **{("ddim", plug): _LATE_ETA for plug in ("solver", "dc-solver")},
     **{("deepfloyd-if", plug): _NO_VARIANCE for plug in _SAMPLED},
     **{("svd", plug): _CONTINUOUS for plug in ("solver", "dc-solver")},
     **{(name, "search"): _NO_PROMPT for name in ("ddim", "ddpm", "dit", "svd")},
-    **{(name, plug): _ONE_VIDEO for name in ("animatediff", "cogvideox") for plug in ("best-of-n", "steer")},
-    **{("dit", plug): _HALVES for plug in ("best-of-n", "steer", "seeds")},
     (
         "chroma",
         "solver",
@@ -64,10 +59,7 @@ FAULTS: dict[tuple[str, str], str] = {
         "flux-img2img",
         "search",
     ): "an IndexError: strength below 1 runs fewer steps than were asked for",
-    ("kandinsky22", "steer"): "refused in mid-run: its decoder is called movq, not vae",
     ("cogvideox", "search"): "refused after the truth was paid for",
-    ("flux2-klein", "steer"): "refused in mid-run: packed latents of this model cannot be decoded",
-    ("svd", "steer"): "refused in mid-run: its latents have frames before channels",
 }
 
 
@@ -159,8 +151,7 @@ def check_best_of_n(trial: Trial) -> None:
 
 def check_steer(trial: Trial) -> None:
     """Particles are scored on the way, and part where they were copied."""
-    churn = 1.0 if takes_churn(trial.pipe.scheduler) else 0.0
-    steerer = FeynmanKac(brightness, particles=4, strength=100.0, churn=churn, populations=1)
+    steerer = FeynmanKac(brightness, particles=4, strength=100.0, selection=Resampling(islands=1))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*added no noise")
         trial.run(steerer)

@@ -1,4 +1,4 @@
-"""Populations: apart they are separate filters; on a second level the normaliser stays unbiased."""
+"""Islands: apart they are separate filters; on a second level the normaliser stays unbiased."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from benchmarks.steering.chain import steer
 from diffplug.steering.engine.score_times import every_call
 from diffplug.steering.smc.filter import ParticleFilter
-from diffplug.steering.smc.islands import Populations
+from diffplug.steering.smc.islands import Islands
 from diffplug.steering.smc.potentials import Difference
 from diffplug.steering.smc.resampling import one_survivor, the_best
 from diffplug.testing.closed_form.chain import GAUSSIAN, TWO_HUMPS
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.law
 Z_GAUSSIAN, Z_HUMPS = 10.2877135, 2.3410407
 
 
-def build(groups: int, count: int, size: int, strength: float = 2.0, **options: Any) -> Populations:
+def build(groups: int, count: int, size: int, strength: float = 2.0, **options: Any) -> Islands:
     """Return P groups of `count` populations of `size`, with one stream for each population."""
     tilt, second = options.pop("tilt", "constant"), options.pop("second", None)
     generators = options.pop("generators", None) or [torch.Generator().manual_seed(7)]
@@ -32,7 +32,7 @@ def build(groups: int, count: int, size: int, strength: float = 2.0, **options: 
         **{"resampler": one_survivor, **options},
     )
     above = [torch.Generator().manual_seed(100)]
-    return Populations(inner, groups=groups, generators=above, ess_threshold=second)
+    return Islands(inner, groups=groups, generators=above, ess_threshold=second)
 
 
 def test_populations_apart_are_separate_filters() -> None:
@@ -102,5 +102,5 @@ def test_two_levels_are_exact(
 def test_greedy_populations_have_no_second_level() -> None:
     with pytest.raises(ValueError, match="no weights to be selected by"):
         build(1, 2, 2, resampler=the_best, second=0.5)
-    with pytest.raises(ValueError, match="5 populations cannot be split among 2 prompts"):
-        Populations(build(5, 1, 2).inner, groups=2, generators=[])
+    with pytest.raises(ValueError, match="5 islands cannot be split among 2 prompts"):
+        Islands(build(5, 1, 2).inner, groups=2, generators=[])
