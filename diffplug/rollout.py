@@ -36,7 +36,7 @@ class Trajectory:
 
 @dataclass
 class Rollouts:
-    """Runs of `pipe` from fixed prompts and seeds; `memo` counts what they cost.
+    """Runs of `pipe` from fixed prompts and seeds; `network_cache` counts what they cost.
 
     prompts, seeds: n of each. steps: the pipeline's num_inference_steps. guidance: its guidance_scale, None
     for its own. options: further keywords of the call. max_rows: prompts in one call of the pipeline.
@@ -50,7 +50,7 @@ class Rollouts:
     guidance: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     max_rows: int = 64
-    memo: NetworkCache = field(default_factory=NetworkCache, init=False)
+    network_cache: NetworkCache = field(default_factory=NetworkCache, init=False)
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.seeds) or not self.prompts:
@@ -61,13 +61,13 @@ class Rollouts:
     @contextmanager
     def remembering(self, limit: int = 2**30) -> Iterator[Rollouts]:
         """Inside the block an evaluation that was made before costs nothing."""
-        with remember(self.pipe, limit) as self.memo:
+        with remember(self.pipe, limit) as self.network_cache:
             yield self
 
     @property
     def evaluations(self) -> int:
         """Evaluations of the network, a guided pair counted once, for all prompts together."""
-        return self.memo.evaluated
+        return self.network_cache.evaluated
 
     def final(self, scheduler: Any) -> Tensor:
         """The final latents [n, ...] of a run with this scheduler, float64 on the host."""

@@ -48,21 +48,21 @@ def call_generate(sampler: Path, folder: Path) -> Result:
 def test_a_search_writes_a_schedule_and_goes_on_where_it_stood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffplug.samplers.search import schedules
+    from diffplug.samplers.search import decision_stage
 
     out = tmp_path / "two.json"
-    one = schedules._Run._one
+    one = decision_stage._Run._one
 
     def stopping(run: Any, best: Any) -> None:
         if run.scored == 4:
             raise KeyboardInterrupt
         one(run, best)
 
-    monkeypatch.setattr(schedules._Run, "_one", stopping)
+    monkeypatch.setattr(decision_stage._Run, "_one", stopping)
     stopped = call("s3", *SMALL, "-o", out)
     assert stopped.exit_code == 130 and "two.study.db: repeat the command" in stopped.stderr
     assert not out.exists()
-    monkeypatch.setattr(schedules._Run, "_one", one)
+    monkeypatch.setattr(decision_stage._Run, "_one", one)
     done = call("s3", *SMALL, "-o", out, "--plots", "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)

@@ -48,7 +48,7 @@ def test_a_preset_is_tuned_into_a_file_that_runs_and_that_can_be_tuned_again(
     def interrupted(*_: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffplug.samplers.search.tuning.tune_schedule", interrupted)
+    monkeypatch.setattr("diffplug.samplers.search.gradient_stage.tune_schedule", interrupted)
     stopped = call(*words, "-o", out)
     assert stopped.exit_code == 130 and "two.tuning.json: repeat the command" in stopped.output
 

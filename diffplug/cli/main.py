@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 import diffplug
-from diffplug.cli import search
+from diffplug.cli import schedule
 from diffplug.cli.compare import compare
 from diffplug.cli.generate import generate
 from diffplug.cli.inspect import doctor, names
+from diffplug.cli.search import search
 
 app = typer.Typer(
     name="diffplug",
@@ -20,9 +21,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Make Diffusers pipelines faster, steered or tuned.",
 )
-for command in (generate, compare, doctor, names):
+for command in (generate, compare, search, doctor, names):
     app.command()(command)
-app.add_typer(search.app, name="search")
+app.add_typer(schedule.app, name="schedule")
 
 
 @app.callback(invoke_without_command=True)

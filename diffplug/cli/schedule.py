@@ -1,4 +1,4 @@
-"""`diffplug search statistics`, `import`, `export`: what schedules stand on, and schedules from elsewhere."""
+"""`diffplug schedule measure`, `import`, `export`, `plot`: schedules from elsewhere, what they stand on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from diffplug.cli.pipeline import levels_of_model, pipe_and_prompts
 from diffplug.files import output_file
 
 SUFFIX = ".statistics.safetensors"
+app = typer.Typer(no_args_is_help=True, help="Schedules from elsewhere, for elsewhere, and drawn.")
 
 
+@app.command()
 @guarded
-def statistics(
+def measure(
     model: Model = "shapes",
     prompts: Prompts = None,
     guidance: Guidance = None,
@@ -35,26 +37,27 @@ def statistics(
     dtype: Dtype = "auto",
     json: Json = False,
 ) -> None:
-    """Measures what "ems" steps (DPM-Solver-v3) need to know of a model; twice --points evaluations.
+    """Measure what "ems" steps (DPM-Solver-v3) need to know of a model; twice --points evaluations.
 
-    Example: `diffplug search statistics --model FOLDER --prompts prompts.txt --guidance 7.5 -o s.safetensors`
+    Example: `diffplug schedule measure --model FOLDER --prompts prompts.txt --guidance 7.5 -o s.safetensors`
     """
     output_file(out)
     pipe, words = pipe_and_prompts(model, device, dtype, prompts, pairs, seed)
-    from diffplug.samplers.search import schedule_search as search
+    from diffplug.samplers.search.model_statistics import pipeline_statistics
 
-    found = search.pipeline_statistics(
+    found = pipeline_statistics(
         pipe, words, guidance, points=points, elements=elements, max_rows=rows, seed=seed
     )
     found.save(out)
-    told = {"file": str(out), "shape": list(found.shape), "points": len(found.lambdas), **found.told}
     if json:
-        print_json(told)
+        figures = {"shape": list(found.shape), "points": len(found.lambdas)}
+        print_json({"file": str(out), **figures, **found.told})
         return
     shape = " x ".join(map(str, found.shape)) or "one number"
     typer.echo(f"{len(found.lambdas)} noise levels, {shape}, guidance {found.told['guidance']}: {out}")
 
 
+@app.command(name="import")
 @guarded
 def from_usf(
     file: Annotated[Path, typer.Argument(help="A .pth file of thu-nics/USF.")],
@@ -67,13 +70,13 @@ def from_usf(
     ] = None,
     statistics: Annotated[
         Path | None,
-        typer.Option(help="For steps that need them: a file of `statistics`, or a folder of DPM-Solver-v3."),
+        typer.Option(help="For steps that need them: a file of `schedule measure`, or a folder of DPM-Solver-v3."),
     ] = None,
     out: ScheduleOut = Path("schedule.json"),
 ) -> None:
-    """Reads a published schedule of USF; the file's code is not run.
+    """Read a published schedule of USF; the file's code is not run.
 
-    Example: `diffplug search import stable_diffusion_nfe5.pth --model runwayml/... -o five.json`
+    Example: `diffplug schedule import stable_diffusion_nfe5.pth --model runwayml/... -o five.json`
     """
     from dataclasses import replace
 
@@ -90,7 +93,7 @@ def from_usf(
     if needs and statistics is None:
         typer.echo(
             f"steps {needs} need the model's statistics (DPM-Solver-v3), and the file names none: measure "
-            "them (diffplug search statistics), and import again with --statistics"
+            "them (diffplug schedule measure), and import again with --statistics"
         )
 
 
@@ -108,6 +111,7 @@ def _statistics(given: Path, clock: Any, out: Path) -> Path:
     return made.absolute()
 
 
+@app.command(name="export")
 @guarded
 def to_list(
     file: Annotated[Path, typer.Argument(help="A schedule, JSON.")],
@@ -116,9 +120,9 @@ def to_list(
         str, typer.Option(help="sigmas (ComfyUI, k-diffusion) or timesteps (Diffusers).")
     ] = "sigmas",
 ) -> None:
-    """Prints a schedule's grid as a plain list, for programs that take one; the rest of the solver is lost.
+    """Print a schedule's grid as a plain list, for programs that take one; the rest of the solver is lost.
 
-    Example: `diffplug search export five.json --kind sigmas`
+    Example: `diffplug schedule export five.json --kind sigmas`
     """
     from diffplug.samplers.schedule.schedule import SolverSchedule
 
@@ -127,6 +131,28 @@ def to_list(
 
     numbers = export_grid(schedule, levels_of_model(model), kind)
     typer.echo(", ".join(f"{value:.7g}" for value in numbers))
+
+
+@app.command()
+@guarded
+def plot(
+    file: Annotated[Path, typer.Argument(help="A schedule, JSON.")],
+    model: Levels = "shapes",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="PNG file; else beside the schedule.")
+    ] = None,
+) -> None:
+    """Draw a schedule: a bar from node to node, as high as the order, a ring where a corrector follows.
+
+    Example: `diffplug schedule plot five.json`
+    """
+    from diffplug.demos.schedule_plots import plot_schedule
+    from diffplug.samplers.schedule.schedule import SolverSchedule
+
+    schedule = SolverSchedule.load(file)
+    picture = output_file(out or file.with_suffix(".png"))
+    plot_schedule(schedule, levels_of_model(model), picture)
+    typer.echo(str(picture))
 
 
 def _floats(text: str | None) -> tuple[float, ...] | None:

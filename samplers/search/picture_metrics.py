@@ -87,7 +87,7 @@ class FeatureDistance(Paired):
         return f"features{'' if self.aggregate == 'mean' else f'-{self.aggregate}'}:{self.label}"
 
     def marks(self, problem: Problem, final: Floats) -> Floats:
-        wanted = self._known.get(problem, lambda: self._layers(problem, problem.truth))
+        wanted = self._known.get(problem, lambda: self._layers(problem, problem.reference))
         pairs = zip(self._layers(problem, final), wanted, strict=True)
         return np.sum([((a - b) ** 2).sum(1).flatten(1).mean(1).numpy() for a, b in pairs], axis=0)
 
@@ -108,7 +108,7 @@ class OwnDistance(Paired):
         return self.label
 
     def marks(self, problem: Problem, final: Floats) -> Floats:
-        wanted = self._known.get(problem, lambda: problem.pictures(problem.truth))
+        wanted = self._known.get(problem, lambda: problem.pictures(problem.reference))
         found = _asked(self.label, self.function, problem.pictures(final), wanted)
         try:
             return torch.as_tensor(found).detach().double().cpu().numpy()
@@ -167,7 +167,7 @@ class _Distribution:
     def value(self, problem: Problem, marks: Floats) -> float:
         if len(marks) < 2:
             raise ValueError(f"metric {self.name!r} compares sets: give at least 2 pairs")
-        real = self._known.get(problem, lambda: self.marks(problem, problem.truth))
+        real = self._known.get(problem, lambda: self.marks(problem, problem.reference))
         return self._distance(torch.from_numpy(real), torch.from_numpy(marks))
 
     def _distance(self, real: Tensor, fake: Tensor) -> float:
