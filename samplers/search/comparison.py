@@ -65,7 +65,7 @@ class PairedComparison:
     _known: dict[SolverSchedule, Scored] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        n = len(self.problem.reference)
+        n = len(self.problem.prompts)
         ends = (
             [end for end in (n // 4, n // 2) if end >= SMALLEST] if self.prune and self.metric.paired else []
         )

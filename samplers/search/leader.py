@@ -17,7 +17,7 @@ from diffplug.samplers.search.stability import amplification, blows_up
 __all__ = ["Callbacks", "Leader", "Problems", "figures"]
 
 TRIES = 3  # schedules of a stage that are tried on more noises, from the best one on
-LARGEST = 2.5
+LARGEST = 10.0
 """The amplification that a schedule may have, or that of the most amplifying preset if that is more."""
 
 

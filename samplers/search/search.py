@@ -149,7 +149,8 @@ class _Job:
             found = run_stages(
                 self.problems, self.steps, self.setup.nodes, stages=self.stages, metric=self.metric,
                 start=seeds, settings=self.settings, space=space, study=study,
-                record=record or FileRecord(storage, metadata), callbacks=self.callbacks,
+                record=record or FileRecord(None if study else storage, metadata),
+                callbacks=self.callbacks,
             )  # fmt: skip
         cost = {"network calls": cache.evaluated, "seconds": round(perf_counter() - began, 1)}
         meta = {**metadata, "steps": self.steps, **more, **_figures(found), **cost}

@@ -67,7 +67,7 @@ def test_frechet_and_kernel_distances_of_shifted_features() -> None:
     rng = np.random.default_rng(2)
     start = Planted(lambda _: np.zeros(128), LEVELS)
     sample = 0.1 * rng.normal(size=(128, 12))
-    kept = type("Kept", (Planted,), {"truth": property(lambda self: sample)})(start.off, LEVELS)
+    kept = type("Kept", (Planted,), {"reference": property(lambda self: sample)})(start.off, LEVELS)
     for metric, least in ((Frechet(extract=lambda x: x.flatten(1)), 0.0), (Kernel(), -1.0)):
         values = [metric.value(kept, metric.marks(kept, sample + shift)) for shift in (0.0, 0.1, 0.2)]
         assert least - 1e-6 < values[0] < values[1] < values[2]
