@@ -69,7 +69,9 @@ class Seeded(optuna.samplers.BaseSampler):
         self.inner = make(seed=seed)
 
     def before_trial(self, study: Any, trial: FrozenTrial) -> None:
-        self.inner = self.make(seed=int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0]))
+        self.inner = self.make(
+            seed=int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0])
+        )
         self.inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:

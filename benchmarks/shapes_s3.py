@@ -86,7 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def searched(
-    pipe: Any, steps: int, given: argparse.Namespace, previous: SolverSchedule | None, say: Callable[[float, float], None]
+    pipe: Any,
+    steps: int,
+    given: argparse.Namespace,
+    previous: SolverSchedule | None,
+    say: Callable[[float, float], None],
 ) -> tuple[dict[str, Any], SolverSchedule]:
     """(the row of a number of evaluations, its schedule), which is shipped if it is the best there is."""
     bench, metric = shapes(pipe, steps, given.guidance, given.pairs, given.fresh), parse_metric(given.metric)

@@ -110,7 +110,11 @@ class Workshop:
             for steps in sorted({count for count, _ in searched}):
                 plain = unipc(steps, NODES, disable_corrector=(0,))
                 curve = with_ratios(plain, dict(enumerate(fitted.ratios(steps, guidance))))
-                told = {"steps": steps, "guidance_scale": guidance, "held out": errors(judge, curve).figures()}
+                told = {
+                    "steps": steps,
+                    "guidance_scale": guidance,
+                    "held out": errors(judge, curve).figures(),
+                }
                 rows.append({"kind": "polynomial", **told, "baseline": errors(judge, plain).figures()})
         return Found(replace(fitted, meta=self.origin).to_json(), rows)
 

@@ -101,7 +101,7 @@ class Rollouts:
         return [slice(i, i + self.max_rows) for i in range(0, len(self.prompts), self.max_rows)]
 
     def _call(self, scheduler: Any, part: slice) -> Tensor:
-        return self.latents(scheduler, part).detach().double().cpu()
+        return self.latents(scheduler, part).detach().cpu().double()
 
     def latents(self, scheduler: Any, part: slice, *plugs: Any) -> Tensor:
         """What one call of the pipeline gives with this scheduler, and more plugs, for some of the pairs."""
@@ -128,14 +128,14 @@ class _Recorder(StepInterceptor):
         self.timesteps: list[float] = []
 
     def on_step(self, call: StepCall) -> Any:
-        self.samples.append(call.sample.detach().double().cpu())
-        self.outputs.append(call.model_output.detach().double().cpu())
+        self.samples.append(call.sample.detach().cpu().double())
+        self.outputs.append(call.model_output.detach().cpu().double())
         self.timesteps.append(float(call.timestep))
         result = call.run()
         states = getattr(call.scheduler, "solver_states", None) or [
             getattr(call.scheduler, "last_sample", None)
         ]
-        self.corrected.append(self.samples[-1] if states[-1] is None else states[-1].detach().double().cpu())
+        self.corrected.append(self.samples[-1] if states[-1] is None else states[-1].detach().cpu().double())
         if len(self.samples) == self.until:
             raise _Enough
         if self.shown is None or len(self.samples) >= len(self.shown):

@@ -70,7 +70,12 @@ def from_usf(
     ] = None,
     statistics: Annotated[
         Path | None,
-        typer.Option(help="For steps that need them: a file of `schedule measure`, or a folder of DPM-Solver-v3."),
+        typer.Option(
+            help="For steps that need them: a file of `schedule measure`, or a folder of DPM-Solver-v3."
+        ),
+    ] = None,
+    ends: Annotated[
+        str | None, typer.Option(help="Smallest and largest time of a folder of DPM-Solver-v3: 0.002,80.")
     ] = None,
     out: ScheduleOut = Path("schedule.json"),
 ) -> None:
@@ -87,7 +92,7 @@ def from_usf(
     schedule = load_usf(file, clock, mean=_floats(mean))
     needs = [i for i, step in enumerate(schedule.steps) if step.param == "ems"]
     if statistics is not None and needs:
-        schedule = replace(schedule, statistics=str(_statistics(statistics, clock, out)))
+        schedule = replace(schedule, statistics=str(_statistics(statistics, clock, _floats(ends), out)))
     schedule.save(out)
     typer.echo(f"{schedule.nfe} evaluations, {len(schedule.steps)} steps: {out}")
     if needs and statistics is None:
@@ -97,7 +102,7 @@ def from_usf(
         )
 
 
-def _statistics(given: Path, clock: Any, out: Path) -> Path:
+def _statistics(given: Path, clock: Any, ends: Any, out: Path) -> Path:
     """A file of statistics, checked; those of a folder of DPM-Solver-v3 are written beside the schedule."""
     if not given.is_dir():
         from diffplug.samplers.solver.statistics import ModelStatistics
@@ -107,7 +112,7 @@ def _statistics(given: Path, clock: Any, out: Path) -> Path:
     made = out.with_suffix(SUFFIX)
     from diffplug.samplers.usf import load_ems
 
-    load_ems(given, clock).save(made)
+    load_ems(given, clock, ends=ends).save(made)
     return made.absolute()
 
 
@@ -159,4 +164,4 @@ def _floats(text: str | None) -> tuple[float, ...] | None:
     try:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"mean {text!r}: give numbers with commas, one or one for each channel") from None
+        raise ValueError(f"mean or ends {text!r}: give numbers with commas") from None

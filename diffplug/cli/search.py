@@ -224,7 +224,9 @@ def _shown(hidden: bool) -> Iterator[Any]:
         yield Callbacks(
             on_stage=begin,
             on_trial=lambda spent, best: reached.append(f", {spent:.0f} schedules, best {best:.4g}"),
-            on_step=lambda done, now, best: reached.append(f", step {done}: reward {now:.4g}, best {best:.4g}"),
+            on_step=lambda done, now, best: reached.append(
+                f", step {done}: reward {now:.4g}, best {best:.4g}"
+            ),
             on_evaluation=show,
         )
 
@@ -238,7 +240,9 @@ def _tell(found: Any, files: dict[int, Path], *, json: bool) -> None:
     for n, path in files.items():
         search = found.searches[n]
         lines = [(name, f, None, "preset") for name, f in search.presets.items()]
-        lines += [(s.name, s.validation, s.amplification, "kept" if s.accepted else "left") for s in search.stages]
+        lines += [
+            (s.name, s.validation, s.amplification, "kept" if s.accepted else "left") for s in search.stages
+        ]
         best = search.presets[search.baseline]["mean"]
         cells = [
             [

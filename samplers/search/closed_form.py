@@ -101,5 +101,3 @@ class ModelProblem:
         before, run = self.network_cache.evaluated, self.run(fine)
         self.network_cache.evaluated = before
         return run
-
-

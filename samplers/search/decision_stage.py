@@ -39,7 +39,9 @@ REFINED = "refined"  # the record's entry with what the refinement has reached
 TIMED = 3  # schedules after which the time of all is guessed
 
 
-def check_decisions(space: ScheduleSpace, settings: Settings, seeds: Sequence[Any]) -> dict[str, SolverSchedule]:
+def check_decisions(
+    space: ScheduleSpace, settings: Settings, seeds: Sequence[Any]
+) -> dict[str, SolverSchedule]:
     """Return the presets that come first; ValueError for unknown names and for budgets too small for them."""
     check_method(settings.decisions.method)
     grids = settings.decisions.grids
@@ -77,7 +79,9 @@ class DecisionSearch:
             self._enqueue()
             self._search()
         if not self.known_presets():
-            raise ValueError("no preset gave a finite value: the metric or the model gives NaN for all of them")
+            raise ValueError(
+                "no preset gave a finite value: the metric or the model gives NaN for all of them"
+            )
 
     def known_presets(self) -> dict[str, SolverSchedule]:
         """Return the best presets on the searched pairs, best first, by name."""

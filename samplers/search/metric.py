@@ -18,7 +18,16 @@ import numpy.typing as npt
 from diffplug.registry import unknown
 from diffplug.samplers.search.problem import Problem
 
-__all__ = ["AGGREGATES", "FORGIVING", "WORST", "LatentError", "Metric", "RobustError", "check_metric", "parse_metric"]
+__all__ = [
+    "AGGREGATES",
+    "FORGIVING",
+    "WORST",
+    "LatentError",
+    "Metric",
+    "RobustError",
+    "check_metric",
+    "parse_metric",
+]
 
 Floats = npt.NDArray[np.float64]
 WORST = 1e6
@@ -122,7 +131,8 @@ def parse_metric(spec: str) -> Metric:
 
 
 METRIC_FORMS = (
-    "latent-mse[:median|trimmed|p95|log]",
+    "error[:median|trimmed|p95|log]",
+    "robust",
     "features[-AGGREGATE]:EXTRACTOR",
     "fid:EXTRACTOR",
     "kid:EXTRACTOR",

@@ -111,7 +111,7 @@ class OwnDistance(Paired):
         wanted = self._known.get(problem, lambda: problem.pictures(problem.reference))
         found = _asked(self.label, self.function, problem.pictures(final), wanted)
         try:
-            return torch.as_tensor(found).detach().double().cpu().numpy()
+            return torch.as_tensor(found).detach().cpu().double().numpy()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"metric {self.label!r} gives a {type(found).__name__}: return a number for each picture"

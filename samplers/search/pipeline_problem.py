@@ -38,6 +38,7 @@ __all__ = ["PipelineProblem", "PipelineSetup", "ends_of", "parted", "text_digest
 Floats = npt.NDArray[np.float64]
 FINE = 200  # evaluations of a converged run; with fewer, guidance throws the third order far off
 
+
 @dataclass
 class PipelineProblem:
     """A Diffusers pipeline with prompts and seeds, run through `Rollouts`.

@@ -90,7 +90,9 @@ def reference_solution(rollouts: Rollouts, scheduler: Any, cache: Path | None = 
         with atomic_path(path) as temporary:
             save_file({"latents": latents.contiguous()}, temporary, metadata={"told": text})
     except (OSError, SafetensorError) as error:
-        warnings.warn(f"the converged latents are not kept, and computed again next time: {error}", stacklevel=2)
+        warnings.warn(
+            f"the converged latents are not kept, and computed again next time: {error}", stacklevel=2
+        )
     return latents
 
 
@@ -135,7 +137,7 @@ def _read(path: Path, text: str, n: int) -> Tensor:
 
 def flat(x: Tensor) -> Floats:
     """Return [n, d] of [n, ...], float64."""
-    return torch.as_tensor(x).double().reshape(len(x), -1).numpy()
+    return torch.as_tensor(x).cpu().double().reshape(len(x), -1).numpy()
 
 
 def stacked(parts: list[Tensor]) -> Floats:

@@ -114,7 +114,9 @@ class FileRecord:
     for one that is no record; `anew` begins a new one in its place.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, metadata: Mapping[str, Any], *, anew: bool = False):
+    def __init__(
+        self, path: str | os.PathLike[str] | None, metadata: Mapping[str, Any], *, anew: bool = False
+    ):
         self.path = None if path is None else Path(path)
         self.metadata: dict[str, Any] = json.loads(json.dumps(metadata))
         self.known: dict[str, Any] = {}

@@ -93,9 +93,7 @@ def search(
     return job.run(start, metadata, storage, {"pairs": {**sizes, "tail": pairs.tail}})
 
 
-def budgeted(
-    total: float, stages: Sequence[str] | None = None
-) -> tuple[tuple[str, ...], dict[str, Any]]:
+def budgeted(total: float, stages: Sequence[str] | None = None) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return the stages that a budget is good for, and the settings that share it out among them.
 
     total: schedules run on all searched pairs. Few runs find ratios and a grid, more of them weights; several
@@ -176,7 +174,9 @@ class _Job:
         train: Any = self.problems.train
         settings = self.settings.decisions
         if settings.analytic and train.levels.flow:
-            raise ValueError("flow models have no analytic first step: their pipelines do not scale the noise")
+            raise ValueError(
+                "flow models have no analytic first step: their pipelines do not scale the noise"
+            )
         mean = train.mean() if settings.analytic else None
         space = ScheduleSpace(self.steps, train.levels, self.setup.nodes, settings.analytic, mean)
         if settings.statistics is None:
@@ -201,7 +201,9 @@ class _Job:
         return partial(open_study, storage, name, metadata)
 
 
-def _problems(setup: PipelineSetup, words: Sequence[Sequence[str]], settings: Settings, *, tested: bool) -> Problems:
+def _problems(
+    setup: PipelineSetup, words: Sequence[Sequence[str]], settings: Settings, *, tested: bool
+) -> Problems:
     """Return the sets of pairs; words: to search on, to choose by and to judge by."""
     counts, tail = settings.pairs.counts, settings.pairs.tail
     return Problems(

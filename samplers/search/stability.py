@@ -22,7 +22,10 @@ __all__ = ["amplification", "blows_up"]
 
 Shares = dict[int, float]
 START = -1  # in shares: the noise that a run starts from
-USUAL, FARTHER = 0.98, 1.5  # a sample so much larger than the usual ones of a known solver is none of the data
+USUAL, FARTHER = (
+    0.98,
+    1.5,
+)  # a sample so much larger than the usual ones of a known solver is none of the data
 
 
 def amplification(schedule: SolverSchedule, levels: NoiseLevels) -> float | None:

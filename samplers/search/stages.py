@@ -269,7 +269,13 @@ def _ratios(search: _Search, train: fits.Metered, leader: Leader) -> None:
     times = search.levels.time_of_sigma(nodes.sigmas(search.levels, steps)[:-1]).tolist()
     policies = fits.corrector_policies(steps, nodes, times)
     stock = sorted(stock_schedules(steps, nodes).values(), key=lambda each: errors(train, each).mean_loss)
-    starts = (fits.best(train, policies), policies[1], ddim(steps, nodes), *stock[:2], *search.of("decisions"))
+    starts = (
+        fits.best(train, policies),
+        policies[1],
+        ddim(steps, nodes),
+        *stock[:2],
+        *search.of("decisions"),
+    )
     for schedule in dict.fromkeys(starts):
         leader.watch(schedule)
         fits.ratios(train, schedule, watch=leader.watch)

@@ -57,7 +57,9 @@ def storage_of(place: Any) -> Any:
         return str(place) if isinstance(place, Path) else place
     path = Path(place)
     if path.is_symlink():
-        raise ValueError(f"{str(path)!r} is a link, and a study is not written through one: name the file itself")
+        raise ValueError(
+            f"{str(path)!r} is a link, and a study is not written through one: name the file itself"
+        )
     output_folder(path.parent)
     if path.suffix in JOURNALS:
         from optuna.storages import JournalStorage
@@ -106,7 +108,9 @@ def _opened(place: Any, name: str, *, make: bool) -> Any:
             return optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
         except Exception as error:  # whatever the database beneath finds wrong with the file
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            if attempt + 1 < ATTEMPTS and any(sign in reason for sign in ("UNIQUE", "already exists", "locked")):
+            if attempt + 1 < ATTEMPTS and any(
+                sign in reason for sign in ("UNIQUE", "already exists", "locked")
+            ):
                 sleep(0.1 * 2**attempt)
                 continue
             raise ValueError(

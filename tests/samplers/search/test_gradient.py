@@ -151,7 +151,9 @@ def test_tuning_raises_a_reward_and_goes_on_from_its_file(tmp_path: Path) -> Non
     assert found.test["value"] < found.baseline_test["value"]
     meta = found.schedule.meta
     assert meta["metric"] == "reward:redness" and meta["guidance_scale"] == 2.0 and meta["steps"] == 3
-    with pytest.raises(ValueError, match="is one of metric 'reward:redness', this one has 'reward:colour:blue'"):
+    with pytest.raises(
+        ValueError, match="is one of metric 'reward:redness', this one has 'reward:colour:blue'"
+    ):
         tune_schedule(tiny("sd15"), PROMPTS, start(), "colour:blue", 2.0, **told)
     place.write_text("[]")
     with pytest.raises(ValueError, match="is no unfinished search"):

@@ -127,7 +127,7 @@ def test_specs_of_functions_and_rewards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("lpips", "metric 'lpips' is unknown: write one of latent-mse"),
+        ("lpips", "metric 'lpips' is unknown: write one of error"),
         ("latent-mse:mad", "unknown aggregate 'mad'"),
         (
             "fid:inception",

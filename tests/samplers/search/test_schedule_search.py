@@ -54,7 +54,12 @@ def test_a_schedule_is_found_for_every_family_and_runs(name: str, tmp_path: Path
         inputs = {**tiny.inputs(name), "num_inference_steps": 3}
         assert pipe(**inputs) is not None
     meta = SolverSchedule.load(path).meta
-    assert meta["metric"] == "latent-mse" and meta["pairs"] == {"searched": 2, "validation": 1, "test": 1, "tail": 4}
+    assert meta["metric"] == "latent-mse" and meta["pairs"] == {
+        "searched": 2,
+        "validation": 1,
+        "test": 1,
+        "tail": 4,
+    }
     assert meta["network calls"] > 0 and meta["baseline"]["solver"] == found.baseline
 
 

@@ -189,7 +189,9 @@ def test_a_searched_schedule_beats_every_preset_on_fresh_pairs() -> None:
         train, validation, SPACE, test=fresh, trials=110, refinement=80, on_trial=lambda *t: seen.append(t)
     )
     best = min(errors(fresh, each).mean for each in preset_schedules(SPACE).values())
-    assert found.improved and 110 <= found.spent - 80 < 112 and len(found.study.trials) > 110  # some are given up
+    assert (
+        found.improved and 110 <= found.spent - 80 < 112 and len(found.study.trials) > 110
+    )  # some are given up
     assert errors(fresh, found.schedule).mean < 0.4 * best
     assert found.test is not None and found.test["mean"] == errors(fresh, found.schedule).mean
     assert [best for _, best in seen] == sorted((best for _, best in seen), reverse=True)

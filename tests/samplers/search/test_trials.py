@@ -152,7 +152,9 @@ def test_the_truth_is_computed_once_and_tied_to_everything_it_depends_on(tmp_pat
         assert torch.equal(reference_solution(runs, ddim, tmp_path), first)
     assert count.calls == 0
     reference_solution(runs, UniPCMultistepScheduler.from_config(runs.pipe.scheduler.config), tmp_path)
-    reference_solution(Rollouts(runs.pipe, PROMPTS, [5, 6, 8], 6, guidance=3.0, options=SMALL), ddim, tmp_path)
+    reference_solution(
+        Rollouts(runs.pipe, PROMPTS, [5, 6, 8], 6, guidance=3.0, options=SMALL), ddim, tmp_path
+    )
     with torch.no_grad():
         runs.pipe.unet.conv_in.weight[0, 0, 0, 0] += 1
     reference_solution(runs, ddim, tmp_path)
