@@ -33,7 +33,7 @@ def _plain(make: Callable[[int], Any], space: ScheduleSpace, seed: int, best: Va
 
 
 def _cmaes(space: ScheduleSpace, seed: int, best: Values = None) -> Any:
-    """Return CMA-ES on the real numbers, around the best values; the other decisions stay as they are there."""
+    """Return CMA-ES on the real numbers, around the best values; the other decisions stay."""
     if best is None:
         raise ValueError("cmaes moves the numbers of a schedule that there is: give its values as best")
     fixed = {d.name: best[d.name] for d in space.dimensions if not d.real}

@@ -112,7 +112,7 @@ def _named(what: str) -> Iterator[None]:
 def load_ems(
     folder: str | os.PathLike[str], times: str | NoiseLevels, *, ends: tuple[float, float] | None = None
 ) -> ModelStatistics:
-    """Return the statistics in a folder of DPM-Solver-v3 (arXiv 2310.13268): l.npz and sb.npz, evenly over lambda.
+    """Return the statistics in a folder of DPM-Solver-v3 (arXiv 2310.13268): l.npz and sb.npz.
 
     times: as in `load_usf`. ends: the folder's smallest and largest time, of which EDM's are sigmas; default:
     those in its name, <smallest>_<largest>_<points>_<pairs>, and 1e-3 and 1 for a model of a thousand steps.
@@ -131,7 +131,7 @@ def load_ems(
 
 
 def _ends(name: str, times: str | NoiseLevels) -> tuple[float, float]:
-    """Return the smallest and the largest time in the name of a folder; ValueError where only it could say."""
+    """Return the ends that a folder's name says; ValueError where nothing else could say them."""
     parts = name.split("_")
     with suppress(ValueError):
         if len(parts) == 4:
@@ -139,8 +139,8 @@ def _ends(name: str, times: str | NoiseLevels) -> tuple[float, float]:
     if isinstance(times, str):
         example = "(0.002, 80.0) for EDM" if times == "edm" else "(0.001, 1.0)"
         raise ValueError(
-            "the folder's name does not say where its times end (<smallest>_<largest>_<points>_<pairs>): give "
-            f"ends=, as in {example}, or --ends"
+            "the folder's name does not say where its times end (<smallest>_<largest>_<points>_<pairs>): "
+            f"give ends=, as in {example}, or --ends"
         )
     return 1e-3, 1.0
 

@@ -181,7 +181,7 @@ class S3Sampler(optuna.samplers.BaseSampler):
         return [int(i) for i in chosen[: self.batch]]
 
     def _child(self, best: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> tuple[Values, int]:
-        """Return a child, and the index of its parent; children of two are a family of their own, the last."""
+        """Return a child, and the index of its parent; children of two are the last family."""
         one, two = (int(i) for i in rng.integers(len(best), size=2))
         if rng.random() < self.crossing:
             return mutated(self.space, crossed(self.space, best[one], best[two], rng), rng), len(best)

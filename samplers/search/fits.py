@@ -1,7 +1,7 @@
 """Fits of a schedule's numbers from runs alone: ratios, grid, weights. None needs a gradient of the network.
 
-Every fit takes a problem and a schedule and gives a schedule; whether it is kept is decided elsewhere, on pairs
-that no fit has seen.
+Every fit takes a problem and a schedule and gives a schedule; whether it is kept is decided elsewhere, on
+pairs that no fit has seen.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Metered:
 
 
 def corrector_policies(steps: int, nodes: Nodes, times: Sequence[float]) -> list[SolverSchedule]:
-    """Return UniPC-2 with a corrector everywhere, not after the first step, in the second half of time, nowhere.
+    """Return UniPC-2 with a corrector everywhere, not after step 0, in the second half of time, nowhere.
 
     times: of the N nodes. A full corrector hurts at large guidance (arXiv 2310.13268).
     """
@@ -172,7 +172,7 @@ def _greedy_ratios(problem: Problem, schedule: SolverSchedule, free: Sequence[in
 
 
 def _lowest(error: Callable[[float], float], grid: Sequence[float], refinements: int = 2) -> float:
-    """Return the place of the lowest error: the best of a grid, then vertices of parabolas through three points."""
+    """Return the place of the lowest error: the best of a grid, then vertices of parabolas."""
     known = {x: error(x) for x in grid}
     for _ in range(refinements):
         places = sorted(known)

@@ -141,7 +141,8 @@ class Descent:
 def run_with_graph(problem: PipelineProblem, numbers: Parameters, values: Tensor, graph: WithGraph) -> Tensor:
     """Return the final latents of a pipeline's pairs, all in one call, with the graph back to the numbers.
 
-    values: the numbers of a schedule (`Parameters` of LEARNED), float64 on the host. graph: see `differentiable`.
+    values: the numbers of a schedule (`Parameters` of LEARNED), float64 on the host. graph: of
+    `differentiable`.
     """
     bare = replace(numbers.schedule, deltas=None, time_shift=None)
     everything = slice(0, len(problem.rollouts.prompts))

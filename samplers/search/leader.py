@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -74,6 +74,11 @@ class Leader:
             return
         if self.allows(schedule):
             self.seen.append(schedule)
+
+    def watch_all(self, schedules: Sequence[SolverSchedule]) -> None:
+        """Watch one after another."""
+        for schedule in schedules:
+            self.watch(schedule)
 
     def allows(self, schedule: SolverSchedule) -> bool:
         """Whether a schedule does not amplify too much."""

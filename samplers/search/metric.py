@@ -70,7 +70,7 @@ class Metric(Protocol):
     def ceiling(self) -> float | None: ...
 
     def marks(self, problem: Problem, final: Floats) -> Floats:
-        """Return per-sample scores [n] for a paired metric, or features [n, ...] that `value` compares as a set."""
+        """Return scores [n] for a paired metric, or features [n, ...] that `value` compares as a set."""
 
     def value(self, problem: Problem, marks: Floats) -> float:
         """Return the number that is minimised; `problem` has as many pairs as there are marks."""

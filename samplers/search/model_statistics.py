@@ -87,7 +87,7 @@ def measure_statistics(
 
 
 def _places(dimensions: int) -> tuple[int, ...]:
-    """Return the axes of [points, n, ...] that are neither those nor channels: packed latents have those last."""
+    """Return the axes of [points, n, ...] but those and the channels: packed latents have these last."""
     return (2,) if dimensions == 4 else tuple(range(3, dimensions))
 
 
@@ -132,7 +132,10 @@ def _whose(pipe: Any, guidance: float | None) -> dict[str, str]:
 
 
 def kept_statistics(train: PipelineProblem, path: Path) -> str:
-    """Return the path of the model's statistics, measured where they are not there; ValueError for those of another model or guidance."""
+    """Return the path of the model's statistics, measured where they are not there.
+
+    Raises ValueError for those of another model or guidance.
+    """
     whose = _whose(train.rollouts.pipe, train.rollouts.guidance)
     if not path.exists():
         output_folder(path.absolute().parent)

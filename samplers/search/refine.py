@@ -1,4 +1,4 @@
-"""Fits of all real numbers of a schedule at once, within a number of runs: what follows a search of decisions.
+"""Fits of all real numbers of a schedule at once, within a number of runs: what follows the decisions.
 
 Grid, relaxations, mixtures of prediction types and DC-Solver's compensation ratios, and with all of them the
 weights of every step (arXiv 2502.17423).

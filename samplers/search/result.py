@@ -106,6 +106,9 @@ class Record(Protocol):
     def write(self, key: str, value: Any) -> None:
         """Keep a value."""
 
+    def damaged(self) -> str:
+        """Return the beginning of a sentence about a record whose entries cannot be read."""
+
 
 class FileRecord:
     """A record in a JSON file, or in memory alone (path None).
@@ -156,7 +159,6 @@ class FileRecord:
             write_json(self.path, document)
 
     def damaged(self) -> str:
-        """Return the beginning of a sentence about a file whose entries cannot be read."""
         return "the record" if self.path is None else _damaged(self.path)
 
 

@@ -59,9 +59,9 @@ def search(
     """Return the best solver schedule of so many evaluations, with figures on pairs that it has not seen.
 
     The target is the pipeline's own result after 200 evaluations from the same noise and prompt, or what the
-    objective says. Half of the prompts are searched on, a quarter choose, the last quarter judge; each set has
-    noises of its own, the same for every schedule. The pipeline is run as it is; but for the stage "gradient"
-    nothing is differentiated, so that compiled and quantised ones will do.
+    objective says. Half of the prompts are searched on, a quarter choose, the last quarter judge; each set
+    has noises of its own, the same for every schedule. The pipeline is run as it is; but for the stage
+    "gradient" nothing is differentiated, so that compiled and quantised ones will do.
 
     Args:
         prompts: three at the least, sixty or more for a result that holds; used again with other noises where
@@ -221,8 +221,8 @@ def _check_steps(steps: int, start: Sequence[SolverSchedule]) -> None:
     for each in start:
         if each.nfe != steps:
             raise ValueError(
-                f"a schedule to begin with has {each.nfe} evaluations, the search is of {steps}: leave it out, "
-                "or search that number"
+                f"a schedule to begin with has {each.nfe} evaluations, the search is of {steps}: leave it "
+                "out, or search that number"
             )
 
 
@@ -355,8 +355,8 @@ def tune_schedule(
     """Return a schedule whose pictures a reward likes better, by gradients through the pipeline.
 
     A thin name over `search` with the stage "gradient" alone. reward: a spec or a callable with a gradient
-    with respect to its pictures. ceiling: rewards can be flattered, so that what has more than this many times
-    the start's latent error on the validation pairs is not taken. storage: a JSON file to resume from.
+    with respect to its pictures. ceiling: rewards can be flattered, so that what has more than this many
+    times the start's latent error on the validation pairs is not taken. storage: a JSON file to resume from.
     options: further settings (`Settings.of`): steps (400), batch, rate, check_every, checkpoints, validation
     and test (64), tail, seed, truth_steps, options, max_rows, cache.
 

@@ -90,8 +90,8 @@ class Budget:
             raise ValueError("no budget: give trials (schedules to run), seconds, or both")
         if self.trials is not None and self.trials < first + BATCH:
             raise ValueError(
-                f"trials={self.trials:g}: the {first} presets come first and then a batch of {BATCH}, give at "
-                f"least {first + BATCH}"
+                f"trials={self.trials:g}: the {first} presets come first and then a batch of {BATCH}, give "
+                f"at least {first + BATCH}"
             )
 
 

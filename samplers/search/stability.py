@@ -1,8 +1,8 @@
 """Whether a schedule can blow up: how much its table amplifies, and what it does on many noises.
 
-A mean over a hundred pairs cannot see that one noise in five hundred ends in garbage. Weights that cancel each
-other can do that: where data predictions swing from step to step, as with much guidance, differences of large
-multiples of them are added up.
+A mean over a hundred pairs cannot see that one noise in five hundred ends in garbage. Weights that cancel
+each other can do that: where data predictions swing from step to step, as with much guidance, differences of
+large multiples of them are added up.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ USUAL, FARTHER = (
 def amplification(schedule: SolverSchedule, levels: NoiseLevels) -> float | None:
     """Return how far data predictions are multiplied on their way into a state, 1 for DDIM.
 
-    Every state is a sum of weights times data predictions and the noise. Of the weights of the predictions it
-    is the sum of absolute values over the size of the state, hypot(alpha, sigma), the largest over all states.
-    None for a schedule that stands on statistics of a model.
+    Every state is a sum of weights times data predictions and the noise. It is the sum of absolute weights of
+    the predictions over the size of the state, hypot(alpha, sigma), the largest over all states. None for a schedule that stands on statistics of a model.
     """
     if schedule.needs_statistics:
         return None

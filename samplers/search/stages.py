@@ -150,8 +150,9 @@ def run_stages(
     Works on any `Problem`s; `search` makes those of a pipeline. nodes: the grid to start from. stages: names
     out of `STAGES`; presets always come first. metric: by default the latent error. start: more schedules to
     begin with. space, study: for the stage "decisions", default all decisions, and a study in memory; the
-    latter is a function, asked once nothing else can be refused. record: where finished stages are kept. Raises ValueError for unknown stages, for budgets that are too small, and
-    for metrics that give no numbers or grow with quality.
+    latter is a function, asked once nothing else can be refused. record: where finished stages are kept.
+    Raises ValueError for unknown stages, for budgets that are too small, and for metrics that give no numbers
+    or grow with quality.
     """
     check_stages(stages)
     settings, metric, callbacks = settings or Settings(), metric or LatentError(), callbacks or Callbacks()
@@ -172,7 +173,7 @@ def run_stages(
         names = {f"start {i}" if i else "start": each for i, each in enumerate(start)}
         search.begin(names if alone else stock_schedules(steps, nodes))
         if start and not alone:
-            search.run("start", lambda leader: [leader.watch(each) for each in start] and None)
+            search.run("start", lambda leader: leader.watch_all(start))
     _fits(search, [name for name in FITS if name in stages])
     if "gradient" in stages:
         _gradient(search)

@@ -43,7 +43,7 @@ def preset_schedules(space: ScheduleSpace, grids: Sequence[str] = SEED_GRIDS) ->
 
 
 def on_statistics(space: ScheduleSpace, grids: Sequence[str] = SEED_GRIDS) -> list[SolverSchedule]:
-    """Return three solvers on each grid that stand on the space's statistics (DPM-Solver-v3); none without them."""
+    """Return three solvers on each grid that stand on the space's statistics (DPM-Solver-v3), if any."""
     if space.statistics is None:
         return []
     found = []
@@ -96,7 +96,7 @@ def other_grids(nodes: Nodes) -> list[Nodes]:
 
 
 def longer(schedule: SolverSchedule, evaluations: int) -> SolverSchedule:
-    """Return the schedule with so many evaluations, at least its own: the longest step is cut in two, and again.
+    """Return the schedule with so many evaluations: its longest step is cut in two, again and again.
 
     Nodes by name stay by name. Learned additions belong to one length and are left out.
     """

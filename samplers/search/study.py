@@ -87,8 +87,8 @@ def open_study(place: Any, name: str, metadata: Mapping[str, Any], *, make: bool
         return None
     if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
         raise ValueError(
-            f"the study in {str(place)!r} has directions {', '.join(d.name.lower() for d in study.directions)}: "
-            "a search minimises one value, take another file for it"
+            f"the study in {str(place)!r} does not minimise one value, but has "
+            f"{', '.join(d.name.lower() for d in study.directions)}: take another file"
         )
     known = study.user_attrs.get(METADATA)
     if known is None and not study.trials:
