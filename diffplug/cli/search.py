@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,11 +22,9 @@ OLD = {
     "dc": "leave the word out, and name stages by --stages ratios,grid,weights,states",
     "s3": "diffplug search --stages decisions",
     "tune": "diffplug search --stages gradient --for reward:SPEC --start FILE",
-    "statistics": "diffplug schedule measure",
-    "import": "diffplug schedule import",
+    **{"statistics": "diffplug schedule measure", "import": "diffplug schedule import"},
     "export": "diffplug schedule export",
 }
-SENTENCE = "is one command now, `diffplug search --steps 5 --guidance 5 -o five.json`"
 
 Objective = Annotated[
     str,
@@ -39,7 +37,6 @@ Objective = Annotated[
 Spending = Annotated[
     float, typer.Option("--budget", min=1, help="Schedules to run on all searched pairs; chooses the stages.")
 ]
-Seconds = Annotated[float | None, typer.Option(min=0, help="Stop the decisions after so long.")]
 Stages = Annotated[
     str | None,
     typer.Option(help="Any of decisions, ratios, grid, weights, states, gradient, instead of the budget's."),
@@ -55,12 +52,12 @@ Set = Annotated[
         "--set",
         metavar="NAME=VALUE",
         help="Any other setting: validation, test, tail, grid, grids, truth_steps, max_rows, trials, "
-        "refinement, method, analytic, statistics, rate, batch, steps (of the gradient), ceiling, ...",
+        "refinement, seconds, method, analytic, statistics, rate, batch, steps (of a gradient), ceiling.",
     ),
 ]
 Place = Annotated[
     str | None,
-    typer.Option(help="File of progress (.json, or .db or .log with decisions), or a database's URL."),
+    typer.Option(help="File of progress (.json; with decisions .db or .log), or a database's URL."),
 ]
 
 
@@ -75,7 +72,6 @@ def search(
     prompts: Prompts = None,
     objective: Objective = "error",
     budget: Spending = 200,
-    seconds: Seconds = None,
     stages: Stages = None,
     start: Start = None,
     pairs: Pairs = 64,
@@ -98,16 +94,18 @@ def search(
     command continues.
     """
     if old is not None:
-        raise ValueError(f"`search {old}` {SENTENCE}: {OLD.get(old, 'leave the word out')}")
+        raise ValueError(f"`search {old}` is one command now: {OLD.get(old, 'leave the word out')}")
+    from diffplug.samplers.search.metric import parse_metric
     from diffplug.samplers.search.search import budgeted, search_front
     from diffplug.samplers.search.search import search as run
     from diffplug.samplers.search.settings import Settings
 
-    counts, (given, ceiling) = _counts(steps), _given(settings or [])
+    counts, given = _counts(steps), _given(settings or [])
     output_file(out)
-    metric = _metric(objective, ceiling)
-    chosen, shares = budgeted(budget, _names(stages))
-    options = Settings.of(**{"pairs": pairs, "seed": seed, "seconds": seconds, **shares, **given})
+    metric = parse_metric(objective, ceiling=float(given.pop("ceiling", 1.0)))
+    names = None if stages is None else [name.strip() for name in stages.split(",") if name.strip()]
+    chosen, shares = budgeted(budget, names)
+    options = Settings.of(**{"pairs": pairs, "seed": seed, **shares, **given})
     files = {n: out if len(counts) == 1 else out.with_stem(f"{out.stem}-{n}") for n in counts}
     suffix = ".progress.db" if "decisions" in chosen else ".progress.json"
     places = {n: progress or path.with_suffix(suffix) for n, path in files.items()}
@@ -132,60 +130,35 @@ def search(
 
 
 def _counts(text: str) -> list[int]:
-    try:
-        counts = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        counts = []
-    if not counts or not all(2 <= n <= 100 for n in counts):
+    parts = {part.strip() for part in text.split(",")}
+    counts = sorted(int(part) for part in parts if part.isdecimal())
+    if len(counts) < len(parts) or not all(2 <= n <= 100 for n in counts):
         raise ValueError(f"steps {text!r}: give whole numbers from 2 to 100, such as 5 or 4,5,6,8")
     return counts
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    """Return the stages of a text; ValueError for unknown ones and for none."""
-    if text is None:
-        return None
-    from diffplug.samplers.search.stages import check_stages
-
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    check_stages(names)
-    return names
-
-
-def _given(words: list[str]) -> tuple[dict[str, Any], float]:
-    """Return settings as Python values, and the ceiling of rewards."""
-    found: dict[str, Any] = {}
-    for word in words:
-        name, sign, value = word.partition("=")
-        if not sign:
-            raise ValueError(f"--set {word!r}: write NAME=VALUE, such as --set validation=48")
-        found[name.strip()] = _value(value.strip())
+def _given(words: list[str]) -> dict[str, Any]:
+    """Return settings as Python values."""
+    if wrong := [word for word in words if "=" not in word]:
+        raise ValueError(f"--set {wrong[0]!r}: write NAME=VALUE, such as --set validation=48")
+    pairs = (word.split("=", 1) for word in words)
+    found = {name.strip(): _value(value.strip()) for name, value in pairs}
     if isinstance(found.get("grids"), str):
         found["grids"] = [name.strip() for name in found["grids"].split(",")]
-    return found, float(found.pop("ceiling", 1.0))
+    return found
 
 
 def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False, "yes": True, "no": False}.get(text.lower(), text)
-
-
-def _metric(spec: str, ceiling: float) -> Any:
-    """Return the metric; rewards get their ceiling."""
-    from diffplug.samplers.search.metric import parse_metric
-
-    metric = parse_metric(spec)
-    return metric if metric.ceiling is None else replace(metric, ceiling=ceiling)  # type: ignore[type-var]
+    with suppress(ValueError, SyntaxError):
+        return literal_eval(text.title() if text.lower() in ("true", "false") else text)
+    return text
 
 
 def _starts(names: list[str], counts: list[int]) -> list[Any]:
     """Return functions of the pipeline that give the schedules to begin with."""
     from diffplug.samplers.schedule.presets import preset
     from diffplug.samplers.schedule.schedule import SolverSchedule
+    from diffplug.samplers.search.pipeline_problem import ends_of
 
     found: list[Any] = []
     for name in names:
@@ -195,14 +168,9 @@ def _starts(names: list[str], counts: list[int]) -> list[Any]:
             continue
         head, _, grid = name.partition("@")
         make = preset(head)
-        found += [lambda pipe, n=n, make=make, grid=grid: make(n, _ends(pipe, grid)) for n in counts]
+        at = grid or "linspace"
+        found += [lambda pipe, n=n, make=make, at=at: make(n, ends_of(pipe, at)) for n in counts]
     return found
-
-
-def _ends(pipe: Any, grid: str) -> Any:
-    from diffplug.samplers.search.pipeline_problem import ends_of
-
-    return ends_of(pipe, grid or "linspace")
 
 
 @contextmanager
@@ -212,21 +180,15 @@ def _shown(hidden: bool) -> Iterator[Any]:
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=hidden) as bars:
-        task, stage, calls, reached = bars.add_task("converged results"), [""], count(1), [""]
+        task, said, calls = bars.add_task("converged results"), ["presets"], count(1)
 
         def show() -> None:
-            bars.update(task, description=f"{stage[-1]}{reached[-1]}: {next(calls)} network calls")
-
-        def begin(name: str) -> None:
-            stage.append(name)
-            reached.append("")
+            bars.update(task, description=f"{said[-1]}: {next(calls)} network calls")
 
         yield Callbacks(
-            on_stage=begin,
-            on_trial=lambda spent, best: reached.append(f", {spent:.0f} schedules, best {best:.4g}"),
-            on_step=lambda done, now, best: reached.append(
-                f", step {done}: reward {now:.4g}, best {best:.4g}"
-            ),
+            on_stage=said.append,
+            on_trial=lambda spent, best: said.append(f"decisions, {spent:.0f} schedules, best {best:.4g}"),
+            on_step=lambda done, now, best: said.append(f"step {done}: reward {now:.4g}, best {best:.4g}"),
             on_evaluation=show,
         )
 
@@ -254,28 +216,18 @@ def _tell(found: Any, files: dict[int, Path], *, json: bool) -> None:
         print_table([f"{n} evaluations", *right, ""], cells, right=right)
         if not search.improved:
             typer.echo(f"Nothing beat {search.baseline}, which is what the file holds.")
-        before, after = search.baseline_test["value"], search.test["value"]
-        typer.echo(f"Above: pairs that choose. On pairs that only judge: {search.baseline} {before:.4g}, ")
-        typer.echo(f"found {after:.4g} ({search.metric}; lower is better): {path}")
+        values = f"{search.baseline} {search.baseline_test['value']:.4g}, found {search.test['value']:.4g}"
+        typer.echo(f"On pairs that only judge: {values} ({search.metric}; lower is better): {path}")
     if len(files) > 1:
         typer.echo("Worth their evaluations: " + ", ".join(str(n) for n, _ in found.pareto))
 
 
 def _row(n: int, search: Any, path: Path) -> dict[str, Any]:
-    stages = [{**s.to_json(), "schedule": None, "history": None} for s in search.stages]
+    left_out = ("schedule", "history")
+    known = {"solver": search.baseline, "validation": search.presets[search.baseline]}
     return {
-        "steps": n,
-        "schedule": str(path),
-        "metric": search.metric,
-        "improved": search.improved,
-        "baseline": {
-            "solver": search.baseline,
-            "validation": search.presets[search.baseline],
-            "test": search.baseline_test,
-        },
-        "validation": search.validation,
-        "test": search.test,
-        "stages": [{k: v for k, v in each.items() if v is not None} for each in stages],
-        "spent": search.spent,
-        "meta": dict(search.schedule.meta),
+        **{"steps": n, "schedule": str(path), "metric": search.metric, "improved": search.improved},
+        **{"baseline": {**known, "test": search.baseline_test}, "spent": search.spent},
+        **{"validation": search.validation, "test": search.test, "meta": dict(search.schedule.meta)},
+        "stages": [{k: v for k, v in vars(s).items() if k not in left_out} for s in search.stages],
     }

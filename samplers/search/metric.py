@@ -116,8 +116,11 @@ class RobustError(LatentError):
         return problem.loss(super().marks(problem, final))
 
 
-def parse_metric(spec: str) -> Metric:
-    """Return the metric that a text describes: see `METRIC_FORMS`; ValueError quotes what it cannot read."""
+def parse_metric(spec: str, *, ceiling: float = 1.0) -> Metric:
+    """Return the metric that a text describes: see `METRIC_FORMS`; ValueError quotes what it cannot read.
+
+    ceiling: of rewards, see `RewardScore`.
+    """
     head, _, rest = spec.partition(":")
     if head in ("latent-mse", "error"):
         return LatentError(rest or "mean")
@@ -127,7 +130,7 @@ def parse_metric(spec: str) -> Metric:
         return LatentError(head)
     from diffplug.samplers.search import picture_metrics
 
-    return picture_metrics.parse_picture_metric(spec, METRIC_FORMS)
+    return picture_metrics.parse_picture_metric(spec, METRIC_FORMS, ceiling)
 
 
 METRIC_FORMS = (

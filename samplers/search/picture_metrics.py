@@ -215,8 +215,8 @@ class _AsTheyAre(torch.nn.Module):
         return features
 
 
-def parse_picture_metric(spec: str, forms: tuple[str, ...]) -> Metric:
-    """The metric of pictures that a text describes; ValueError quotes what it cannot read."""
+def parse_picture_metric(spec: str, forms: tuple[str, ...], ceiling: float = 1.0) -> Metric:
+    """Return the metric of pictures that a text describes; ValueError quotes what it cannot read."""
     head, _, rest = spec.partition(":")
     kind, _, aggregate = head.partition("-")
     if kind == "features" and rest and (not aggregate or aggregate in AGGREGATES):
@@ -224,7 +224,7 @@ def parse_picture_metric(spec: str, forms: tuple[str, ...]) -> Metric:
     if head in ("fid", "kid") and rest:
         return {"fid": Frechet, "kid": Kernel}[head](extractor(rest), rest)
     if head == "reward" and rest:
-        return RewardScore(reward=parse(rest), label=rest)
+        return RewardScore(reward=parse(rest), label=rest, ceiling=ceiling)
     if rest:
         return OwnDistance(function=_own("metric", spec), label=spec)
     raise ValueError(f"metric {spec!r} is unknown: write one of {', '.join(forms)}")

@@ -99,7 +99,8 @@ def budgeted(total: float, stages: Sequence[str] | None = None) -> tuple[tuple[s
     total: schedules run on all searched pairs. Few runs find ratios and a grid, more of them weights; several
     hundred are worth a search over decisions first. A reward that has a gradient is climbed by name only.
     """
-    chosen = tuple(stages) if stages else _worth(total)
+    chosen = _worth(total) if stages is None else tuple(stages)
+    check_stages(chosen)
     if "decisions" not in chosen:
         return chosen, {"fits": total}
     most = total if not set(FITS) & set(chosen) else total / 2

@@ -32,7 +32,8 @@ def amplification(schedule: SolverSchedule, levels: NoiseLevels) -> float | None
     """Return how far data predictions are multiplied on their way into a state, 1 for DDIM.
 
     Every state is a sum of weights times data predictions and the noise. It is the sum of absolute weights of
-    the predictions over the size of the state, hypot(alpha, sigma), the largest over all states. None for a schedule that stands on statistics of a model.
+    the predictions over the size of the state, hypot(alpha, sigma), the largest over all states. None for a
+    schedule that stands on statistics of a model.
     """
     if schedule.needs_statistics:
         return None
