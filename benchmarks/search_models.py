@@ -11,7 +11,7 @@ from torch import Tensor
 from diffplug.network_cache import NetworkCache
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
-from diffplug.samplers.search.problem import ModelProblem
+from diffplug.samplers.search.closed_form import ModelProblem
 from diffplug.testing.closed_form.posterior_means import digits, round_mixture
 
 SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -25,14 +25,14 @@ def problems(name: str, sizes: tuple[int, ...], seed: int = 1, fine: int = 300) 
     dimensions, x0 = MODELS[name]()
     g = torch.Generator().manual_seed(seed)
 
-    memo = NetworkCache(limit=2**28)
+    network_cache = NetworkCache(limit=2**28)
 
     def exact(x: Tensor, timestep: float) -> Tensor:
         level = LEVELS.level(float(LEVELS.sigma_of_time(timestep)))
         return (x - level.alpha * x0(x, level.alpha, level.sigma)) / level.sigma
 
     def epsilon(x: Tensor, timestep: float) -> Tensor:
-        return memo.call(exact, (x, timestep), {})
+        return network_cache.call(exact, (x, timestep), {})
 
     noises = [torch.randn(n, dimensions, generator=g, dtype=torch.float64) for n in sizes]
     return [ModelProblem(epsilon, x, LEVELS, NODES, fine) for x in noises]

@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 import diffplug
-from diffplug.cli import search
+from diffplug.cli import schedule
 from diffplug.cli.boundary import Commands
 from diffplug.cli.compare import compare
 from diffplug.cli.generate import generate
 from diffplug.cli.inspect import doctor, names
 from diffplug.cli.score import score
+from diffplug.cli.search import search
 from diffplug.cli.show import show
 
 app = typer.Typer(
@@ -24,9 +25,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Make Diffusers pipelines faster, steered or tuned.",
 )
-for command in (generate, compare, score, show, names, doctor):
+for command in (generate, compare, search, score, show, names, doctor):
     app.command()(command)
-app.add_typer(search.app, name="search")
+app.add_typer(schedule.app, name="schedule")
 
 
 @app.callback(invoke_without_command=True)

@@ -20,15 +20,26 @@ from optuna.trial import FrozenTrial, TrialState
 
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.schedule.steps import Linear
-from diffplug.samplers.search.mutation import crossed, mutated, random_values
-from diffplug.samplers.search.space import FIRST, ScheduleSpace, Values
+from diffplug.samplers.search.space import FIRST, Dimension, ScheduleSpace, Values
 
-__all__ = ["RankPredictor", "S3Sampler", "TreeRanks", "distributions", "features"]
+__all__ = ["RankPredictor", "S3Sampler", "TreeRanks", "crossed", "distributions", "features", "mutated"]
+__all__ += ["random_values"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 NAMED = {"data": 1.0, "noise": 0.0, "ems": 2.0}
 PER_STEP = 6  # numbers that `features` has for each step
+RATES = (0.03, 0.4)
+"""How many of the decisions change in a mutation, drawn anew for each: some children are near, some far."""
+
+WALK = {"gap": 0.5, "mix": 0.4, "scale": 0.2}
+"""The largest standard deviations of the steps that real numbers take; the smallest are a tenth of it."""
+
+EAGER = {"gap": 2.0}
+"""Kinds of numbers that change more often than others."""
+
+WHOLE_LISTS = 0.5
+"""How often a crossing takes a kind of decision as a whole, not step by step."""
 
 
 class RankPredictor(Protocol):
@@ -38,7 +49,7 @@ class RankPredictor(Protocol):
         """Forget what was learned before, and learn from all rows."""
 
     def predict(self, rows: Floats) -> Floats:
-        """A number for each row, the smaller the better the score it expects."""
+        """Return a number for each row, the smaller the better the score it expects."""
 
 
 class TreeRanks:
@@ -94,40 +105,48 @@ class S3Sampler(optuna.samplers.BaseSampler):
         self.parents, self.children, self.batch = parents, children, batch
         self.crossing, self.explore, self.families = crossing, explore, families
         self.predictor = predictor or TreeRanks(seed)
-        self._queue: list[Values] = []
+        self._batch: tuple[int, list[Values]] = (-1, [])
 
     def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Every number of the space, for every trial."""
+        """Return every number of the space, for every trial."""
         return distributions(self.space)
 
     def sample_relative(
         self, study: Any, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The next child; random values while nothing has been evaluated."""
-        rng = np.random.default_rng([self.seed, trial.number])
-        states = (TrialState.COMPLETE, TrialState.PRUNED)
+        """Return the next child; random values while nothing has been evaluated."""
+        trials = study.get_trials(deepcopy=False)
+        place, first = _place(trials, trial.number)
+        rng = np.random.default_rng([self.seed, place])
         done = [
             each
-            for each in study.get_trials(deepcopy=False, states=states)
-            if each.value is not None and np.isfinite(each.value) and set(search_space) <= set(each.params)
+            for each in trials
+            if each.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            and each.value is not None
+            and np.isfinite(each.value)
+            and set(search_space) <= set(each.params)
         ]
         if not done:
             return random_values(self.space, rng)
-        if not self._queue:
-            self._queue = self._bred(sorted(done, key=lambda each: float(each.value)), rng)
-        return self._queue.pop(0)
+        begin = first + (place - first) // self.batch * self.batch
+        if self._batch[0] != begin:
+            rng = np.random.default_rng([self.seed, begin])
+            known = [each for each in done if _place(trials, each.number)[0] < begin] or done
+            self._batch = begin, self._bred(sorted(known, key=lambda each: float(each.value)), rng)
+        children = self._batch[1]
+        return children[(place - begin) % len(children)] if children else random_values(self.space, rng)
 
     def sample_independent(
         self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """A random value, for a number outside the space."""
+        """Return a random value, for a number outside the space."""
         rng = np.random.default_rng([self.seed, trial.number, len(param_name)])
         return optuna.samplers.RandomSampler(int(rng.integers(2**31))).sample_independent(
             study, trial, param_name, param_distribution
         )
 
     def _bred(self, done: Sequence[FrozenTrial], rng: np.random.Generator) -> list[Values]:
-        """The next batch, best predicted first; no schedule that was evaluated before."""
+        """Return the next batch, best predicted first; no schedule that was evaluated before."""
         known = {self.space.schedule(each.params): each for each in reversed(done)}
         whole = [each.params for each in reversed(known.values()) if each.state == TrialState.COMPLETE]
         best = whole[: self.parents]
@@ -148,7 +167,7 @@ class S3Sampler(optuna.samplers.BaseSampler):
     def _chosen(
         self, done: Sequence[FrozenTrial], children: list[Values], parents: Ints, rng: np.random.Generator
     ) -> list[int]:
-        """The best predicted of all, the best predicted of each parent, and a few at random."""
+        """Return the best predicted of all, the best predicted of each parent, and a few at random."""
         rows = np.array([features(self.space, each.params) for each in done])
         self.predictor.fit(rows, np.array([float(each.value) for each in done if each.value is not None]))
         guessed = self.predictor.predict(np.array([features(self.space, child) for child in children]))
@@ -162,15 +181,26 @@ class S3Sampler(optuna.samplers.BaseSampler):
         return [int(i) for i in chosen[: self.batch]]
 
     def _child(self, best: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> tuple[Values, int]:
-        """A child, and the index of its parent; children of two are a family of their own, the last."""
+        """Return a child, and the index of its parent; children of two are the last family."""
         one, two = (int(i) for i in rng.integers(len(best), size=2))
         if rng.random() < self.crossing:
             return mutated(self.space, crossed(self.space, best[one], best[two], rng), rng), len(best)
         return mutated(self.space, best[one], rng), one
 
 
+def _place(trials: Sequence[FrozenTrial], number: int) -> tuple[int, int]:
+    """Return (a trial's place among those that did not fail, how many were enqueued before all others).
+
+    What was interrupted gives its place to its successor, so that a search that is resumed in the middle of a
+    batch breeds the same batch again and ends where it would have ended.
+    """
+    sound = [each for each in trials if each.state != TrialState.FAIL]
+    enqueued = sum("fixed_params" in each.system_attrs for each in sound)
+    return sum(each.number < number for each in sound), enqueued
+
+
 def distributions(space: ScheduleSpace) -> dict[str, BaseDistribution]:
-    """The space in Optuna's terms, for any of its samplers."""
+    """Return the space in Optuna's terms, for any of its samplers."""
     return {
         d.name: FloatDistribution(d.low, d.high) if d.real else CategoricalDistribution(d.choices)
         for d in space.dimensions
@@ -178,7 +208,7 @@ def distributions(space: ScheduleSpace) -> dict[str, BaseDistribution]:
 
 
 def features(space: ScheduleSpace, values: Mapping[str, Any]) -> Floats:
-    """What a predictor sees: the lambdas of the grid, how it begins, and six numbers for each step."""
+    """Return what a predictor sees: the lambdas of the grid, how it begins, and six numbers for each step."""
     schedule = space.schedule(values)
     lams = [lam if np.isfinite(lam) else 10.0 for lam in schedule.nodes.values]
     rows: list[float] = [*lams, *[0.0] * (space.slots + 1 - len(lams))]
@@ -199,3 +229,55 @@ def features(space: ScheduleSpace, values: Mapping[str, Any]) -> Floats:
             float(-step.predict.start),
         ]
     return np.array(rows)
+
+
+def random_values(space: ScheduleSpace, rng: np.random.Generator) -> Values:
+    """Return values drawn independently and evenly: mostly bad schedules."""
+    return {dimension.name: _drawn(dimension, rng) for dimension in space.dimensions}
+
+
+def mutated(space: ScheduleSpace, values: Mapping[str, object], rng: np.random.Generator) -> Values:
+    """Return a copy with some decisions changed, at least one."""
+    found = dict(values)
+    while found == dict(values):
+        rate, width = _log_uniform(*RATES, rng), _log_uniform(0.1, 1.0, rng)
+        for dimension in space.dimensions:
+            kind = dimension.name.partition("_")[0]
+            if rng.random() < rate * EAGER.get(kind, 1.0):
+                found[dimension.name] = _changed(dimension, kind, found[dimension.name], width, rng)
+    return found
+
+
+def crossed(
+    space: ScheduleSpace, one: Mapping[str, object], two: Mapping[str, object], rng: np.random.Generator
+) -> Values:
+    """Return a child of two: each kind of decision from one of them, as a whole or step by step."""
+    kinds = sorted({dimension.name.partition("_")[0] for dimension in space.dimensions})
+    whole = {kind: (rng.random() < WHOLE_LISTS, rng.random() < 0.5) for kind in kinds}
+    found: Values = {}
+    for dimension in space.dimensions:
+        together, from_one = whole[dimension.name.partition("_")[0]]
+        chosen = from_one if together else rng.random() < 0.5
+        found[dimension.name] = (one if chosen else two)[dimension.name]
+    return found
+
+
+def _drawn(dimension: Dimension, rng: np.random.Generator) -> object:
+    if dimension.real:
+        return float(rng.uniform(dimension.low, dimension.high))
+    return dimension.choices[int(rng.integers(len(dimension.choices)))]
+
+
+def _changed(
+    dimension: Dimension, kind: str, value: object, width: float, rng: np.random.Generator
+) -> object:
+    if not dimension.real:
+        return _drawn(dimension, rng)
+    if kind == "scale" and rng.random() < 0.2:
+        return 0.0
+    moved = float(value) + rng.normal(0, width * WALK[kind])  # type: ignore[arg-type]
+    return float(np.clip(moved, dimension.low, dimension.high))
+
+
+def _log_uniform(low: float, high: float, rng: np.random.Generator) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))

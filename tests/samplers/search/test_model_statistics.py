@@ -18,8 +18,10 @@ from test_schedules import LEVELS, LINSPACE, mixture
 from diffplug.rollout import Rollouts
 from diffplug.samplers import ModelStatistics, SolverSchedule
 from diffplug.samplers.schedule.presets import ddim, unipc
-from diffplug.samplers.search.measure import measure_statistics
-from diffplug.samplers.search.problem import ModelProblem, PipelineProblem, errors
+from diffplug.samplers.search.closed_form import ModelProblem
+from diffplug.samplers.search.model_statistics import measure_statistics
+from diffplug.samplers.search.pipeline_problem import PipelineProblem
+from diffplug.samplers.search.problem import errors
 from diffplug.testing import tiny
 
 MEAN = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
@@ -58,7 +60,7 @@ def test_a_gaussian_has_one_answer_and_one_step_reaches_its_end(tmp_path: Path) 
 def test_measured_statistics_help_a_mixture(tmp_path: Path) -> None:
     train, fresh = mixture(128, 1), mixture(64, 3)
     found = measure_statistics(train, points=50, told={"guidance": "2"})
-    assert train.memo.evaluated == 100 and found.shape == (16,) and found.told == {"guidance": "2"}
+    assert train.network_cache.evaluated == 100 and found.shape == (16,) and found.told == {"guidance": "2"}
     for make in (ddim, unipc):
         plain = make(5, LINSPACE)
         assert (

@@ -20,8 +20,8 @@ from diffplug.intercept import StepCall, StepInterceptor, Undo, intercept_step
 from diffplug.noise import families as noise
 from diffplug.rollout import with_sample
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search.problem import PipelineProblem
-from diffplug.samplers.search.schedule_numbers import SHIFT_UNIT, Numbers
+from diffplug.samplers.search.parameters import SHIFT_UNIT, Parameters
+from diffplug.samplers.search.pipeline_problem import PipelineProblem
 from diffplug.samplers.solver.table import DATA, STATES, Histories, SolverTable, Term, advance
 from diffplug.scheduler_plug import current_scheduler
 
@@ -31,6 +31,7 @@ DECAY = 0.05  # of the learning rate, what is left at the end
 SHIFT_RATE = 10.0  # over the weights' learning rate, that of time shifts
 LAST_SEED = 2**62
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LEARNED = ("weights", "states", "shifts")
 
 
 @dataclass
@@ -42,8 +43,8 @@ class Descent:
     learning rate of weights; that of time shifts is the same in timesteps, times 100. checkpoints: see
     `differentiable`. Draws depend on seed and step alone, so that a descent that was stopped goes on as if
     it had not been (`state`, `restore`).
-    Raises ValueError for a schedule whose first step is analytic, and for a pipeline or a loss that stops
-    gradients.
+    Raises ValueError for a schedule whose first step is analytic, for a pipeline or a loss that stops
+    gradients, and for a loss that is not finite.
     """
 
     problem: PipelineProblem
@@ -62,7 +63,7 @@ class Descent:
                 "corrections: start from a schedule with first='model'"
             )
         self.done = 0
-        self._numbers = Numbers.weights(self.schedule)
+        self._numbers = Parameters(self.schedule, LEARNED)
         values = torch.from_numpy(self._numbers.read())
         weights = self._numbers.counts[0]
         self._weights = values[: 2 * weights].clone().requires_grad_()
@@ -79,16 +80,18 @@ class Descent:
         return self._numbers.write(torch.cat([self._weights, self._shifts]).detach().numpy())
 
     def step(self) -> float:
-        """One step down; gives the loss before it."""
+        """Take one step down; return the loss before it."""
         self._set_rate()
         pairs = self._pairs()
-        pipe = pairs.trials.pipe
+        pipe = pairs.rollouts.pipe
         with differentiable(pipe, checkpoints=self.checkpoints) as graph, torch.enable_grad():
             latents = run_with_graph(pairs, self._numbers, torch.cat([self._weights, self._shifts]), graph)
             loss = self.loss(latents, pairs.prompts)
             if not loss.requires_grad:
                 where = "the loss" if latents.requires_grad else f"{type(pipe).__name__}'s call"
                 raise ValueError(f"{where} stops gradients: a descent needs them all the way to the numbers")
+            if not torch.isfinite(loss):
+                raise ValueError(f"the loss is {float(loss):g} at step {self.done}: it has to be finite")
             self._adam.zero_grad()
             loss.backward()
         if bool(torch.isfinite(torch.cat([self._weights.grad, self._shifts.grad])).all()):  # type: ignore[list-item]
@@ -104,16 +107,16 @@ class Descent:
             group["lr"] = self.rate * factor * (DECAY + (1 - DECAY) * left)
 
     def _pairs(self) -> PipelineProblem:
-        """Prompts and noises of this step."""
+        """Return prompts and noises of this step."""
         draw = np.random.default_rng([self.seed, self.done])
         known = self.problem.prompts
         prompts = [known[i] for i in draw.integers(0, len(known), self.batch)]
         seeds = draw.integers(LAST_SEED // 2, LAST_SEED, self.batch).tolist()
-        trials = replace(self.problem.trials, prompts=prompts, seeds=seeds, max_rows=self.batch)
-        return replace(self.problem, trials=trials)
+        rollouts = replace(self.problem.rollouts, prompts=prompts, seeds=seeds, max_rows=self.batch)
+        return replace(self.problem, rollouts=rollouts)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs, JSON."""
+        """Return what `restore` needs, JSON."""
         moments = [self._adam.state.get(each, {}) for each in (self._weights, self._shifts)]
         return {
             "done": self.done,
@@ -124,7 +127,7 @@ class Descent:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` has told."""
+        """Continue from what `state` has returned."""
         self.done = int(state["done"])
         rows = zip((self._weights, self._shifts), state["numbers"], state["moments"], strict=True)
         for each, numbers, moments in rows:
@@ -135,18 +138,20 @@ class Descent:
                 self._adam.state[each] = {"step": torch.tensor(float(self.done)), **known}
 
 
-def run_with_graph(problem: PipelineProblem, numbers: Numbers, values: Tensor, graph: WithGraph) -> Tensor:
-    """The final latents of a pipeline's pairs, all in one call, with the graph back to the numbers.
+def run_with_graph(problem: PipelineProblem, numbers: Parameters, values: Tensor, graph: WithGraph) -> Tensor:
+    """Return the final latents of a pipeline's pairs, all in one call, with the graph back to the numbers.
 
-    values: the numbers of a schedule (`Numbers.weights`), float64 on the host. graph: see `differentiable`.
+    values: the numbers of a schedule (`Parameters` of LEARNED), float64 on the host. graph: of
+    `differentiable`.
     """
-    bare, everything = numbers.bare, slice(0, len(problem.trials.prompts))
-    problem.trials.steps = bare.nfe
-    return problem.trials.latents(problem.scheduler(bare), everything, _GraphRun(numbers, values), graph)
+    bare = replace(numbers.schedule, deltas=None, time_shift=None)
+    everything = slice(0, len(problem.rollouts.prompts))
+    problem.rollouts.steps = bare.nfe
+    return problem.rollouts.latents(problem.scheduler(bare), everything, _GraphRun(numbers, values), graph)
 
 
-def _added(table: SolverTable, numbers: Numbers, values: Tensor) -> SolverTable:
-    """The table with additions to the weights of its predictors that carry a graph."""
+def _added(table: SolverTable, numbers: Parameters, values: Tensor) -> SolverTable:
+    """Return the table with additions to the weights of its predictors that carry a graph."""
     weights = numbers.counts[0]
     data, states = values[:weights], values[weights : 2 * weights]
     steps, begin = [], 0
@@ -164,7 +169,7 @@ def _added(table: SolverTable, numbers: Numbers, values: Tensor) -> SolverTable:
 class _GraphRun(StepInterceptor):
     """A plug that steps by tensors in place of the scheduler's numbers; values: see `run_with_graph`."""
 
-    def __init__(self, numbers: Numbers, values: Tensor) -> None:
+    def __init__(self, numbers: Parameters, values: Tensor) -> None:
         self.numbers, self.values = numbers, values
         self.table: SolverTable | None = None
         self.histories: Histories = ([], [], [])

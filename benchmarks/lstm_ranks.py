@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
-from diffplug.samplers.search.s3 import PER_STEP
+from diffplug.samplers.search.evolution import PER_STEP
 from diffplug.samplers.search.space import ScheduleSpace
 
 __all__ = ["LSTMRanks"]

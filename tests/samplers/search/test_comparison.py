@@ -12,7 +12,7 @@ from planted import Planted
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.presets import ddim
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search.comparison import Contest, p_value
+from diffplug.samplers.search.comparison import PairedComparison, p_value
 from diffplug.samplers.search.metric import AGGREGATES, WORST, LatentError
 
 LEVELS = NoiseLevels.from_scheduler(UniPCMultistepScheduler())
@@ -31,7 +31,7 @@ def by_steps(schedule: SolverSchedule) -> Any:
 def test_giving_up_saves_runs_and_keeps_the_winner(aggregate: str) -> None:
     found = {}
     for prune in (False, True):
-        contest = Contest(Planted(by_steps, LEVELS), LatentError(aggregate), prune=prune)
+        contest = PairedComparison(Planted(by_steps, LEVELS), LatentError(aggregate), prune=prune)
         best = SCHEDULES[0]
         for schedule in SCHEDULES[1:]:
             scored = contest.score(schedule, best)
@@ -45,7 +45,7 @@ def test_giving_up_saves_runs_and_keeps_the_winner(aggregate: str) -> None:
 
 @pytest.mark.law
 def test_what_is_given_up_is_worse_than_what_it_was_held_against() -> None:
-    contest = Contest(Planted(by_steps, LEVELS), LatentError())
+    contest = PairedComparison(Planted(by_steps, LEVELS), LatentError())
     bar = contest.score(SCHEDULES[18])
     scored = contest.score(SCHEDULES[38], SCHEDULES[18])
     assert scored.pairs == 32 and scored.value > bar.value
@@ -71,13 +71,13 @@ def test_what_is_not_finite_is_the_worst_and_stops_at_once() -> None:
     def off(schedule: SolverSchedule) -> Any:
         return np.where(np.arange(128) == 3, np.nan, 1.0)
 
-    contest = Contest(Planted(off, LEVELS), LatentError())
+    contest = PairedComparison(Planted(off, LEVELS), LatentError())
     scored = contest.score(SCHEDULES[0])
     assert scored.value == WORST and scored.pairs == 32 and contest.spent == 0.25
 
 
 @pytest.mark.law
 def test_a_schedule_above_the_limit_is_worse_than_any_below() -> None:
-    contest = Contest(Planted(by_steps, LEVELS), LatentError("median"), limit=0.02)
+    contest = PairedComparison(Planted(by_steps, LEVELS), LatentError("median"), limit=0.02)
     inside, outside, far = (contest.score(SCHEDULES[i]).value for i in (18, 28, 38))
     assert inside < 1 < WORST < outside < far

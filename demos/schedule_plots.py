@@ -13,7 +13,7 @@ from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.schedule.steps import Linear, SolverStep
 from diffplug.samplers.search.metric import WORST
 from diffplug.samplers.search.refine import explicit
-from diffplug.samplers.search.schedules import ScheduleSearch
+from diffplug.samplers.search.result import SearchResult
 
 __all__ = ["plot_history", "plot_schedule"]
 
@@ -21,13 +21,13 @@ COLOURS = {"data": "#2b6cb0", "noise": "#c05621", "mixed": "#6b46c1", "ems": "#2
 OPEN_END = 1.0  # how far beyond the last finite lambda a node without noise is drawn
 
 
-def plot_history(search: ScheduleSearch, path: str | os.PathLike[str]) -> None:
-    """Writes a PNG: the best value so far against schedules run, beside the best preset and the winner."""
+def plot_history(search: SearchResult, path: str | os.PathLike[str]) -> None:
+    """Write a PNG: the best value so far against schedules run, beside the best preset and the winner."""
     figure, axes = _figure(7, 4)
     known = [(spent, best) for spent, best in search.history if best < WORST]
     spent, best = (np.array(each) for each in zip(*known, strict=True))
     axes.step(spent, best, where="post", color=COLOURS["data"], label="best so far, searched pairs")
-    axes.axhline(search.baseline[1]["value"], color="grey", linestyle=":", label=search.baseline[0])
+    axes.axhline(search.presets[search.baseline]["value"], color="grey", linestyle=":", label=search.baseline)
     axes.axhline(
         search.validation["value"], color=COLOURS["noise"], linestyle="--", label="given, validation"
     )
@@ -40,7 +40,7 @@ def plot_history(search: ScheduleSearch, path: str | os.PathLike[str]) -> None:
 
 
 def plot_schedule(schedule: SolverSchedule, levels: NoiseLevels, path: str | os.PathLike[str]) -> None:
-    """Writes a PNG of a schedule: a bar from node to node in lambda, as high as the order.
+    """Write a PNG of a schedule: a bar from node to node in lambda, as high as the order.
 
     The colour is the prediction type, a ring stands where a corrector follows, a cross where the first step
     does without the network.

@@ -18,10 +18,9 @@ from diffplug.samplers import tune_schedule
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import unipc
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search.descent import Descent, run_with_graph
-from diffplug.samplers.search.plan import ends_of
-from diffplug.samplers.search.problem import PipelineProblem
-from diffplug.samplers.search.schedule_numbers import Numbers
+from diffplug.samplers.search.gradient_descent import LEARNED, Descent, run_with_graph
+from diffplug.samplers.search.parameters import Parameters
+from diffplug.samplers.search.pipeline_problem import PipelineProblem, ends_of
 from diffplug.testing import tiny
 
 PROMPTS = ["a red circle", "a blue square", "a green cross", "a red ring", "a blue star", "a red square"]
@@ -31,8 +30,8 @@ OWN = {"prompt", "num_inference_steps", "output_type", "guidance_scale"}
 def problem(family: str = "sd15", n: int = 2, **options: Any) -> PipelineProblem:
     pipe = tiny(family)
     inputs = {name: value for name, value in tiny.inputs(family).items() if name not in OWN}
-    trials = Rollouts(pipe, PROMPTS[:n], list(range(n)), 3, 3.0, options={**inputs, **options})
-    return PipelineProblem(trials, ends_of(pipe, "linspace"))
+    rollouts = Rollouts(pipe, PROMPTS[:n], list(range(n)), 3, 3.0, options={**inputs, **options})
+    return PipelineProblem(rollouts, ends_of(pipe, "linspace"))
 
 
 def start(family: str = "sd15") -> SolverSchedule:
@@ -49,9 +48,9 @@ def brightness(latents: Tensor, prompts: list[str]) -> Tensor:
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux", "wan"])
 def test_gradients_are_those_of_differences_for_the_same_latents(family: str, checkpoints: bool) -> None:
     here = problem(family)
-    numbers = Numbers.weights(start(family))
+    numbers = Parameters(start(family), LEARNED)
     values = torch.from_numpy(numbers.read()).requires_grad_()
-    with differentiable(here.trials.pipe, checkpoints=checkpoints) as graph:
+    with differentiable(here.rollouts.pipe, checkpoints=checkpoints) as graph:
         latents = run_with_graph(here, numbers, values, graph)
         brightness(latents, []).backward()
     plain = here.final(numbers.write(values.detach().numpy()))
@@ -72,9 +71,9 @@ def test_gradients_are_those_of_differences_for_the_same_latents(family: str, ch
 
 @pytest.mark.pipe
 def test_time_shifts_have_gradients_too() -> None:
-    here, numbers = problem(), Numbers.weights(start())
+    here, numbers = problem(), Parameters(start(), LEARNED)
     values = torch.from_numpy(numbers.read()).requires_grad_()
-    with differentiable(here.trials.pipe) as graph:
+    with differentiable(here.rollouts.pipe) as graph:
         brightness(run_with_graph(here, numbers, values, graph), []).backward()
     assert values.grad is not None
     assert (values.grad[-3:].abs() > 0).all()
@@ -83,7 +82,7 @@ def test_time_shifts_have_gradients_too() -> None:
 @pytest.mark.pipe
 def test_nothing_is_left_behind_also_after_an_error() -> None:
     here = problem()
-    pipe = here.trials.pipe
+    pipe = here.rollouts.pipe
     pipe.unet.requires_grad_(True)
     before = {name: weight.requires_grad for name, weight in pipe.unet.named_parameters()}
     forward, cls, scheduler = vars(pipe.unet).get("forward"), type(pipe), pipe.scheduler
@@ -126,7 +125,7 @@ def test_what_stops_gradients_is_named() -> None:
 
 
 SMALL: dict[str, Any] = {
-    **{"steps": 4, "batch": 2, "check_every": 2, "validation": 2, "test": 2, "truth_steps": 8},
+    **{"steps": 4, "batch": 2, "check_every": 2, "validation": 2, "test": 2, "truth_steps": 8, "tail": 0},
     **{"rate": 5e-2, "options": {"height": 16, "width": 16}},
 }
 
@@ -146,14 +145,18 @@ def test_tuning_raises_a_reward_and_goes_on_from_its_file(tmp_path: Path) -> Non
         tune_schedule(tiny("sd15"), PROMPTS, start(), redness, 2.0, on_step=stop, **told)
     found = tune_schedule(tiny("sd15"), PROMPTS, start(), redness, 2.0, on_step=stop, **told)
     assert seen == [1, 2, 3, 3, 4]
-    assert found.schedule == plain.schedule and found.validation == plain.validation
-    assert found.improved and found.found.reward > found.start.reward
+    assert replace(found.schedule, meta={}) == replace(plain.schedule, meta={})
+    assert found.history == plain.history
+    assert found.improved and found.baseline_test is not None and found.test is not None
+    assert found.test["value"] < found.baseline_test["value"]
     meta = found.schedule.meta
     assert meta["metric"] == "reward:redness" and meta["guidance_scale"] == 2.0 and meta["steps"] == 3
-    with pytest.raises(ValueError, match="another one, with another reward"):
+    with pytest.raises(
+        ValueError, match="is one of metric 'reward:redness', this one has 'reward:colour:blue'"
+    ):
         tune_schedule(tiny("sd15"), PROMPTS, start(), "colour:blue", 2.0, **told)
     place.write_text("[]")
-    with pytest.raises(ValueError, match="no unfinished tuning"):
+    with pytest.raises(ValueError, match="is no unfinished search"):
         tune_schedule(tiny("sd15"), PROMPTS, start(), redness, 2.0, **told)
 
 
@@ -161,8 +164,8 @@ def test_tuning_raises_a_reward_and_goes_on_from_its_file(tmp_path: Path) -> Non
 def test_what_is_further_from_the_converged_latents_than_the_ceiling_is_not_taken(tmp_path: Path) -> None:
     told = {**SMALL, "ceiling": 1e-3, "cache": tmp_path}
     found = tune_schedule(tiny("sd15"), PROMPTS, start(), redness, 2.0, **told)
-    assert not found.improved and found.schedule == start() and found.start == found.found
-    assert len(found.validation) == 3
+    assert not found.improved and replace(found.schedule, meta={}) == start()
+    assert found.test == found.baseline_test and len(found.history) == 3
 
 
 def no_gradient(images: Tensor, prompts: list[str]) -> Tensor:
