@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import diffplug
-from diffplug import cli_search
+from diffplug import cli_search, cli_train
 from diffplug.cli_options import Device, Dtype, Guidance, Json, Model
 from diffplug.console import guarded, hush, print_json, print_table, progress
 from diffplug.files import output_folder
@@ -24,6 +24,7 @@ app = typer.Typer(
     help="Make Diffusers pipelines faster, steered or tuned.",
 )
 app.add_typer(cli_search.app, name="search")
+app.command("train")(cli_train.train)
 
 Seed = Annotated[
     int, typer.Option(min=0, max=2**62, help="Seed of the first picture; the next ones count up.")

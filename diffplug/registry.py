@@ -117,3 +117,8 @@ REWARDS.register("colour", "diffplug.rewards.colour:ColourReward")
 REWARDS.register("sharpness", "diffplug.rewards.sharpness:SharpnessReward")
 
 TRAINERS = Registry("trainer", "diffplug.trainers")
+TRAINERS.register("trajectory", "diffplug.training.objectives.trajectory_matching:TrajectoryMatching")
+TRAINERS.register("hyper-sd", "diffplug.training.objectives.segmented_consistency:SegmentedConsistency")
+TRAINERS.register("tdm", "diffplug.training.objectives.distribution_matching:TrajectoryDistribution")
+TRAINERS.register("one-step", "diffplug.training.objectives.one_step:OneStep")
+TRAINERS.register("reward", "diffplug.training.objectives.reward_feedback:RewardFeedback")

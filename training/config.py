@@ -25,6 +25,7 @@ else:
     import tomli as tomllib
 
 __all__ = [
+    "NoSettings",
     "OptimizerSettings",
     "RunSettings",
     "as_mapping",
@@ -94,6 +95,11 @@ class OptimizerSettings:
         if not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}")
         _at_least("warmup", self.warmup, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSettings:
+    """The table [objective] of a method that has no settings of its own."""
 
 
 def _at_least(name: str, value: int, least: int) -> None:
