@@ -88,8 +88,8 @@ class Row:
     """Number of steps when none is asked for; 0: the last of `steps`."""
 
     scheduler: str = ""
-    """Scheduler class: of Diffusers, or `ListedDDIMScheduler` or `FlowMatchTCDScheduler` of this package; empty
-    where the pipeline keeps its own."""
+    """Scheduler class: of Diffusers, or `ListedDDIMScheduler` or `FlowMatchTCDScheduler` of this package.
+    Empty where the pipeline keeps its own."""
 
     scheduler_options: Mapping[str, Any] = field(default_factory=dict)
     """What differs from the configuration of the pipeline's scheduler (shift, prediction_type, ...)."""
@@ -105,8 +105,8 @@ class Row:
     n of the 50 timesteps 20 i - 1; "linspace": sigmas 1, 1 - 1/n, ..., 1/n; empty: the scheduler's own."""
 
     seen: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
-    """By number of steps: the timesteps that the network is given, after shift and told-time scaling, where they
-    do not depend on the size of the picture. What the tests compare a run with."""
+    """By number of steps: the timesteps that the network is given, after shift and told-time scaling, where
+    they do not depend on the size of the picture. What the tests compare a run with."""
 
     told_scale: float = 1.0
     """The network is told timestep * told_scale, the scheduler keeps counting the true one (NitroFusion)."""
@@ -116,8 +116,8 @@ class Row:
     None: the scheduler's and pipeline's default."""
 
     guidance: str = "off"
-    """What guidance does. "off": no classifier-free guidance, one row of the network for each picture; "cfg": real
-    guidance at `guidance_scale`, two rows; "embedded": `guidance_scale` is an input of the network, one row;
+    """What guidance does. "off": no classifier-free guidance, one row of the network for each picture; "cfg":
+    real guidance at `guidance_scale`, two rows; "embedded": `guidance_scale` is an input of the network, one row;
     "kept": the pipeline ignores or fixes it."""
 
     guidance_scale: float | None = None
