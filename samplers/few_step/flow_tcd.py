@@ -49,7 +49,9 @@ class FlowMatchTCDScheduler(FlowMatchEulerDiscreteScheduler):
         if not 0 <= eta <= 1:
             raise ValueError(f"eta is {eta}, allowed is 0 (deterministic) to 1 (all noise new)")
         if invert_sigmas:
-            raise ValueError("invert_sigmas runs from noise to picture the other way: use the stock scheduler")
+            raise ValueError(
+                "invert_sigmas runs from noise to picture the other way: use the stock scheduler"
+            )
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             shift=shift,
