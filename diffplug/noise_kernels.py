@@ -213,6 +213,18 @@ def _flow_ancestral(scheduler: Any, spot: Spot) -> NormalForm:
     return NormalForm(a=a, b=b, s=s, advice="eta > 0 in the scheduler's config")
 
 
+def _flow_tcd(scheduler: Any, spot: Spot) -> NormalForm:
+    """Return the step to (1 - eta) times the next level, noised up to it (trajectory consistency, flow)."""
+    eta = float(scheduler.config.eta)
+    here, there = _pair(scheduler, spot)
+    down = (1.0 - eta) * there
+    lift = 1.0 if down == there else (1.0 - there) / (1.0 - down)
+    s = math.sqrt(max(there**2 - (down * lift) ** 2, 0.0))
+    return NormalForm(
+        a=lift * (1.0 - down / here), b=lift * down / here, s=s, advice="eta > 0 in the scheduler's config"
+    )
+
+
 def _angle(scheduler: Any, spot: Spot) -> NormalForm:
     angle = host(scheduler.timesteps, spot.index(scheduler) + 1)
     noise = math.sin(angle) * scheduler.config.sigma_data
@@ -298,6 +310,7 @@ KERNELS: dict[str, Callable[..., NormalForm]] = {
     "EDMDPMSolverMultistepScheduler": _dpm_multistep,
     "FlowMatchEulerDiscreteScheduler": _flow_euler,
     "FlowMatchLCMScheduler": _flow_renoise,
+    "FlowMatchTCDScheduler": _flow_tcd,
     "LTXEulerAncestralRFScheduler": _flow_ancestral,
     "SCMScheduler": _angle,
     "CMStochasticIterativeScheduler": _jump,

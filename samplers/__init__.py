@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from diffplug.samplers.compiler import compile_schedule
     from diffplug.samplers.dc_solver import DCSolverScheduler
     from diffplug.samplers.dc_solver_plug import DCSolver
+    from diffplug.samplers.few_step.plug import FewStep
     from diffplug.samplers.grids import GRIDS
     from diffplug.samplers.nodes import Nodes
     from diffplug.samplers.noise_levels import NoiseLevels
@@ -33,6 +34,7 @@ __all__ = [
     "CompensationPolynomial",
     "DCSolver",
     "DCSolverScheduler",
+    "FewStep",
     "ModelStatistics",
     "Nodes",
     "NoiseLevels",
@@ -51,6 +53,7 @@ _HOMES = {
     "CompensationPolynomial": "diffplug.samplers.polynomial",
     "DCSolver": "diffplug.samplers.dc_solver_plug",
     "DCSolverScheduler": "diffplug.samplers.dc_solver",
+    "FewStep": "diffplug.samplers.few_step.plug",
     "GRIDS": "diffplug.samplers.grids",
     "ModelStatistics": "diffplug.samplers.statistics",
     "NoiseLevels": "diffplug.samplers.noise_levels",

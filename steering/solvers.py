@@ -27,6 +27,8 @@ def adds_noise(scheduler: Any, eta: float | None = None) -> bool:
     if name:
         return (eta if eta is not None else 0.3 if name == "TCDScheduler" else 0.0) > 0
     config = getattr(scheduler, "config", {})
+    if base_name(scheduler, frozenset({"FlowMatchTCDScheduler"})):
+        return bool(config.get("eta", 0.0) > 0)
     if str(config.get("algorithm_type", "")).startswith("sde"):
         return True
     return (
