@@ -230,6 +230,11 @@ class Job:
         return self.store.load(wanted, teacher.trajectories)
 
     @cached_property
+    def conditions(self) -> Conditions:
+        """The conditions of all training prompts, on the CPU."""
+        return encode(self.pipe, self.prompts, call=self.config.teacher.call)[1]
+
+    @cached_property
     def pictures(self) -> Pictures | None:
         """The pictures of data.pictures as latents, with conditions; None where there are none."""
         if self.config.data.pictures is None:

@@ -38,6 +38,7 @@ _QWEN = "QwenImageTransformer2DModel"
 FAMILIES: tuple[Family, ...] = (
     Family("kolors", "UNet2DConditionModel", "*Kolors*"),
     Family("sdxl", "UNet2DConditionModel", test=_text_time),
+    Family("shapes", "UNet2DConditionModel", test=lambda c: c.get("addition_embed_type") == "text"),
     Family(
         "sd2",
         "UNet2DConditionModel",
