@@ -80,10 +80,11 @@ class NoisePath:
         if self.abar is None:
             s = sigma / (alpha + sigma)
             return self.train_steps * s / (self.shift - (self.shift - 1) * s)
-        wanted = (sigma / (alpha**2 + sigma**2) ** 0.5) ** 2
-        off = (torch.cat([self.abar.new_ones(1), self.abar]) - (1 - wanted)).abs()
-        found = int(off.argmin())
-        if float(off[found]) > 1e-4:
+        signal = torch.cat([self.abar.new_ones(1), self.abar])
+        wanted = 1 / (1 + (sigma / alpha) ** 2) if alpha else 0.0
+        found = int((signal - wanted).abs().argmin())
+        gap = signal[max(found - 1, 0) : found + 2].diff().abs().min()
+        if abs(float(signal[found]) - wanted) > 0.1 * float(gap):
             raise ValueError(
                 f"a sampler went to alpha {alpha:.4g}, sigma {sigma:.4g}, between the timesteps of training: "
                 "take ddim or dpm++ as the teacher's sampler"

@@ -59,7 +59,7 @@ def recipe_row(job: Job, saved: Mapping[str, Any], sampling: Sampling, updates: 
         steps=sampling.steps,
         scheduler=name,
         scheduler_options=options,
-        timesteps={} if flow else {n: _timesteps(sampling, n) for n in sampling.steps},
+        seen={} if flow else {n: _timesteps(sampling, n) for n in sampling.steps},
         sigmas={n: tuple(1 - j / n for j in range(n)) for n in sampling.steps} if flow else {},
         eta=sampling.eta if not flow else None,
         guidance="cfg" if guided else _unguided(job),
