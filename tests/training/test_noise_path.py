@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ def test_the_residual_of_the_exact_map_falls_with_the_square_of_the_solvers_step
         stepped = float(VP.jump(VP.predict(eps, x, index), index - delta))
         residuals.append(abs(phi(t, s) - phi(t - delta, s) * stepped))
     assert residuals == pytest.approx([6.7e-3, 1.31e-3, 2.9e-4, 6.8e-5], rel=0.05)
-    assert all(a / b > 4 for a, b in zip(residuals, residuals[1:], strict=False))
+    assert all(a / b > 4 for a, b in pairwise(residuals))
 
 
 def test_steps_that_do_not_divide_are_refused() -> None:

@@ -29,7 +29,6 @@ from diffplug.training.objectives.segmented_consistency import (
 )
 from diffplug.training.objectives.trajectory_matching import SegmentScale, TrajectoryMatching
 from diffplug.training.trainer import Trainer
-
 from tests.training.toy import conditions, network, trajectories
 
 

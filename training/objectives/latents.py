@@ -11,7 +11,7 @@ from torch import Tensor
 from diffplug.training.conditions import Conditions
 from diffplug.training.objective import Rows
 
-__all__ = ["CleanLatents", "Latents", "StoredSteps", "Started", "source_of"]
+__all__ = ["CleanLatents", "Latents", "Started", "StoredSteps", "source_of"]
 
 
 @dataclass(frozen=True)
