@@ -14,6 +14,7 @@ folder belongs to one teacher: its key is a hash of the weights, the prompts and
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -288,8 +289,6 @@ def _sampling(pipe: Any, teacher: TeacherSettings, call: dict[str, Any]) -> Iter
     """The plugs that give the pipeline the teacher's solver, on a grid that goes through equal segments."""
     flow = NoisePath.of(pipe.scheduler).flow
     if flow:
-        import inspect
-
         if "sigmas" in inspect.signature(pipe.__call__).parameters:
             call["sigmas"] = [1 - j / teacher.steps for j in range(teacher.steps)]
         yield []
@@ -299,7 +298,10 @@ def _sampling(pipe: Any, teacher: TeacherSettings, call: dict[str, Any]) -> Iter
     if not (isinstance(cls, type) or hasattr(cls, "set_timesteps")):
         raise ValueError(f"teacher.sampler {name!r} is no solver of Diffusers: take ddim or dpm++")
     own = cls if isinstance(cls, type) else type(cls)
-    yield [own.from_config(pipe.scheduler.config, timestep_spacing="trailing")]
+    known = inspect.signature(own.__init__).parameters
+    wanted = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "final_sigmas_type": "zero"}
+    options = {name: value for name, value in wanted.items() if name in known}
+    yield [own.from_config(pipe.scheduler.config, **options)]
 
 
 def _columns(there: Tensor, wanted: Sequence[float], steps: int) -> list[int]:

@@ -102,7 +102,7 @@ class SegmentedConsistency(Objective):
         told: ConsistencySettings = job.objective
         segments = told.segments[stage]
         previous = told.teacher == "previous" and stage > 0
-        points = max(2 * segments, told.points * segments // told.segments[0]) if previous else told.points
+        points = 4 * segments if previous else told.points
         data = source_of(job, trajectories=told.source == "trajectories")
         if told.source == "trajectories":
             points = job.config.teacher.steps
