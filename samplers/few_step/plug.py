@@ -180,7 +180,7 @@ def _finite(value: Any) -> bool:
 def _check_pipeline(row: Row, pipe: Any) -> None:
     """Warn where a row of a whole pipeline meets one that says it was loaded from elsewhere."""
     home = str(getattr(pipe, "name_or_path", "") or "")
-    if row.kind != "pipeline" or home.count("/") != 1 or Path(home).is_dir():
+    if row.kind != "pipeline" or not row.weights or home.count("/") != 1 or Path(home).is_dir():
         return
     if home not in {weights.repo for weights in row.weights}:
         repos = " or ".join(weights.repo for weights in row.weights)
