@@ -6,6 +6,8 @@ of their text encoders, random prompt embeddings.
 
 from __future__ import annotations
 
+import functools
+import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ import diffusers
 import PIL.Image
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
 from diffplug.testing import tiny
 from diffplug.testing.encoders import kl_autoencoder
@@ -184,7 +187,19 @@ def _qwen_edit() -> Built:
     image = PIL.Image.new("RGB", (16, 16), "red")
     call = {"image": image, "prompt_embeds": embeds, "prompt_embeds_mask": mask, **_SIZE}
     negative = {"negative_prompt_embeds": embeds, "negative_prompt_embeds_mask": mask}
-    return diffusers.QwenImageEditPipeline(**parts), {**call, **negative}
+    return QwenImageEditSmall(**parts), {**call, **negative}
+
+
+class QwenImageEditSmall(diffusers.QwenImageEditPipeline):
+    """Keeps pictures at 16 x 16, where the pipeline makes them a million pixels."""
+
+    @functools.wraps(diffusers.QwenImageEditPipeline.__call__)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        small = unittest.mock.patch.object(
+            pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: (16, 16, None)
+        )
+        with small:
+            return super().__call__(*args, **kwargs)
 
 
 class _Processor:
@@ -369,7 +384,7 @@ def _hidream() -> Built:
         caption_channels=[32, 16],
         text_emb_dim=64,
         axes_dims_rope=(4, 2, 2),
-        max_resolution=(32, 32),
+        max_resolution=(16, 16),
         llama_layers=(0, 1),
         force_inference_output=True,
     )
@@ -377,6 +392,7 @@ def _hidream() -> Built:
     pipe = diffusers.HiDreamImagePipeline(
         scheduler=_flow(), vae=_vae(4, 1), transformer=transformer, **encoders
     )
+    pipe.default_sample_size = 16  # it scales every request to this area
     call: dict[str, Any] = {"height": 16, "width": 16, "output_type": "latent", "max_sequence_length": 7}
     for prefix in ("", "negative_"):
         call[f"{prefix}prompt_embeds_t5"] = torch.randn(1, 7, 32)
