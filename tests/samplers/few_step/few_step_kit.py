@@ -33,9 +33,7 @@ TOLD = {
 }
 
 
-def factors(
-    module: nn.Module, seed: int = 0, only: int | None = None
-) -> dict[str, tuple[Tensor, Tensor]]:
+def factors(module: nn.Module, seed: int = 0, only: int | None = None) -> dict[str, tuple[Tensor, Tensor]]:
     """Return random factors (down, up) of rank 2 for every Linear and Conv2d of a network, by name."""
     noise = torch.Generator().manual_seed(seed)
     found: dict[str, tuple[Tensor, Tensor]] = {}
@@ -172,7 +170,11 @@ def watched(pipe: Any) -> Iterator[Seen]:
 
 def everything(pipe: Any) -> dict[str, Any]:
     """Return copies of all weights of the denoisers, and the identities that an undo has to give back."""
-    found: dict[str, Any] = {"scheduler": id(pipe.scheduler), "class": type(pipe), "config": dict(pipe.config)}
+    found: dict[str, Any] = {
+        "scheduler": id(pipe.scheduler),
+        "class": type(pipe),
+        "config": dict(pipe.config),
+    }
     for index, module in enumerate(denoisers(pipe)):
         found[f"hooks {index}"] = len(module._forward_pre_hooks)
         found |= {f"{index}.{name}": value.clone() for name, value in module.state_dict().items()}

@@ -52,7 +52,9 @@ def test_a_row_runs_as_it_says_and_leaves_no_trace(row: Row, tmp_path: Path) -> 
     changes = write_checkpoint(row, pipe, tmp_path)
     before = everything(pipe)
     paths = [tmp_path / Path(each.file).name for each in row.weights] if changes else None
-    for steps in {row.default_steps, row.steps[-1]} if row.family in ("sd15", "sdxl") else {row.default_steps}:
+    for steps in (
+        {row.default_steps, row.steps[-1]} if row.family in ("sd15", "sdxl") else {row.default_steps}
+    ):
         for merge in ("runtime", "fuse") if row.kind == "lora" and steps == row.default_steps else ("auto",):
             few = FewStep(row, steps, merge=merge, weights=paths)
             with warnings.catch_warnings():
