@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import diffplug
-from diffplug import cli_search, cli_train
+from diffplug import cli_few_step, cli_search, cli_train
 from diffplug.cli_options import Device, Dtype, Guidance, Json, Model
 from diffplug.console import guarded, hush, print_json, print_table, progress
 from diffplug.files import output_folder
@@ -24,6 +24,7 @@ app = typer.Typer(
     help="Make Diffusers pipelines faster, steered or tuned.",
 )
 app.add_typer(cli_search.app, name="search")
+app.command()(cli_few_step.recipe)
 app.command("train")(cli_train.train)
 
 Seed = Annotated[
@@ -209,11 +210,16 @@ def doctor(json: Json = False) -> None:
 
 @app.command()
 @guarded
-def names(json: Json = False) -> None:
-    """Lists the short names of models, samplers, steerers, rewards and trainers.
+def names(
+    few_step: Annotated[bool, typer.Option("--few-step", help="The few-step checkpoints instead.")] = False,
+    json: Json = False,
+) -> None:
+    """Lists the short names of models, samplers, steerers, rewards and trainers, or of few-step checkpoints.
 
-    Example: `diffplug names --json`
+    Example: `diffplug names --json`, `diffplug names --few-step`
     """
+    if few_step:
+        return cli_few_step.print_few_step_names(json)
     from diffplug import stock
     from diffplug.registry import REWARDS, STEERERS, TRAINERS
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from diffplug import cli_search_files, cli_search_s3, cli_search_tune
+from diffplug.cli_few_step import FewStepName, with_few_step
 from diffplug.cli_options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts, ScheduleOut
 from diffplug.cli_search_files import pipe_and_prompts
 from diffplug.console import guarded, print_json, print_table, until_stopped
@@ -42,6 +43,7 @@ def dc(
         int, typer.Option(min=2, max=10_000, help="Pairs of prompt and noise: half to fit, half to judge.")
     ] = 64,
     guidance: Guidance = None,
+    few_step: FewStepName = None,
     rungs: Annotated[
         str, typer.Option(help="Any of ratios, grid, coefficients, full; the first is DC-Solver.")
     ] = "ratios,grid,coefficients,full",
@@ -66,6 +68,7 @@ def dc(
         raise ValueError("--rungs names none: give any of ratios, grid, coefficients, full")
     output_file(out)
     pipe, words = pipe_and_prompts(model, device, dtype, prompts, pairs, seed)
+    guidance = with_few_step(pipe, few_step, guidance)
     search = import_module("diffplug.samplers.search.compensation").search_compensation
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=json) as bars:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from diffplug.cli_few_step import FewStepName, with_few_step
 from diffplug.cli_options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts
 from diffplug.cli_search_files import levels_of, pipe_and_prompts
 from diffplug.console import guarded, print_json, print_table, until_stopped
@@ -70,6 +71,7 @@ def s3(
     model: Model = "shapes",
     prompts: Prompts = None,
     guidance: Guidance = None,
+    few_step: FewStepName = None,
     metric: MetricSpec = "latent-mse",
     method: Method = "s3",
     trials: TrialCount = 400,
@@ -117,6 +119,7 @@ def s3(
     if grids:
         options["grids"] = [name.strip() for name in grids.split(",") if name.strip()]
     pipe, words = pipe_and_prompts(model, device, dtype, prompts, 4 * pairs, seed)
+    guidance = with_few_step(pipe, few_step, guidance)
     found = _search(pipe, words, counts, guidance, options, hidden=json)
     files = {n: out if len(counts) == 1 else out.with_stem(f"{out.stem}-{n}") for n in counts}
     for n, path in files.items():

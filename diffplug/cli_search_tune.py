@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from diffplug.cli_few_step import FewStepName, with_few_step
 from diffplug.cli_options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts, ScheduleOut
 from diffplug.cli_search_files import pipe_and_prompts
 from diffplug.console import guarded, print_json, print_table, until_stopped
@@ -47,6 +48,7 @@ def tune(
     prompts: Prompts = None,
     prompt_count: Count = 600,
     guidance: Guidance = None,
+    few_step: FewStepName = None,
     steps: Steps = 400,
     batch: Batch = 16,
     rate: Rate = 4e-3,
@@ -73,6 +75,7 @@ def tune(
     output_file(out)
     schedule_for = _start(start, evaluations, grid)
     pipe, words = pipe_and_prompts(model, device, dtype, prompts, prompt_count, seed)
+    guidance = with_few_step(pipe, few_step, guidance)
     kept = out.with_suffix(".tuning.json")
     tune_schedule = import_module("diffplug.samplers.search.tuning").tune_schedule
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -49,10 +50,19 @@ class Recipe:
         _finite("strength", self.strength)
         if self.sampler is not None and self.sampler not in stock.names():
             stock.sampler(self.sampler, None)  # raises, with the nearest names
+            self._take_told_steps(stock.told_steps(self.sampler))
         if self.steer is not None:
             self._built(_unasked, [0])  # raises for options out of range
         if self.steer is not None and self.reward not in rewards.names():
             rewards.get(self.reward)
+
+    def _take_told_steps(self, told: int | None) -> None:
+        """Takes the steps that the sampler's name says ("hyper-sd@4"); ValueError for others beside them."""
+        if told is not None and self.steps not in (told, Recipe.steps):
+            raise ValueError(
+                f"sampler {self.sampler!r} says {told} steps, steps={self.steps}: give one of the two"
+            )
+        object.__setattr__(self, "steps", self.steps if told is None else told)
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
@@ -104,7 +114,12 @@ class Recipe:
 
     def _sampler(self, pipe: Any) -> list[Any]:
         """The plug of the sampler; none for the pipeline's own."""
-        return [] if self.sampler is None else [stock.sampler(self.sampler, pipe)]
+        if self.sampler is None:
+            return []
+        bare = stock.is_few_step(self.sampler) and stock.told_steps(self.sampler) is None
+        if bare and not Path(self.sampler).is_dir():
+            return [stock.sampler(f"{self.sampler}@{self.steps}", pipe)]
+        return [stock.sampler(self.sampler, pipe)]
 
     def steerer(self, seeds: Sequence[int]) -> Any:
         """A fresh steerer; one that chooses at random chooses by the pictures' seeds, batch or no batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from diffplug.files import read_json
@@ -37,16 +38,19 @@ def names() -> list[str]:
 def sampler(name: str, pipe: Any) -> Any:
     """What to plug into `pipe` for a name: a scheduler class, an instance where options matter, or a plug.
 
-    Registered names come first; the path of a `.json` or `.npy` file is a searched schedule, or compensation
+    Registered names come first; "hyper-sd@4" is a few-step checkpoint (`diffplug.samplers.FewStep`), as is a
+    folder with a recipe.json; the path of a `.json` or `.npy` file is a searched schedule, or compensation
     ratios. On a model that searched solvers come with, "dc-solver" and "solver" take those. Raises ValueError
     with the nearest names for an unknown one, and OSError for a file that cannot be read.
     """
     if name.endswith((".json", ".npy")):
         return _from_file(name)
+    if is_few_step(name):
+        return import_module("diffplug.samplers.few_step").named(name)
     if name in SAMPLERS:
         return _shipped(name, pipe) or SAMPLERS.get(name)
     if name not in _STOCK:
-        raise unknown("sampler", name, names())
+        raise unknown("sampler", name, names(), "Few-step recipes: diffplug names --few-step.")
     import diffusers
 
     class_name, options = _STOCK[name]
@@ -54,10 +58,29 @@ def sampler(name: str, pipe: Any) -> Any:
     return cls.from_config(pipe.scheduler.config, **options) if options else cls
 
 
+def is_few_step(name: str) -> bool:
+    """Whether a name is a few-step checkpoint's ("hyper-sd@4"), or a folder with the recipe of one."""
+    if name in SAMPLERS or name in _STOCK or name.endswith((".json", ".npy")):
+        return False
+    if Path(name, "recipe.json").is_file():
+        return True
+    return bool(import_module("diffplug.samplers.few_step.lookup").knows(name))
+
+
+def told_steps(name: str) -> int | None:
+    """The number of steps that the name of a few-step checkpoint says, None where it says none."""
+    if not is_few_step(name) or Path(name).is_dir():
+        return None
+    steps: int | None = import_module("diffplug.samplers.few_step.lookup").split(name)[1]
+    return steps
+
+
 def _from_file(path: str) -> Any:
-    """The plug for a file: DC-Solver for ratios and polynomials, else a schedule."""
+    """The plug for a file: DC-Solver for ratios and polynomials, a few-step recipe, else a schedule."""
     samplers = import_module("diffplug.samplers")  # a wing, loaded when asked for
     document = None if path.endswith(".npy") else read_json(path)
+    if isinstance(document, dict) and document.get("format") == "few-step-recipe":
+        return samplers.FewStep(path)
     schedule = isinstance(document, dict) and document.get("format") != "compensation-polynomial"
     return samplers.Solver(path) if schedule else samplers.DCSolver(path)
 

@@ -83,8 +83,29 @@ def _load(pipe: Any, component: str, module: Any, lora: LoRA) -> None:
     elif hasattr(module, "load_lora_adapter"):
         state = lora.state(component)
         module.load_lora_adapter(state, prefix=component, adapter_name=NAME, _pipeline=pipe)
+    else:
+        _inject(module, lora)
     if NAME not in adapters_of(module):
-        raise ValueError(f"the {component} of {type(pipe).__name__} takes no adapters: use merge='fuse'")
+        raise ValueError(f"the {component} of {type(pipe).__name__} took no adapter: use merge='fuse'")
+
+
+def _inject(module: nn.Module, lora: LoRA) -> None:
+    """Wrap the layers with PEFT alone, for networks that Diffusers gave no loader (PixArt)."""
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    state = {key.removeprefix("x."): value for key, value in lora.state("x").items()}
+    ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.rank}
+    rank = next(iter(ranks.values()))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=list(ranks),
+        rank_pattern=ranks,
+        alpha_pattern=ranks,
+        lora_bias=any(key.endswith("lora_B.bias") for key in state),
+    )
+    inject_adapter_in_model(config, module, adapter_name=NAME)
+    set_peft_model_state_dict(module, state, adapter_name=NAME)
 
 
 _WIDENS = ("_maybe_expand_lora_state_dict", "_maybe_expand_t2v_lora_for_i2v")
@@ -128,14 +149,29 @@ def _activate(layer: Any, names: list[str], enabled: bool = True) -> None:
 def _take_off(module: Any, had: list[str], before: list[_Before]) -> None:
     """Remove our adapter, the wrappers that came with it, and put the other adapters back as they acted."""
     if not had:
-        module.unload_lora()
+        _unload(module)
         return
-    module.delete_adapters(NAME)
-    known = {id(each.layer) for each in before}
-    for name, part in list(module.named_modules()):
-        if id(part) not in known and getattr(part, "base_layer", None) is not None:
-            parent = module.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], part.get_base_layer())
+    for layer in _tuner_layers(module):
+        if NAME in layer.scaling:
+            layer.delete_adapter(NAME)
+    del module.peft_config[NAME]
+    _unwrap(module, {id(each.layer) for each in before})
     for each in before:
         _activate(each.layer, each.active, each.enabled)
         each.layer.scaling.update(each.scaling)
+
+
+def _unload(module: Any) -> None:
+    if hasattr(module, "unload_lora"):
+        module.unload_lora()
+        return
+    _unwrap(module, set())
+    del module.peft_config
+
+
+def _unwrap(module: nn.Module, keep: set[int]) -> None:
+    """Put the plain layers back where PEFT wrapped them, but for wrappers that are to stay."""
+    for name, part in list(module.named_modules()):
+        if id(part) not in keep and getattr(part, "base_layer", None) is not None:
+            parent = module.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], part.get_base_layer())  # type: ignore[operator]

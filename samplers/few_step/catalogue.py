@@ -30,6 +30,7 @@ from diffplug.registry import unknown
 
 FORMAT = "few-step-recipe"
 VERSION = 1
+ANY = "any"
 KINDS = ("lora", "denoiser", "pipeline")
 GUIDANCE = ("off", "cfg", "embedded", "kept")
 GRIDS = ("", "trailing", "tcd", "linspace")
@@ -69,7 +70,8 @@ class Row:
     """Other names; rows of one method share one ("hyper-sd"), and family and steps choose among them."""
 
     family: str
-    """Architecture of the base, as `families.family_of(pipe)` tells it: "sd15", "sdxl", "flux-dev", ..."""
+    """Architecture of the base, as `families.family_of(pipe)` tells it: "sd15", "sdxl", "flux-dev", ...; or
+    "any" where it is not known."""
 
     base: str = ""
     """Repository of the base the weights were trained on, for people: the family is what is checked."""

@@ -30,6 +30,11 @@ def _plain_unet(config: Mapping[str, Any]) -> bool:
     return config.get("addition_embed_type") is None
 
 
+def _with_text_embedding(config: Mapping[str, Any]) -> bool:
+    """Whether the U-Net adds a pooled text embedding to the time, as the embedded Shapes model does."""
+    return config.get("addition_embed_type") == "text" and config.get("in_channels") == 4
+
+
 _WAN = "WanTransformer3DModel"
 _QWEN = "QwenImageTransformer2DModel"
 
@@ -44,6 +49,8 @@ FAMILIES: tuple[Family, ...] = (
         "UNet2DConditionModel",
         test=lambda c: _plain_unet(c) and c.get("cross_attention_dim") == 1024,
     ),
+    Family("shapes", "UNet2DConditionModel", test=_with_text_embedding),
+    Family("lcm", "UNet2DConditionModel", test=lambda c: c.get("time_cond_proj_dim") is not None),
     Family("sd15", "UNet2DConditionModel", test=_plain_unet),
     Family("sd15", "UNetMotionModel"),
     Family("sd3", "SD3Transformer2DModel"),
@@ -60,7 +67,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("ernie-image", "ErnieImageTransformer2DModel"),
     Family("hunyuanimage21-refiner", "HunyuanImageTransformer2DModel", "*Refiner*"),
     Family("hunyuanimage21", "HunyuanImageTransformer2DModel"),
-    Family("dreamlite", "DreamLiteTransformer2DModel"),
+    Family("dreamlite", "DreamLiteUNetModel"),
     Family("longcat-edit", "LongCatImageTransformer2DModel", "*Edit*"),
     Family("hidream-i1", "HiDreamImageTransformer2DModel"),
     Family("pixart", "PixArtTransformer2DModel"),

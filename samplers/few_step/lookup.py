@@ -6,13 +6,14 @@ import functools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from diffplug.files import read_json
-from diffplug.registry import unknown
-from diffplug.samplers.few_step.catalogue import Row
+from diffplug.samplers.few_step.catalogue import ANY, Row
+from diffplug.samplers.few_step.sd_next import is_sd_next, sd_next_rows
 
 GROUP = "diffplug.few_step"
 _AT_STEPS = re.compile(r"(.+?)(?:@|-)(\d+)(?:-?steps?)?")
@@ -32,27 +33,34 @@ def shipped_rows() -> tuple[Row, ...]:
 def all_rows(extra: Any = None) -> tuple[Row, ...]:
     """Return every row: `extra` ones first, then the package's, then those of entry points.
 
-    extra: a `Row`, the path of a file of rows, or a list of those. Entry points of the group
-    "diffplug.few_step" give the same. Raises ValueError where two rows have one name.
+    extra: a `Row`, the path of a file of rows, or a list of those; they take the place of others of their
+    name. Entry points of the group "diffplug.few_step" give the same, and cannot. Raises ValueError where
+    two rows of one source have one name.
     """
-    rows = (*_rows(extra), *shipped_rows(), *_entry_rows())
-    seen: dict[str, Row] = {}
-    for row in rows:
-        if seen.setdefault(row.name, row) is not row:
-            raise ValueError(f"two few-step recipes are called {row.name!r}: rename one of them")
-    return rows
+    found: dict[str, Row] = {}
+    for source in (_rows(extra), shipped_rows(), _entry_rows()):
+        names_here = [row.name for row in source]
+        for name in names_here:
+            if names_here.count(name) > 1:
+                raise ValueError(f"two few-step recipes are called {name!r}: rename one of them")
+        for row in source:
+            found.setdefault(row.name, row)
+    return tuple(found.values())
 
 
 def rows_in(path: str | os.PathLike[str]) -> tuple[Row, ...]:
     """Return the rows in a JSON file: one row, or {"groups": [{"common": {...}, "rows": [...]}, ...]}.
 
-    What is in "common" holds for all rows of its group. Raises ValueError with the file and the row.
+    What is in "common" holds for all rows of its group. A list of SD.Next's distilled models is read as well
+    (see `sd_next.py`). Raises ValueError with the file and the row.
     """
     file = Path(path)
     document = read_json(file)
     if not isinstance(document, Mapping):
         raise ValueError(f"{os.fspath(file)!r} holds {type(document).__name__}, expected a JSON object")
-    groups = document["groups"] if "groups" in document else [{"rows": [document]}]
+    if is_sd_next(document):
+        return sd_next_rows(document)
+    groups = document.get("groups", [{"rows": [document]}])
     found = []
     for group in groups:
         common = group.get("common", {})
@@ -99,7 +107,16 @@ def split(text: str, rows: Sequence[Row] | None = None) -> tuple[str, int | None
     match = _AT_STEPS.fullmatch(plain)
     if match is not None and match[1] in known:
         return match[1], int(match[2])
-    raise unknown("few-step recipe", text, known)
+    raise _unknown(text, known)
+
+
+def _unknown(text: str, known: list[str]) -> ValueError:
+    """Return an error that names the nearest of many names."""
+    near = get_close_matches(text.strip().lower(), known, n=3, cutoff=0.5)
+    meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return ValueError(
+        f"unknown few-step recipe {text!r}.{meant} `diffplug names --few-step` lists the {len(known)} names."
+    )
 
 
 def knows(text: str) -> bool:
@@ -119,11 +136,11 @@ def row_for(name: str, family: str, steps: int | None, rows: Sequence[Row]) -> R
     """
     called = [row for row in rows if row.name == name or name in row.aliases]
     if not called:
-        raise unknown("few-step recipe", name, names(rows))
+        raise _unknown(name, names(rows))
     refused = next((row for row in called if row.refused), None)
     if refused is not None:
         raise ValueError(f"{refused.name}: {refused.refused}")
-    fitting = [row for row in called if row.family == family]
+    fitting = [row for row in called if row.family in (family, ANY)]
     if not fitting:
         families = ", ".join(sorted({row.family for row in called}))
         raise ValueError(f"{name} is for {families}; this pipeline is {family}: {_others(family, rows)}")

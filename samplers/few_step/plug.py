@@ -105,6 +105,8 @@ class FewStep:
             undos.append(tell_scaled(pipe, row.told_scale))
         if row.boundary_ratio is not None:
             undos.append(_boundary(pipe, row.boundary_ratio))
+        if row.guidance == "off" and self.guidance is None:
+            undos.append(_guider_off(pipe))
         steps = FewStepSteps(row, pipe, self.installed, self.part, self.eta if self.schedule else None)
         if steps.needed(whole, self.schedule):
             undos.append(intercept_step(current_scheduler(pipe), steps))
@@ -180,7 +182,7 @@ def _finite(value: Any) -> bool:
 def _check_pipeline(row: Row, pipe: Any) -> None:
     """Warn where a row of a whole pipeline meets one that says it was loaded from elsewhere."""
     home = str(getattr(pipe, "name_or_path", "") or "")
-    if row.kind != "pipeline" or home.count("/") != 1 or Path(home).is_dir():
+    if row.kind != "pipeline" or not row.weights or home.count("/") != 1 or Path(home).is_dir():
         return
     if home not in {weights.repo for weights in row.weights}:
         repos = " or ".join(weights.repo for weights in row.weights)
@@ -199,6 +201,15 @@ def tell_scaled(pipe: Any, scale: float) -> Undo:
 
     module = unwrapped(getattr(pipe, denoiser_name(pipe)))
     return module.register_forward_pre_hook(scaled, with_kwargs=True).remove
+
+
+def _guider_off(pipe: Any) -> Undo:
+    """Switch off the guider of pipelines that guide through an object of their own; return the undo."""
+    guider = getattr(pipe, "guider", None)
+    if guider is None or not getattr(guider, "_enabled", False):
+        return lambda: None
+    guider.disable()
+    return guider.enable  # type: ignore[no-any-return]
 
 
 def _boundary(pipe: Any, ratio: float) -> Undo:

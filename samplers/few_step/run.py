@@ -55,11 +55,13 @@ class FewStepSteps(StepInterceptor):
         )
 
     def by_argument(self, grid: Grid) -> bool:
-        """Whether the pipeline takes a grid as an argument and its scheduler does too, or there is none."""
-        if not grid.argument:
+        """Whether the pipeline hands a grid on to its scheduler, or there is none to be handed.
+
+        A scheduler that takes no list (Euler ancestral) has its spacing in its configuration.
+        """
+        if not grid.argument or not _takes(current_scheduler(self.pipe), grid.argument):
             return True
-        takes = inspect.signature(original_class(current_scheduler(self.pipe)).set_timesteps).parameters
-        return grid.argument in parameters(self.pipe) and grid.argument in takes
+        return grid.argument in parameters(self.pipe)
 
     def on_set_timesteps(self, scheduler: Any) -> None:
         """Replace the timesteps that were set by those of the row; begin with the LoRA on or off."""
@@ -141,7 +143,7 @@ class FewStepCall:
             return filled
         steps, grid, extra = self._grid(kwargs)
         self.stepper.grid = OWN if self.stepper.by_argument(grid) else grid
-        if grid.argument and self.stepper.by_argument(grid):
+        if grid.argument in parameters(self.pipe) and _takes(current_scheduler(self.pipe), grid.argument):
             filled[grid.argument] = grid.given()
         return {**filled, **extra, STEPS: steps}
 
@@ -200,6 +202,11 @@ class FewStepCall:
                 stacklevel=7,
             )
         return wanted
+
+
+def _takes(scheduler: Any, argument: str) -> bool:
+    """Whether a scheduler's set_timesteps has this argument."""
+    return argument in inspect.signature(original_class(scheduler).set_timesteps).parameters
 
 
 @contextmanager

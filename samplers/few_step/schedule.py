@@ -16,6 +16,7 @@ _OURS = {
     "ListedDDIMScheduler": "diffplug.samplers.few_step.listed_ddim",
     "FlowMatchTCDScheduler": "diffplug.samplers.few_step.flow_tcd",
 }
+_NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
 def scheduler_class(name: str) -> Any:
@@ -36,16 +37,30 @@ def scheduler_for(row: Row, pipe: Any, eta: float | None = None) -> Any:
         return None
     cls = scheduler_class(row.scheduler) if row.scheduler else original_class(current)
     takes = inspect.signature(cls).parameters
-    options = dict(row.scheduler_options)
+    # spelled out, since from_config gives a class its own defaults where the other one had its
+    noise = {name: current.config[name] for name in _NOISE if name in takes and name in current.config}
+    options = {**noise, **row.scheduler_options}
     if "clip_sample" in takes:
         options.setdefault("clip_sample", False)
     wanted = row.eta if eta is None else eta
     if "eta" in takes and wanted is not None:
         options["eta"] = wanted
     scheduler = build(cls, pipe, **options)
+    if isinstance(scheduler, scheduler_class("ListedDDIMScheduler")):
+        _same_levels(scheduler, current)
     check(scheduler, current, pipe)
     _check_noise(scheduler, current, row)
     return scheduler
+
+
+def _same_levels(scheduler: Any, current: Any) -> None:
+    """Give DDIM the levels of the model's own scheduler, which may have changed them (CogVideoX does)."""
+    levels = getattr(current, "alphas_cumprod", None)
+    if levels is None or levels.shape != scheduler.alphas_cumprod.shape:
+        return
+    scheduler.alphas_cumprod = levels.clone()
+    if not scheduler.config.set_alpha_to_one:
+        scheduler.final_alpha_cumprod = levels[0].clone()
 
 
 def takes_eta(scheduler: Any) -> bool:
