@@ -119,7 +119,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def overridden(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Return `values` with changes such as "optimizer.lr=1e-4"; a value that is no TOML is taken as a text."""
+    """Return `values` with changes such as "optimizer.lr=1e-4"; what is no TOML is taken as a text."""
     out = merged(values, {})
     for change in changes:
         key, equals, text = change.partition("=")

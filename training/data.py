@@ -1,9 +1,9 @@
 """What is trained on: prompts alone, or a folder of pictures with captions, encoded once.
 
 Prompts: a text file with one a line, or "shapes:train" for the embedded world. Pictures: a folder with
-`metadata.jsonl` ({"file_name": ..., "text": ...} a line, as in Hugging Face datasets), or with a `.txt` beside
-each picture. Their latents and conditions are cached in a folder that is named by a hash of everything they
-depend on.
+`metadata.jsonl` ({"file_name": ..., "text": ...} a line, as in Hugging Face datasets), or with a `.txt`
+beside each picture. Their latents and conditions are cached in a folder that is named by a hash of everything
+they depend on.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 class DataSettings:
     """Where prompts and pictures come from.
 
-    prompts: a text file, or "shapes:train" / "shapes:search" for `count` prompts of the Shapes world. pictures: a
-    folder, None to train without. size: pictures are scaled and cut to size x size pixels. drop: share of
-    prompts that become empty where guidance is kept.
+    prompts: a text file, or "shapes:train" / "shapes:search" for `count` prompts of the Shapes world.
+    pictures: a folder, None to train without. size: pictures are scaled and cut to size x size pixels. drop:
+    share of prompts that become empty where guidance is kept.
     """
 
     prompts: str = "shapes:train"
@@ -50,7 +50,7 @@ class DataSettings:
             raise ValueError(f"drop must be at least 0 and below 1, got {self.drop}")
 
     def with_empty(self, prompts: Sequence[str], kept: bool) -> list[str]:
-        """Return the prompts, where guidance is kept with every 1 / drop-th one replaced by the empty prompt."""
+        """Return the prompts; where guidance is kept, a share of `drop` of them is empty."""
         if not kept or not self.drop:
             return list(prompts)
         every = max(2, round(1 / self.drop))
@@ -90,7 +90,8 @@ def _check_lengths(prompts: Sequence[str], pipe: Any, name: str) -> None:
         length = len(tokenizer(prompt).input_ids)
         if length > most:
             raise ValueError(
-                f"data.prompts: line {number} of {name!r} has {length} tokens, the model reads {most}: shorten "
+                f"data.prompts: line {number} of {name!r} has {length} tokens, the model reads {most}: "
+                f"shorten "
                 f"{prompt[:40]!r}..."
             )
 
@@ -140,7 +141,8 @@ def captioned_files(folder: Path) -> list[tuple[Path, str]]:
     found = [(p, p.with_suffix(".txt")) for p in sorted(folder.iterdir()) if p.suffix.lower() in _SUFFIXES]
     if not found or not all(text.exists() for _, text in found):
         raise ValueError(
-            f"data.pictures: {str(folder)!r} needs a metadata.jsonl, or a .txt with the caption beside each picture"
+            f"data.pictures: {str(folder)!r} needs a metadata.jsonl, or a .txt with the caption beside "
+            f"each picture"
         )
     return [(picture, text.read_text("utf-8").strip()) for picture, text in found]
 

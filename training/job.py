@@ -46,10 +46,10 @@ __all__ = ["Job", "JobSettings", "StudentSettings", "TunerSettings"]
 class StudentSettings:
     """What the student becomes.
 
-    steps: evaluations it is for. start: folder of an earlier student to begin from. eta: noise of DDIM's steps
-    when it is drawn with. guidance: None bakes the teacher's guidance in; a number distils the unguided teacher
-    and the empty prompt too, so that guidance at about this scale, and negative prompts, act as before.
-    name: in the recipe.
+    steps: evaluations it is for. start: folder of an earlier student to begin from. eta: noise of DDIM's
+    steps when it is drawn with. guidance: None bakes the teacher's guidance in; a number distils the unguided
+    teacher and the empty prompt too, so that guidance at about this scale, and negative prompts, act as
+    before. name: in the recipe.
     """
 
     steps: int = 4
@@ -91,7 +91,7 @@ class TunerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class JobSettings:
-    """The config of `diffplug train`, one field a table. model: a name, folder or hub id; revision: its commit."""
+    """The config of `diffplug train`, a field a table. model: name, folder or hub id; revision: of it."""
 
     model: str = "shapes"
     revision: str | None = None
@@ -252,19 +252,28 @@ class Job:
 
 
 def attached_tuner(told: TunerSettings, pipe: Any, start: str | None, seed: int) -> Tuner:
-    """Return the tuner of a config, attached to the denoiser of `pipe`; `start`: an earlier student's folder."""
+    """Return a config's tuner, attached to the denoiser; `start`: folder of an earlier student."""
     denoiser, folder = one_denoiser(pipe), Path(start) if start else None
-    if folder is not None and not folder.is_dir():
-        raise ValueError(f"student.start: there is no folder {start!r}: give the output of an earlier run")
+    file = _weights_in(folder) if folder is not None else None
     torch.manual_seed(seed)
     if told.kind == "full":
         full = FullTuner(save_dtype=told.save_dtype)
         full.attach(denoiser)
-        if folder is not None:
-            full.load(folder / "denoiser.safetensors")
+        if file is not None:
+            full.load(file)
         return full
     lora = LoraTuner(rank=told.rank, alpha=told.alpha, targets=told.targets, save_dtype=told.save_dtype)
     lora.attach(denoiser)
-    if folder is not None:
-        lora.load(folder / "adapter.safetensors")
+    if file is not None:
+        lora.load(file)
     return lora
+
+
+def _weights_in(folder: Path) -> Path:
+    """Return the weights of an earlier student."""
+    if not folder.is_dir():
+        raise ValueError(f"student.start: there is no folder {str(folder)!r}: give an earlier run's student")
+    for name in ("adapter.safetensors", "denoiser.safetensors"):
+        if (folder / name).exists():
+            return folder / name
+    raise ValueError(f"student.start: {str(folder)!r} holds no student: give the folder with recipe.json")

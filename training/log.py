@@ -14,7 +14,7 @@ __all__ = ["Log"]
 
 
 class Log:
-    """`log.jsonl`, written by the first process; lines of updates that a resumed run makes again are dropped."""
+    """`log.jsonl`, written by the first process; a resumed run drops the lines that it writes again."""
 
     def __init__(
         self, path: Path, accelerator: Any, trackers: Sequence[str], config: Mapping[str, Any]

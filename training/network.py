@@ -77,7 +77,7 @@ class Network:
     def guided(
         self, x: Tensor, index: Tensor, conditions: Conditions, scale: Any
     ) -> tuple[Prediction, Prediction, Prediction]:
-        """Return what the model before tuning says with guidance, with the prompt alone, and without a prompt.
+        """Return what the original says with guidance, with the prompt alone, and without a prompt.
 
         scale: guidance as in Diffusers, one number or [n]; out = null + scale (prompt - null). Two rows each.
         """
@@ -110,7 +110,7 @@ class Network:
 
 @contextmanager
 def _no_recomputation(denoiser: nn.Module) -> Iterator[None]:
-    """A block without gradient checkpointing: what is computed again on the way back would find other weights."""
+    """A block without gradient checkpointing, which would compute again with other weights."""
     parts = [part for part in denoiser.modules() if getattr(part, "gradient_checkpointing", False)]
     for part in parts:
         part.gradient_checkpointing = False  # type: ignore[assignment]

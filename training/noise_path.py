@@ -103,7 +103,7 @@ class NoisePath:
         return Prediction(output, (x - alpha * output) / sigma)
 
     def jump(self, said: Prediction, index: Tensor) -> Tensor:
-        """Return the state at `index` with x0 and eps held as they are: a DDIM step, an Euler step of a flow."""
+        """Return the state at `index` with x0 and eps held: a step of DDIM, or of Euler for flows."""
         alpha, sigma = (_as(value, said.x0) for value in self.levels(index))
         return alpha * said.x0 + sigma * said.eps
 

@@ -101,10 +101,11 @@ def plain_code(row: Row, model: str, folder: str) -> str:
     options = "".join(f", {name}={value!r}" for name, value in row.scheduler_options.items())
     off = "" if row.guidance == "embedded" else f", guidance_scale={row.guidance_scale or 1.0:g}"
     eta = f", eta={row.eta:g}" if row.eta else ""
+    file, component = row.weights[0].file, row.weights[0].component
     weights = (
-        f"pipe.load_lora_weights({folder!r}, weight_name={row.weights[0].file!r})"
+        f"pipe.load_lora_weights({folder!r}, weight_name={file!r})"
         if row.kind == "lora"
-        else f"pipe.{row.weights[0].component}.load_state_dict(load_file({folder + '/' + row.weights[0].file!r}))"
+        else f"pipe.{component}.load_state_dict(load_file({f'{folder}/{file}'!r}))"
     )
     imports = ["from safetensors.torch import load_file"] if row.kind != "lora" else []
     return "\n".join(
@@ -133,7 +134,8 @@ def model_card(job: Job, row: Row, figures: Figures | None, seconds: float, fold
         "",
         f"# {row.name}",
         "",
-        f"A student of `{job.config.model}` for {' or '.join(map(str, row.steps))} network evaluations a picture, "
+        f"A student of `{job.config.model}` for {' or '.join(map(str, row.steps))} network evaluations a "
+        f"picture, "
         f"trained by `diffplug train {job.name}` ({row.meta['updates']} updates, {seconds:.0f} s).",
         "",
         "```python",

@@ -1,4 +1,4 @@
-"""How a student is drawn with: its scheduler, steps and guidance, for the trainer, for people, for its recipe."""
+"""How a student is drawn with: scheduler, steps, guidance."""
 
 from __future__ import annotations
 

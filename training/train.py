@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has come to. student: the folder with `recipe.json`, None where it stopped before the end."""
+    """What a run has come to. student: its folder, None where the run stopped before the end."""
 
     student: Path | None
     updates: int
@@ -156,7 +156,8 @@ def _check_guides(job: Job) -> None:
 
     if "guidance_scale" not in inspect.signature(job.pipe.__call__).parameters:
         raise ValueError(
-            f"teacher.guidance is {job.config.teacher.guidance:g}, and {type(job.pipe).__name__} has no guidance: "
+            f"teacher.guidance is {job.config.teacher.guidance:g}, and {type(job.pipe).__name__} has no "
+            f"guidance: "
             "leave it out by teacher.guidance=1"
         )
 

@@ -39,7 +39,7 @@ OnSave = Callable[[int, Mapping[str, Mapping[str, Tensor]]], None]
 
 @dataclass(frozen=True)
 class Result:
-    """A run's end: averaged `weights` by group and name, `updates` made, whether it `stopped` before the last."""
+    """A run's end: averaged `weights` by group and name, `updates` made, whether it `stopped` early."""
 
     weights: dict[str, dict[str, Tensor]]
     updates: int
@@ -142,7 +142,7 @@ class Trainer:
         return {**figures, **norms}, totals
 
     def _accumulated(self, update: int) -> dict[str, Tensor]:
-        """Leave the summed gradients of this process's rows in the parameters, and return the sums of its losses.
+        """Leave the gradients of this process's rows in the parameters, and return the sums of its losses.
 
         Out of memory, half as many rows are taken at once and the update begins anew: the same rows, the
         same noise.
@@ -195,7 +195,8 @@ class Trainer:
         last = self.checkpoints.all()
         kept = f"the last good checkpoint is {str(last[-1])!r}" if last else "there is no checkpoint yet"
         raise ValueError(
-            f"the loss or its gradient was no finite number in {skipped} updates in a row, up to update {update}"
+            f"the loss or its gradient was no finite number in {skipped} updates in a row, up to update "
+            f"{update}"
             f"{self._bad}: {kept}. Take a lower optimizer.lr, or run.precision=no."
         )
 
@@ -208,7 +209,8 @@ class Trainer:
             return {name: self.accelerator.reduce(value, "sum") for name, value in sorted(sums.items())}
         except RuntimeError as error:
             raise ValueError(
-                f"another process of this run has died ({str(error).splitlines()[0]}): start all of them again "
+                f"another process of this run has died ({str(error).splitlines()[0]}): start all of them "
+                f"again "
                 "with --resume"
             ) from error
 
@@ -238,17 +240,20 @@ class Trainer:
             )
         if resume is False and saved is not None:
             raise ValueError(
-                f"{str(self.folder)!r} holds a run at update {saved.update}: add --resume, or take another folder"
+                f"{str(self.folder)!r} holds a run at update {saved.update}: add --resume, or take another "
+                f"folder"
             )
         if saved is not None and (found := differences(saved.state["config"], self.config)):
             raise ValueError(
-                f"the checkpoint in {str(self.folder)!r} was made with another config ({'; '.join(found[:4])}): "
+                f"the checkpoint in {str(self.folder)!r} was made with another config "
+                f"({'; '.join(found[:4])}): "
                 "use the same config, or another folder"
             )
         processes = self.accelerator.num_processes
         if saved is not None and self.objective.local_state and saved.state["processes"] != processes:
             raise ValueError(
-                f"this run keeps roll-outs in each of its {saved.state['processes']} processes and cannot go on "
+                f"this run keeps roll-outs in each of its {saved.state['processes']} processes and cannot "
+                f"go on "
                 f"with {processes}: start as many"
             )
         return saved

@@ -1,4 +1,4 @@
-"""Trajectories of a guided teacher, made once and kept: what few-step students are trained on without a picture.
+"""Trajectories of a guided teacher, made once and kept: what students learn from without a picture.
 
     store = TrajectoryStore.of(pipe, prompts, TeacherSettings(), folder=Path("runs/store"))
     store.fill(1500)                           # only those that are missing
@@ -6,9 +6,9 @@
     data = store.load(indices=[1000, 750, 500, 250, 0])
 
 The pipeline runs as a person would run it, any sampler and guidance included; its states are noted at
-`scheduler.step` and stored in half precision, with the prompts' conditions. Trajectory i depends on (settings,
-prompt i, seed + i) alone, so parts can be made by several processes, in any order, and more can be added. A
-folder belongs to one teacher: its key is a hash of the weights, the prompts and every setting.
+`scheduler.step` and stored in half precision, with the prompts' conditions. Trajectory i depends on
+(settings, prompt i, seed + i) alone, so parts can be made by several processes, in any order, and more can be
+added. A folder belongs to one teacher: its key is a hash of the weights, the prompts and every setting.
 """
 
 from __future__ import annotations
@@ -105,14 +105,15 @@ class TrajectoryStore:
 
         Raises ValueError where the folder holds trajectories of another one.
         """
-        if not prompts or any(not prompt.strip() for prompt in prompts):
-            raise ValueError("there are no prompts, or empty ones among them: give one prompt a line")
+        if not any(prompt.strip() for prompt in prompts):
+            raise ValueError("there are no prompts: give one a line")
         key = _key(pipe, prompts, teacher)
         output_folder(folder)
         told = folder / "store.json"
         if told.exists() and read_json(told).get("key") != key:
             raise ValueError(
-                f"{str(folder)!r} holds trajectories of another teacher, other prompts or settings: take another "
+                f"{str(folder)!r} holds trajectories of another teacher, other prompts or settings: take "
+                f"another "
                 "folder, or remove it"
             )
         if not told.exists():
@@ -131,7 +132,7 @@ class TrajectoryStore:
         processes: int = 1,
         on_part: Callable[[int], None] = lambda n: None,
     ) -> None:
-        """Make what is missing of the first `count` trajectories; each process makes every `processes`-th file."""
+        """Make what is missing of the first `count`; each process makes every `processes`-th file."""
         numbers = range(rank, -(-count // PART), processes)
         missing = [number for number in numbers if not _whole(self.part(number))]
         on_part((len(numbers) - len(missing)) * PART)
@@ -205,7 +206,8 @@ class TrajectoryStore:
         self._right = [score >= least for score in scores[:count]]
         if not any(self._right):
             raise ValueError(
-                f"none of {count} trajectories scores {least:g} by {reward!r}: take a lower teacher.keep, or none"
+                f"none of {count} trajectories scores {least:g} by {reward!r}: take a lower teacher.keep, "
+                f"or none"
             )
         return sum(self._right) / count
 
@@ -310,7 +312,8 @@ def _columns(there: Tensor, wanted: Sequence[float], steps: int) -> list[int]:
         column = int((there - index).abs().argmin())
         if abs(float(there[column]) - index) > 0.51:
             raise ValueError(
-                f"the teacher's {steps} steps do not divide into the student's: none ends at index {index:g} of "
+                f"the teacher's {steps} steps do not divide into the student's: none ends at index "
+                f"{index:g} of "
                 f"{float(there[0]):g}. Take teacher.steps that are a multiple of the student's steps"
             )
         found.append(column)

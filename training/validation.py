@@ -1,4 +1,4 @@
-"""What a student draws: figures by a reward, and a sheet of pictures, always of the same prompts and seeds."""
+"""Figures by a reward and sheets of pictures, always of the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ValidationSettings:
 
 @dataclass(frozen=True)
 class Figures:
-    """Mean score of n pictures with its standard error, and the share of those that reach the best score, 1."""
+    """Mean score of n pictures with its standard error, and the share of those that score 1."""
 
     n: int
     mean: float

@@ -1,10 +1,11 @@
-"""The toy: eight Gaussians on a circle, Stable Diffusion's noise schedule, a small network, known distances."""
+"""The toy: eight Gaussians on a circle, a small network, known distances."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,14 @@ def network(weights: dict[str, Tensor] | None = None, seed: int = 0) -> Network:
 
 
 def fitted(
-    objective: Objective, folder: Path, *, updates: int, lr: float, ema: float, seed: int = 0, batch: int = 256
+    objective: Objective,
+    folder: Path,
+    *,
+    updates: int,
+    lr: float,
+    ema: float,
+    seed: int = 0,
+    batch: int = 256,
 ) -> dict[str, Tensor]:
     """Train an objective as the toy does, and return the averaged weights."""
     trainer = Trainer(
@@ -146,7 +154,7 @@ def ddim(net: Network, n: int, x: Tensor | None = None, eta: float = 0.0) -> Ten
     x = noises() if x is None else x
     generator = torch.Generator().manual_seed(5)
     edge = torch.tensor(edges(PATH, n)[::-1], dtype=torch.float64)
-    for start, end in zip(edge[:-1], edge[1:], strict=True):
+    for start, end in pairwise(edge):
         said = net(x, start.expand(len(x)), NONE)
         (a, s), (b, r) = PATH.levels(start[None]), PATH.levels(end[None])
         noise = eta * float(r / s * (1 - (a / b) ** 2).clamp(min=0).sqrt())

@@ -80,7 +80,9 @@ def consistency(folder: Path, seeds: int = 3, modes: tuple[str, ...] = tuple(MOD
         one = [{n: measured(net, run[1], n, end) for n in STAGES} for run in runs]
         out[mode] = {n: _means(run[n] for run in own) for n in (1, 2, 4, 8)}
         out[f"{mode}, k = 1"] = {n: _means(run[n] for run in one) for n in (1, 2, 4, 8)}
-        out[f"{mode}: times better than the best solver"] = {n: best[n] / out[mode][n][0] for n in (1, 2, 4, 8)}
+        out[f"{mode}: times better than the best solver"] = {
+            n: best[n] / out[mode][n][0] for n in (1, 2, 4, 8)
+        }
     return out
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffplug.files import read_json
+from diffplug.loading import shapes_folder
 from diffplug.samplers.few_step.catalogue import ANY, Row
 from diffplug.samplers.few_step.sd_next import is_sd_next, sd_next_rows
 
@@ -26,8 +27,14 @@ def shipped_folder() -> Path:
 
 @functools.lru_cache(maxsize=1)
 def shipped_rows() -> tuple[Row, ...]:
-    """Return the rows that come with the package, in the order of preference."""
-    return tuple(row for file in sorted(shipped_folder().glob("*.json")) for row in rows_in(file))
+    """Return the rows that come with the package, in the order of preference; Shapes' students are the last."""
+    files = (*sorted(shipped_folder().glob("*.json")), *sorted(students_folder().glob("*.json")))
+    return tuple(row for file in files for row in rows_in(file))
+
+
+def students_folder() -> Path:
+    """Return the folder of the students of the embedded Shapes model, weights and rows."""
+    return shapes_folder().parent / "few_step"
 
 
 def all_rows(extra: Any = None) -> tuple[Row, ...]:

@@ -128,8 +128,8 @@ def test_another_teacher_other_prompts_and_odd_steps_are_refused(tmp_path: Path)
     one.fill(3)
     with pytest.raises(ValueError, match="4 steps do not divide into the student's: none ends at index 800"):
         one.load([1000, 800, 0])
-    with pytest.raises(ValueError, match="there are no prompts, or empty ones"):
-        store(tmp_path / "x", pipe, ["a", " "])
+    with pytest.raises(ValueError, match="there are no prompts"):
+        store(tmp_path / "x", pipe, [" "])
     with pytest.raises(ValueError, match="sampler 'ddimm'"):
         store(tmp_path / "y", pipe, sampler="ddimm").fill(3)
 

@@ -37,9 +37,9 @@ class DistributionSettings:
     """The table [objective] of `tdm` and `one-step`.
 
     guidance: g. fake_lr: factor of the fake's learning rate over the student's. warmup: updates in which the
-    fake learns alone. dm: "step" draws tau within the student's step, "full" draws the unguided term's over all
-    noise levels. anchor: weight of the squared error to the teacher's stored states, on `anchor_share` of the
-    rows, 0 for none. margin: indices that tau keeps from the upper edge; lowest: the smallest tau.
+    fake learns alone. dm: "step" draws tau within the student's step, "full" draws the unguided term's over
+    all noise levels. anchor: weight of the squared error to the teacher's stored states, on `anchor_share` of
+    the rows, 0 for none. margin: indices that tau keeps from the upper edge; lowest: the smallest tau.
     """
 
     guidance: float = 5.0
@@ -143,7 +143,7 @@ class TrajectoryDistribution(Objective):
         return tdm_loss(x0, found)
 
     def _state(self, rows: Rows, j: int) -> tuple[Tensor, Conditions, tuple[Tensor, Tensor] | None]:
-        """Return states at edge j, their conditions, and for the anchor the stored states after, and which count.
+        """Return states at edge j, their conditions, and for the anchor the stored states after.
 
         The first rows of the batch begin at stored states where there is an anchor, the others at the
         student's own.

@@ -16,7 +16,7 @@ __all__ = ["CleanLatents", "Latents", "Started", "StoredSteps", "source_of"]
 
 @dataclass(frozen=True)
 class Started:
-    """States x [n, ...] at indices [n]; `below`, where the teacher's step ends; `next`, its state there, if known."""
+    """States x [n, ...] at indices [n]; `below`: where the teacher steps to; `next`: its state there."""
 
     x: Tensor
     index: Tensor

@@ -3,8 +3,8 @@
     L = weight relu(threshold - r(decode(x0), prompt)) + anchor L_trajectory
 
 The student is rolled out without gradients to its last step, whose x0 is decoded with a graph (ReFL, arXiv
-2304.05977; Hyper-SD's human feedback, 2404.13686, section 3.2). The hinge stops pushing once the reward is good
-enough; matching the teacher's trajectories meanwhile keeps the pictures what they were.
+2304.05977; Hyper-SD's human feedback, 2404.13686, section 3.2). The hinge stops pushing once the reward is
+good enough; matching the teacher's trajectories meanwhile keeps the pictures what they were.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = ["FeedbackSettings", "RewardFeedback", "hinge"]
 class FeedbackSettings:
     """The table [objective] of `reward`.
 
-    reward: a differentiable one ("shapes-clip", "0.7*clip+0.3*aesthetic"). threshold: scores above it are good
-    enough. weight: of the hinge. anchor: of trajectory matching.
+    reward: a differentiable one ("shapes-clip", "0.7*clip+0.3*aesthetic"). threshold: scores above it are
+    good enough. weight: of the hinge. anchor: of trajectory matching.
     """
 
     reward: str = "shapes-clip"
@@ -67,7 +67,8 @@ class RewardFeedback(Objective):
     ) -> None:
         if not getattr(reward, "differentiable", False):
             raise ValueError(
-                f"objective.reward {settings.reward!r} has no gradient: take a network's, as shapes-clip, clip or "
+                f"objective.reward {settings.reward!r} has no gradient: take a network's, as shapes-clip, "
+                f"clip or "
                 "aesthetic (or diffplug train pso, which needs none)"
             )
         self.network, self.data, self.settings, self.pipe, self.reward = network, data, settings, pipe, reward
@@ -101,7 +102,7 @@ class RewardFeedback(Objective):
         return Loss(errors, log={**log, **anchor.log}, totals=anchor.totals, timesteps=anchor.timesteps)
 
     def _scores(self, rows: Rows) -> Tensor:
-        """Return the rewards [n] of pictures drawn from fresh noise, with a graph through the last evaluation."""
+        """Return the rewards [n] of fresh pictures, with a graph through the last evaluation."""
         path, edge = self.network.path, self.matching.edges
         item = rows.items(len(self.data))
         conditions = self.data.conditions[item].to(rows.device)

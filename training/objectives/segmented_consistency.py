@@ -1,16 +1,16 @@
 """Segmented consistency: the student's jump to a point of its segment agrees along the teacher's path.
 
-Hyper-SD's trajectory segmented consistency distillation (arXiv 2404.13686, section 3.1), with LCM (2310.04378),
-TCD (2402.19159) and PCM (2405.18407) as settings:
+Hyper-SD's trajectory segmented consistency distillation (arXiv 2404.13686, section 3.1), with LCM
+(2310.04378), TCD (2402.19159) and PCM (2405.18407) as settings:
 
     x_t          a noised picture, or a state of a stored trajectory
     x_t'         one step of the teacher from t to t' = max(t - T / N, t_b)
     target       J(x_t', t' -> s; average student), no gradient; x_t' itself where s = t'
     loss         d(J(x_t, t -> s; student), target)
 
-t_b is the edge of the segment strictly below t. s is t_b with probability `p_edge` (1: PCM, and with one segment
-LCM), else uniform between t_b and t' (0: TCD with one segment, the paper with 8, 4, 2, 1). From the second stage
-on the student of the stage before is the teacher, without guidance.
+t_b is the edge of the segment strictly below t. s is t_b with probability `p_edge` (1: PCM, and with one
+segment LCM), else uniform between t_b and t' (0: TCD with one segment, the paper with 8, 4, 2, 1). From the
+second stage on the student of the stage before is the teacher, without guidance.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ class ConsistencySettings:
     """The table [objective] of `hyper-sd`.
 
     segments: of each stage, the last one's is the student's number of steps (1: any number of steps, by TCD).
-    points: solver points of the first stage, and of later ones where `teacher` is "base"; stage i of a
-    previous-student teacher has points * segments_i / segments_1 of them, at least two a segment.
-    p_edge: probability that s is the segment's edge. teacher: of later stages, "previous" (student) or "base".
-    guidance: range of the first stage's guidance scale (two equal numbers for a fixed one; 1 for none).
-    target: "average" (decay `target_decay`) or "online". source: "latents" (data.pictures, or the end points of
-    stored trajectories) noised afresh, or "trajectories", whose next state is the teacher's step, read.
+    points: solver points of the first stage, and of later ones where the base teaches; a previous student
+    teaches in steps of a quarter of a segment.
+    p_edge: probability that s is the segment's edge. teacher: of later stages, "previous" (student) or
+    "base". guidance: range of the first stage's guidance scale (two equal numbers for a fixed one; 1 for
+    none). target: "average" (decay `target_decay`) or "online". source: "latents" (data.pictures, or the end
+    points of stored trajectories) noised afresh, or "trajectories", whose next state is the teacher's step,
+    read.
     """
 
     segments: tuple[int, ...] = (8, 4)

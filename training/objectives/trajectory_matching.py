@@ -2,9 +2,9 @@
 
     L = mean over rows of |J(x_j, e_j -> e_j+1; student) - x_j+1|^2 / running mean of its segment
 
-x_j are the states of a stored, guided trajectory at the edges of the student's segments, J the DDIM (or Euler)
-jump. One forward and one backward pass a row; no guidance, no second network, no pictures. Every segment
-weighs the same: the raw errors of segments differ by four to six times.
+x_j are the states of a stored, guided trajectory at the edges of the student's segments, J the DDIM (or
+Euler) jump. A row costs one forward and one backward pass; there is no guidance, second network or picture.
+Every segment weighs the same: the raw errors of segments differ by four to six times.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class TrajectoryMatching(Objective):
 
 
 class SegmentScale:
-    """A running mean of each segment's error, from the updates before: dividing by it lets all weigh the same."""
+    """A running mean of each segment's error; divided by it, all segments weigh the same."""
 
     def __init__(self, segments: int, decay: float = 0.9) -> None:
         self.error, self.decay = torch.zeros(segments, dtype=torch.float64), decay

@@ -1,4 +1,4 @@
-"""A LoRA cut from a student that was trained in all its weights: the best approximation of each layer's change.
+"""A LoRA cut from a student that learnt in all its weights: the closest to each layer's change.
 
 Every linear and convolution layer's change is a matrix; its largest singular values are kept (the
 Eckart-Young theorem), the rest is dropped, and so are the changes of biases and norms, which no LoRA holds.
@@ -27,7 +27,7 @@ def extract_lora(
     folder: Path,
     save_dtype: str = "float16",
 ) -> dict[str, Any]:
-    """Write `adapter.safetensors` of this rank; return what the recipe says of it, with the error that is left.
+    """Write `adapter.safetensors` of this rank; return what the recipe says of it, and the error left.
 
     before, after: the denoiser's weights by name.
     """
@@ -48,7 +48,7 @@ def extract_lora(
 
 
 def factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return (down, up) with up @ down the closest matrix of `rank` to a layer's change, in the layer's shape.
+    """Return (down, up) whose product is the closest of `rank` to a layer's change, in the layer's shape.
 
     change: [out, in] of a linear layer or [out, in, h, w] of a convolution. The singular values are shared
     evenly between the two.

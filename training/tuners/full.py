@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from diffplug.files import atomic_path
 from diffplug.report import denoisers
+from diffplug.training.tuners.lora import lora_scales
 
 __all__ = ["FullTuner"]
 
@@ -59,6 +60,9 @@ class FullTuner:
         if path.suffix != ".safetensors":
             raise ValueError(f"{str(path)!r} is no safetensors file: only those are read")
         found = load_file(path)
+        if any(".lora_A." in name for name in found):
+            self._add_lora(path, found)
+            return
         odd = [n for n, v in self.parameters.items() if n not in found or found[n].shape != v.shape]
         if odd:
             raise ValueError(
@@ -67,6 +71,17 @@ class FullTuner:
         with torch.no_grad():
             for name, value in self.parameters.items():
                 value.copy_(found[name])
+
+    @torch.no_grad()
+    def _add_lora(self, path: Path, found: Mapping[str, Tensor]) -> None:
+        """Add a LoRA of this package to the weights, at the scale in its metadata."""
+        own = self.parameters
+        for name, scale in lora_scales(path).items():
+            if f"{name}.weight" not in own:
+                raise ValueError(f"{str(path)!r} belongs to another model: there is no layer {name!r}")
+            down, up = (_of_layer(found, f"{name}.lora_{part}.weight").float() for part in "AB")
+            change = scale * up.flatten(1) @ down.flatten(1)
+            own[f"{name}.weight"].add_(change.view_as(own[f"{name}.weight"]))
 
     def updated(self, update: int) -> None:
         """Nothing to do."""
@@ -82,3 +97,7 @@ class FullTuner:
                 {name: v.detach().to("cpu", dtype).contiguous() for name, v in state.items()}, temporary
             )
         return {"kind": "denoiser", "file": file}
+
+
+def _of_layer(found: Mapping[str, Tensor], name: str) -> Tensor:
+    return next(value for key, value in found.items() if key.partition(".")[2] == name)

@@ -1,7 +1,7 @@
 """Low-rank adapters on every linear and convolution layer (LoRA, arXiv 2106.09685), by peft.
 
-The file is what Diffusers' `load_lora_weights` reads, with rank and alpha in its metadata, so that it is loaded
-at the scale that it was trained with.
+The file is what Diffusers' `load_lora_weights` reads, with rank and alpha in its metadata, so that it is
+loaded at the scale that it was trained with.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ADAPTER = "student"
 
 
 class LoraTuner:
-    """An adapter of rank `rank` on the layers whose names end in one of `targets`, on all where there are none.
+    """An adapter of rank `rank` on the layers whose names end in one of `targets`, without these on all.
 
     alpha: the update is scaled by alpha / rank; None takes the rank. save_dtype: of the file.
     """
@@ -99,7 +99,8 @@ class LoraTuner:
         odd = sorted(found.keys() ^ own.keys()) or [n for n in own if found[n].shape != own[n].shape]
         if odd:
             raise ValueError(
-                f"{str(path)!r} does not fit this adapter of rank {self.rank} ({odd[0]} and {len(odd) - 1} more "
+                f"{str(path)!r} does not fit this adapter of rank {self.rank} ({odd[0]} and {len(odd) - 1} "
+                f"more "
                 "differ): take the same tuner.rank and tuner.targets"
             )
         with torch.no_grad():
@@ -136,6 +137,24 @@ def write_lora(
     return {"kind": "lora", "file": file}
 
 
+def lora_scales(path: Path) -> dict[str, float]:
+    """Return alpha / rank of every layer in a file that `write_lora` wrote."""
+    import json
+
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        if not told:
+            raise ValueError(f"{str(path)!r} has no adapter metadata: only students of this package are read")
+        config = {key.partition(".")[2]: value for key, value in told.items()}
+        ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+        return {
+            name: alphas.get(name, config["lora_alpha"]) / ranks.get(name, config["r"])
+            for name in config["target_modules"]
+        }
+
+
 def component_of(pipe: Any) -> str:
     """Return the name that the denoiser has in its pipeline."""
     from diffplug.training.conditions import one_denoiser
@@ -150,7 +169,8 @@ def lora_targets(denoiser: nn.Module, targets: Sequence[str] = ()) -> list[str]:
     found = [name for name in layers if not targets or any(f".{name}".endswith(f".{t}") for t in targets)]
     if not found:
         raise ValueError(
-            f"no layer of {type(denoiser).__name__} ends in {' or '.join(map(repr, targets))}: give names such as "
+            f"no layer of {type(denoiser).__name__} ends in {' or '.join(map(repr, targets))}: give names "
+            f"such as "
             "'to_q' in tuner.targets, or none for all layers"
         )
     return found
