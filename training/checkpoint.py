@@ -27,8 +27,9 @@ from typing import Any
 from torch import Tensor
 
 from diffplug.files import WriteError, read_json, write_json
+from diffplug.training.config import differences
 
-__all__ = ["FORMAT", "Checkpoints", "Saved"]
+__all__ = ["FORMAT", "Checkpoints", "Saved", "take_up"]
 
 FORMAT = 1
 _PREFIX, _NEW = "update-", ".new-"
@@ -127,6 +128,27 @@ class Checkpoints:
                 f"every checkpoint in {str(self.folder)!r} is damaged: remove them to start anew"
             )
         return None
+
+
+def take_up(checkpoints: Checkpoints, resume: bool | None, config: Mapping[str, Any]) -> Saved | None:
+    """Return the checkpoint that a run with this config goes on from, None where it begins.
+
+    resume: True demands one, False refuses one, None takes one that is there. Raises ValueError where that
+    fails, and for a checkpoint of another config, with what differs.
+    """
+    saved, run = checkpoints.newest(), str(checkpoints.folder.parent)
+    if resume and saved is None:
+        raise ValueError(f"there is nothing to resume in {run!r}: begin without --resume")
+    if resume is False and saved is not None:
+        raise ValueError(
+            f"{run!r} holds a run at update {saved.update}: add --resume, or take another folder"
+        )
+    if saved is not None and (found := differences(saved.state["config"], config)):
+        raise ValueError(
+            f"the checkpoint in {run!r} was made with another config ({'; '.join(found[:4])}): use the same "
+            "config, or another folder"
+        )
+    return saved
 
 
 def _write_tensors(path: Path, values: Mapping[str, Tensor]) -> None:

@@ -147,10 +147,9 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     out = {key: merged(value, {}) if isinstance(value, Mapping) else value for key, value in below.items()}
     for key, value in above.items():
         inner = out.get(key)
-        both = isinstance(value, Mapping) and isinstance(inner, Mapping)
-        out[key] = (
-            merged(inner, value) if both else merged(value, {}) if isinstance(value, Mapping) else value
-        )
+        if isinstance(value, Mapping):
+            value = merged(inner if isinstance(inner, dict) else {}, value)
+        out[key] = value
     return out
 
 

@@ -91,8 +91,7 @@ def _check_lengths(prompts: Sequence[str], pipe: Any, name: str) -> None:
         if length > most:
             raise ValueError(
                 f"data.prompts: line {number} of {name!r} has {length} tokens, the model reads {most}: "
-                f"shorten "
-                f"{prompt[:40]!r}..."
+                f"shorten {prompt[:40]!r}..."
             )
 
 

@@ -36,7 +36,7 @@ from diffplug.training.student import Sampling
 from diffplug.training.trajectories import TeacherSettings, Trajectories, TrajectoryStore
 from diffplug.training.tuner import Tuner
 from diffplug.training.tuners.full import FullTuner
-from diffplug.training.tuners.lora import LoraTuner
+from diffplug.training.tuners.lora import LoraTuner, lora_targets
 from diffplug.training.validation import ValidationSettings
 
 __all__ = ["Job", "JobSettings", "StudentSettings", "TunerSettings"]
@@ -215,7 +215,7 @@ class Job:
         import hashlib
         import json
 
-        told = {"model": self.config.model, "data": as_mapping(self.config.data)}
+        told: dict[str, Any] = {"model": self.config.model, "data": as_mapping(self.config.data)}
         told |= {"teacher": as_mapping(self.config.teacher), "guidance": self.config.student.guidance}
         for idle in ("trajectories", "filter", "keep"):
             told["teacher"].pop(idle)
@@ -240,6 +240,17 @@ class Job:
         if self.config.data.pictures is None:
             return None
         return Pictures.of(self.pipe, self.config.data, self.cache / "latents", self.config.teacher.call)
+
+    def check(self) -> None:
+        """Raise ValueError for settings that the model, its timesteps or files cannot serve."""
+        told, start = self.config.tuner, self.config.student.start
+        edges(NoisePath.of(self.pipe.scheduler), self.config.student.steps)
+        if told.kind == "lora":
+            lora_targets(one_denoiser(self.pipe), told.targets)
+        if start is not None:
+            _weights_in(Path(start))
+        if not self.prompts:
+            raise ValueError("there are no prompts")
 
     def sampling(self) -> Sampling:
         """How the student is drawn with; a method may say otherwise by a `sampling(job)` of its own."""

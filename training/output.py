@@ -135,8 +135,7 @@ def model_card(job: Job, row: Row, figures: Figures | None, seconds: float, fold
         f"# {row.name}",
         "",
         f"A student of `{job.config.model}` for {' or '.join(map(str, row.steps))} network evaluations a "
-        f"picture, "
-        f"trained by `diffplug train {job.name}` ({row.meta['updates']} updates, {seconds:.0f} s).",
+        f"picture, trained by `diffplug train {job.name}` ({row.meta['updates']} updates, {seconds:.0f} s).",
         "",
         "```python",
         "import diffplug",

@@ -35,7 +35,7 @@ def autocast(denoiser: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
 
         if device == "cpu":
             changes.enter_context(keep_single(denoiser))
-        denoiser.forward = narrow  # type: ignore[method-assign]
+        denoiser.forward = narrow
         changes.callback(_restore, denoiser, own)
         yield
 
@@ -44,7 +44,7 @@ def _restore(denoiser: nn.Module, own: Any) -> None:
     if own is None:
         del denoiser.forward
     else:
-        denoiser.forward = own  # type: ignore[method-assign]
+        denoiser.forward = own
 
 
 @contextmanager

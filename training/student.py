@@ -97,7 +97,7 @@ def draw(
         with plug(pipe, sampling.built(pipe), Seeds(list(seeds[part]))), quiet(pipe):
             parts.append(pipe(prompt=list(prompts[part]), **told)[0])
     latents = torch.cat(parts)
-    size = {name: told.get(name) for name in ("height", "width", "num_frames")}
+    size: dict[str, Any] = {name: told.get(name) for name in ("height", "width", "num_frames")}
     vae = getattr(pipe, "vae", None)
     dtype = latents.dtype if vae is None else next(vae.parameters()).dtype
     images = decode(pipe, latents.to(dtype), **size)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffplug.files import output_folder, write_json
+from diffplug.training.checkpoint import Checkpoints, take_up
 from diffplug.training.conditions import one_denoiser
 from diffplug.training.data import DataSettings, prompts_of
 from diffplug.training.job import Job
@@ -58,17 +59,19 @@ def train(
     began = time.monotonic()
     deadline = None if minutes is None else began + 60 * minutes
     output_folder(folder)
+    stages = job.method.stages(job) if hasattr(job.method, "stages") else 1
+    places = [folder / f"stage-{stage + 1}" for stage in range(stages)] if stages > 1 else [folder]
+    take_up(Checkpoints(places[0] / "checkpoints"), resume, job.mapping())
     _check(job)
     if getattr(job.method, "needs_store", lambda job: False)(job):
         _fill(job, on_progress)
-    stages = job.method.stages(job) if hasattr(job.method, "stages") else 1
-    for stage in range(stages):
-        place = folder if stages == 1 else folder / f"stage-{stage + 1}"
+    figures, row = None, None
+    for stage, place in enumerate(places):
         left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
         result = _stage(job, stage, place, resume if stage == 0 else None, left, on_progress)
         if result is None:
             return Trained(None, _updates(place), None, time.monotonic() - began)
-    figures, row = result
+        figures, row = result
     seconds = time.monotonic() - began
     if _main():
         write_card(job, row, figures, seconds, place / "student")
@@ -135,11 +138,9 @@ def _validated(job: Job, sheet: Path, *, scored: bool) -> Figures | None:
 
 def _check(job: Job) -> None:
     """Raise ValueError for what would only be noticed after the teacher's work."""
-    from diffplug.training.noise_path import edges
-
     check = getattr(job.method, "check", None)
     teacher, student = job.config.teacher, job.config.student
-    edges(job.path, student.steps)
+    job.check()
     if teacher.steps % student.steps and getattr(job.method, "needs_store", lambda job: False)(job):
         raise ValueError(
             f"teacher.steps is {teacher.steps}, which student.steps {student.steps} does not divide: take a "
@@ -157,8 +158,7 @@ def _check_guides(job: Job) -> None:
     if "guidance_scale" not in inspect.signature(job.pipe.__call__).parameters:
         raise ValueError(
             f"teacher.guidance is {job.config.teacher.guidance:g}, and {type(job.pipe).__name__} has no "
-            f"guidance: "
-            "leave it out by teacher.guidance=1"
+            f"guidance: leave it out by teacher.guidance=1"
         )
 
 
@@ -182,8 +182,6 @@ def _fill(job: Job, on_progress: Progress) -> None:
 
 
 def _updates(place: Path) -> int:
-    from diffplug.training.checkpoint import Checkpoints
-
     saved = Checkpoints(place / "checkpoints").newest()
     return saved.update if saved else 0
 

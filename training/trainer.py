@@ -25,8 +25,8 @@ from torch import Tensor
 
 from diffplug.files import output_folder
 from diffplug.training.average import Average
-from diffplug.training.checkpoint import Checkpoints, Saved
-from diffplug.training.config import OptimizerSettings, RunSettings, differences
+from diffplug.training.checkpoint import Checkpoints, Saved, take_up
+from diffplug.training.config import OptimizerSettings, RunSettings
 from diffplug.training.log import Log
 from diffplug.training.objective import Objective, Rows
 from diffplug.training.optimizer import Optimizer
@@ -210,8 +210,7 @@ class Trainer:
         except RuntimeError as error:
             raise ValueError(
                 f"another process of this run has died ({str(error).splitlines()[0]}): start all of them "
-                f"again "
-                "with --resume"
+                f"again with --resume"
             ) from error
 
     def _begin(self) -> int:
@@ -233,28 +232,12 @@ class Trainer:
 
     def _found(self, resume: bool | None) -> Saved | None:
         """Return the checkpoint to go on from, once it is sure that it fits."""
-        saved = self.checkpoints.newest()
-        if resume and saved is None:
-            raise ValueError(
-                f"there is nothing to resume in {str(self.folder)!r}: leave out --resume to begin"
-            )
-        if resume is False and saved is not None:
-            raise ValueError(
-                f"{str(self.folder)!r} holds a run at update {saved.update}: add --resume, or take another "
-                f"folder"
-            )
-        if saved is not None and (found := differences(saved.state["config"], self.config)):
-            raise ValueError(
-                f"the checkpoint in {str(self.folder)!r} was made with another config "
-                f"({'; '.join(found[:4])}): "
-                "use the same config, or another folder"
-            )
+        saved = take_up(self.checkpoints, resume, self.config)
         processes = self.accelerator.num_processes
         if saved is not None and self.objective.local_state and saved.state["processes"] != processes:
             raise ValueError(
-                f"this run keeps roll-outs in each of its {saved.state['processes']} processes and cannot "
-                f"go on "
-                f"with {processes}: start as many"
+                f"this run keeps roll-outs in each of its {saved.state['processes']} processes and cannot go "
+                f"on with {processes}: start as many"
             )
         return saved
 

@@ -113,8 +113,7 @@ class TrajectoryStore:
         if told.exists() and read_json(told).get("key") != key:
             raise ValueError(
                 f"{str(folder)!r} holds trajectories of another teacher, other prompts or settings: take "
-                f"another "
-                "folder, or remove it"
+                f"another folder, or remove it"
             )
         if not told.exists():
             write_json(told, {"key": key, "part": PART, "teacher": _told(teacher)})
@@ -226,7 +225,9 @@ class TrajectoryStore:
         with safe_open(self.part(number), framework="pt") as file:
             last = file.get_slice("states")[:, -1]
         device = next(one_denoiser(self.pipe).parameters()).device
-        size = {name: self.teacher.call.get(name) for name in ("height", "width", "num_frames")}
+        size: dict[str, Any] = {
+            name: self.teacher.call.get(name) for name in ("height", "width", "num_frames")
+        }
         images = decode(self.pipe, last.to(device, self._decoder_dtype()), **size).cpu()
         images = images[:, images.shape[1] // 2] if images.ndim == 5 else images
         prompts = [self.prompt(number * PART + i) for i in range(len(last))]
@@ -299,8 +300,8 @@ def _sampling(pipe: Any, teacher: TeacherSettings, call: dict[str, Any]) -> Iter
     cls = type(pipe.scheduler) if name in (None, "own") else stock.sampler(str(name), pipe)
     if not (isinstance(cls, type) or hasattr(cls, "set_timesteps")):
         raise ValueError(f"teacher.sampler {name!r} is no solver of Diffusers: take ddim or dpm++")
-    own = cls if isinstance(cls, type) else type(cls)
-    known = inspect.signature(own.__init__).parameters
+    own: Any = cls if isinstance(cls, type) else type(cls)
+    known = inspect.signature(own).parameters
     wanted = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "final_sigmas_type": "zero"}
     options = {name: value for name, value in wanted.items() if name in known}
     yield [own.from_config(pipe.scheduler.config, **options)]

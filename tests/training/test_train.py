@@ -192,7 +192,7 @@ def test_the_command_trains_and_prints_code(tmp_path: Path, cache: Path, as_loud
         (["hyper-sd", "--set", "objective.segments=[7]"], "7 steps do not divide"),
         (["one-step", "--set", "student.steps=4"], "one-step is for student.steps=1"),
         (["reward", "--set", "objective.reward=shapes"], "has no gradient: take a network's"),
-        (["trajectory", "--set", "data.pictures=gone", "--set", "run.precision=fp8"], "run.precision"),
+        (["trajectory", "--set", "run.clip=1"], "unknown setting 'run.clip'"),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(

@@ -65,12 +65,6 @@ class RewardFeedback(Objective):
         pipe: Any,
         reward: Any,
     ) -> None:
-        if not getattr(reward, "differentiable", False):
-            raise ValueError(
-                f"objective.reward {settings.reward!r} has no gradient: take a network's, as shapes-clip, "
-                f"clip or "
-                "aesthetic (or diffplug train pso, which needs none)"
-            )
         self.network, self.data, self.settings, self.pipe, self.reward = network, data, settings, pipe, reward
         self.matching = TrajectoryMatching(network, data, segments)
 
@@ -78,8 +72,13 @@ class RewardFeedback(Objective):
     def from_job(cls, job: Any) -> RewardFeedback:
         """Return the objective of `diffplug train reward`."""
         steps, told = job.config.student.steps, job.objective
-        reward = rewards.get(told.reward)
+        reward = differentiable(told.reward)
         return cls(job.network, job.trajectories(steps), steps, told, pipe=job.pipe, reward=reward)
+
+    @staticmethod
+    def check(job: Any) -> None:
+        """Raise ValueError for a reward without a gradient."""
+        differentiable(job.objective.reward)
 
     @staticmethod
     def needs_store(job: Any) -> bool:
@@ -127,6 +126,16 @@ class RewardFeedback(Objective):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take them back."""
         self.matching.load_state_dict(state)
+
+
+def differentiable(spec: str) -> Any:
+    """Return the reward of that name; ValueError for one without a gradient."""
+    reward = rewards.get(spec)
+    if not getattr(reward, "differentiable", False):
+        raise ValueError(
+            f"objective.reward {spec!r} has no gradient: take a network's, as shapes-clip, clip or aesthetic"
+        )
+    return reward
 
 
 def hinge(scores: Tensor, threshold: float) -> Tensor:

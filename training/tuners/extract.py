@@ -40,9 +40,8 @@ def extract_lora(
         rest = change.flatten(1) - up.flatten(1) @ down.flatten(1)
         lost, kept = lost + float(rest.square().sum()), kept + float(change.square().sum())
     ranks = {name: _rank_of(weights[f"{name}.lora_A.weight"]) for name in lora_targets(one_denoiser(pipe))}
-    config = {"r": rank, "lora_alpha": rank, "rank_pattern": {}, "alpha_pattern": {}}
-    config["rank_pattern"] = {name: r for name, r in ranks.items() if r != rank}
-    config["alpha_pattern"] = dict(config["rank_pattern"])
+    smaller = {name: r for name, r in ranks.items() if r != rank}
+    config = {"r": rank, "lora_alpha": rank, "rank_pattern": smaller, "alpha_pattern": smaller}
     saved = write_lora(pipe, weights, config, folder, getattr(torch, save_dtype))
     return {**saved, "lost": (lost / kept) ** 0.5 if kept else 0.0}
 

@@ -51,12 +51,12 @@ class LoraTuner:
         denoiser.requires_grad_(False).eval()
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_alpha=self.alpha,
             target_modules=lora_targets(denoiser, self.targets),
             init_lora_weights="gaussian",
         )
-        denoiser.add_adapter(config, adapter_name=ADAPTER)
         self.denoiser = denoiser
+        self.denoiser.add_adapter(config, adapter_name=ADAPTER)
         for value in self.parameters.values():
             value.data = value.data.float()
 
@@ -88,7 +88,7 @@ class LoraTuner:
         """Nothing to do."""
 
     def load(self, path: Path) -> None:
-        """Take the weights of a file that `save` wrote, of the same rank and targets."""
+        """Take the weights of a file that `write_lora` wrote, of the same targets and no larger rank."""
         from safetensors.torch import load_file
 
         if path.suffix != ".safetensors":
@@ -96,16 +96,20 @@ class LoraTuner:
         prefix, state = re.compile(r"^(unet|transformer)\."), load_file(path)
         found = {prefix.sub("", name): value for name, value in state.items()}
         own = {name.replace(f".{ADAPTER}.", "."): value for name, value in self.parameters.items()}
-        odd = sorted(found.keys() ^ own.keys()) or [n for n in own if found[n].shape != own[n].shape]
+        odd = sorted(found.keys() ^ own.keys()) or [n for n in own if not _fits(found[n], own[n])]
         if odd:
             raise ValueError(
-                f"{str(path)!r} does not fit this adapter of rank {self.rank} ({odd[0]} and {len(odd) - 1} "
-                f"more "
-                "differ): take the same tuner.rank and tuner.targets"
+                f"{str(path)!r} does not fit this adapter of rank {self.rank} ({odd[0]} and {len(odd) - 1} more "
+                "differ): take the same tuner.targets, and a tuner.rank as large"
             )
+        scales, scale = lora_scales(path), self.alpha / self.rank
         with torch.no_grad():
             for name, value in own.items():
-                value.copy_(found[name])
+                layer, _, part = name.rpartition(".lora_")
+                factor = scales[layer] / scale if part.startswith("B") else 1.0
+                if part.startswith("B"):
+                    value.zero_()
+                value[tuple(slice(n) for n in found[name].shape)] = factor * found[name].to(value)
 
     def save(self, pipe: Any, weights: Mapping[str, Tensor], folder: Path) -> dict[str, Any]:
         """Write `adapter.safetensors`."""
@@ -130,11 +134,16 @@ def write_lora(
         f"{component}.{key}": value
         for key, value in {**config, "target_modules": modules, "bias": "none"}.items()
     }
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(told, indent=2, sort_keys=True)}
+    metadata = {"lora_adapter_metadata": json.dumps(told, indent=2, sort_keys=True)}  # one key: its order varies
     tensors = {f"{component}.{name}": v.detach().to("cpu", dtype).contiguous() for name, v in weights.items()}
     with atomic_path(folder / file) as temporary:
         save_file(tensors, temporary, metadata=metadata)
     return {"kind": "lora", "file": file}
+
+
+def _fits(found: Tensor, own: Tensor) -> bool:
+    """Whether factors of a rank as large or smaller lie within one's own."""
+    return found.ndim == own.ndim and all(a <= b for a, b in zip(found.shape, own.shape, strict=True))
 
 
 def lora_scales(path: Path) -> dict[str, float]:
@@ -170,7 +179,6 @@ def lora_targets(denoiser: nn.Module, targets: Sequence[str] = ()) -> list[str]:
     if not found:
         raise ValueError(
             f"no layer of {type(denoiser).__name__} ends in {' or '.join(map(repr, targets))}: give names "
-            f"such as "
-            "'to_q' in tuner.targets, or none for all layers"
+            f"such as 'to_q' in tuner.targets, or none for all layers"
         )
     return found
