@@ -76,11 +76,13 @@ class Loss:
 class Objective:
     """A training method. Only `groups` and `loss` must be written; the rest has a default.
 
-    divisible: whether `loss` may be asked for a part of an update's rows. local_state: whether `state_dict`
+    divisible: whether `loss` may be asked for a part of an update's rows. needs_pipe: whether the pipeline's
+    other parts (text encoders, autoencoder) have to stay on the device. local_state: whether `state_dict`
     differs from process to process (a buffer of roll-outs); then a run resumes only with as many processes.
     """
 
     divisible: bool = True
+    needs_pipe: bool = False
     local_state: bool = False
 
     def groups(self) -> list[Group]:

@@ -91,7 +91,7 @@ def _stage(
         on_progress(name, update + 1, run.updates, figures)
 
     def saved(update: int, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        with job.network.holding(weights["student"]):
+        with _whole(job), job.network.holding(weights["student"]):
             _validated(job, place / "sheets" / f"update-{update:06d}.png", scored=False)
 
     with autocast(denoiser, dtype), _checkpointing(denoiser, run.gradient_checkpointing):
@@ -107,7 +107,8 @@ def _stage(
             on_update=told,
             on_save=saved if job.config.validation.sheet else None,
         )
-        result = trainer.run()
+        with _resting(job):
+            result = trainer.run()
         if result.stopped:
             return None
         weights = result.weights["student"]
@@ -190,6 +191,35 @@ def _main() -> bool:
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)
+
+
+@contextmanager
+def _resting(job: Job) -> Iterator[None]:
+    """A block in which all parts but the denoiser wait on the CPU, where a method has no use for them."""
+    _move_others(job, "cpu")
+    try:
+        yield
+    finally:
+        _move_others(job, job.device)
+
+
+@contextmanager
+def _whole(job: Job) -> Iterator[None]:
+    """A block inside `_resting` in which the pipeline is whole again."""
+    _move_others(job, job.device)
+    try:
+        yield
+    finally:
+        _move_others(job, "cpu")
+
+
+def _move_others(job: Job, device: str) -> None:
+    """Move text encoders, autoencoder and the like; nothing where all is on the CPU, or needed (needs_pipe)."""
+    if job.device == "cpu" or getattr(job.method, "needs_pipe", False):
+        return
+    for part in job.pipe.components.values():
+        if isinstance(part, torch.nn.Module) and part is not one_denoiser(job.pipe):
+            part.to(device)
 
 
 @contextmanager

@@ -50,6 +50,7 @@ class RewardFeedback(Objective):
     """Trains `network` by `reward`, and on trajectories of `segments` steps whose prompts it draws."""
 
     Settings = FeedbackSettings
+    needs_pipe = True
     DEFAULTS: ClassVar[dict[str, Any]] = {
         "run": {"precision": "bf16", "batch": 16},
         "optimizer": {"lr": 2e-5},

@@ -19,6 +19,7 @@ from diffplug.training.tuners.lora import lora_targets, write_lora
 __all__ = ["extract_lora", "factors"]
 
 
+@torch.no_grad()
 def extract_lora(
     pipe: Any,
     before: Mapping[str, Tensor],

@@ -134,9 +134,9 @@ def write_lora(
         f"{component}.{key}": value
         for key, value in {**config, "target_modules": modules, "bias": "none"}.items()
     }
-    metadata = {"lora_adapter_metadata": json.dumps(told, indent=2, sort_keys=True)}  # one key: its order varies
-    tensors = {f"{component}.{name}": v.detach().to("cpu", dtype).contiguous() for name, v in weights.items()}
-    with atomic_path(folder / file) as temporary:
+    metadata = {"lora_adapter_metadata": json.dumps(told, indent=2, sort_keys=True)}  # one key: its order
+    varies tensors = {f"{component}.{name}": v.detach().to("cpu", dtype).contiguous() for name, v in
+    weights.items()} with atomic_path(folder / file) as temporary:
         save_file(tensors, temporary, metadata=metadata)
     return {"kind": "lora", "file": file}
 
