@@ -214,7 +214,7 @@ def _whole(job: Job) -> Iterator[None]:
 
 
 def _move_others(job: Job, device: str) -> None:
-    """Move text encoders, autoencoder and the like; nothing where all is on the CPU, or needed (needs_pipe)."""
+    """Move text encoders and autoencoder; not on a CPU, nor where a method needs them (needs_pipe)."""
     if job.device == "cpu" or getattr(job.method, "needs_pipe", False):
         return
     for part in job.pipe.components.values():

@@ -34,8 +34,9 @@ def attach_adapter(pipe: Any, component: str, lora: LoRA, strength: float) -> Un
     """Load a LoRA as the adapter "few-step" of a component, strength `strength`; return the undo.
 
     Adapters that were there keep acting as before. The pipeline's own loader does the work where it has one
-    (it widens factors for control models, and minds offloading); trained scales lie in the factors already,
-    so `pipe.set_adapters(["few-step", ...], [1.0, ...])` means what it says. """
+    (it widens factors for control models, and minds offloading); trained scales lie in the factors already, so
+    `pipe.set_adapters(["few-step", ...], [1.0, ...])` means what it says.
+    """
     module = getattr(pipe, component)
     before = [_before(layer) for layer in _tuner_layers(module)]
     had = adapters_of(module)

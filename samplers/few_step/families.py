@@ -38,8 +38,8 @@ def _with_text_embedding(config: Mapping[str, Any]) -> bool:
 _WAN = "WanTransformer3DModel"
 _QWEN = "QwenImageTransformer2DModel"
 
-# The first that fits is taken. Variants that differ in weights alone (Z-Image and its Turbo, SD3 and SD3.5)
-# share a family: the shapes of a checkpoint tell whether it belongs.
+# The first that fits is taken. Variants that differ in weights alone (Z-Image and its Turbo, SD3 and SD3.5) share
+# a family: the shapes of a checkpoint tell whether it belongs.
 FAMILIES: tuple[Family, ...] = (
     Family("kolors", "UNet2DConditionModel", "*Kolors*"),
     Family("sdxl", "UNet2DConditionModel", test=_text_time),

@@ -5,8 +5,7 @@
     Z-Image, Krea 2                                    guidance_scale > 0               guidance_scale=0.0
     Qwen-Image                                         true_cfg_scale > 1, a negative   true_cfg_scale=1.0
     FLUX.1                                             true_cfg_scale > 1, a negative   true_cfg_scale=1.0
-    FLUX.1, FLUX.2, HunyuanImage                       guidance_scale, or distilled_guidance_scale, is an
-    input
+    FLUX.1, FLUX.2, HunyuanImage                       guidance_scale, or distilled_guidance_scale, is an input
 
 0.0 is off on both sides of the two thresholds, whichever version of Diffusers has which.
 """

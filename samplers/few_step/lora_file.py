@@ -1,9 +1,9 @@
 """LoRA files told by their structure: which modules they change, by how much, whether an alpha is stored.
 
-Whatever the format (kohya, PEFT, Diffusers, lightx2v), a file becomes a `LoRA`: for each module of the
-denoiser the two factors, with alpha / rank multiplied in. A file without alphas gets the trained scale of its
-recipe, so that a strength of 1 always means what the authors trained; loaders alone would take alpha = rank
-for it. """
+Whatever the format (kohya, PEFT, Diffusers, lightx2v), a file becomes a `LoRA`: for each module of the denoiser
+the two factors, with alpha / rank multiplied in. A file without alphas gets the trained scale of its recipe, so
+that a strength of 1 always means what the authors trained; loaders alone would take alpha = rank for it.
+"""
 
 from __future__ import annotations
 
@@ -103,9 +103,10 @@ def read_lora(
 ) -> LoRA:
     """Return the LoRA that a state dict holds for `module`, every key accounted for.
 
-    pipeline: the class whose converter names modules of foreign formats. trained_scale: alpha / rank where
-    the file has none. Raises ValueError with the first key that belongs to no module, has no partner or
-    another shape, and for DoRA, LoKr and LoHa files. """
+    pipeline: the class whose converter names modules of foreign formats. trained_scale: alpha / rank where the
+    file has none. Raises ValueError with the first key that belongs to no module, has no partner or another
+    shape, and for DoRA, LoKr and LoHa files.
+    """
     _refuse_kinds(state, what)
     modules = plain_modules(module)
     pairs, alphas, strange = _grouped(state)

@@ -54,8 +54,8 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     """Return the tensors of a file by key, on the CPU, and the header's metadata (safetensors only).
 
     `.safetensors` files are mapped; pickles (`.pt`, `.pth`, `.ckpt`, `.bin`) are read with weights_only=True,
-    which runs no code of theirs. Raises ValueError for other endings, damaged files and files without
-    tensors. """
+    which runs no code of theirs. Raises ValueError for other endings, damaged files and files without tensors.
+    """
     file = Path(path)
     if file.suffix == ".safetensors":
         return _safetensors(file)

@@ -99,8 +99,8 @@ class LoraTuner:
         odd = sorted(found.keys() ^ own.keys()) or [n for n in own if not _fits(found[n], own[n])]
         if odd:
             raise ValueError(
-                f"{str(path)!r} does not fit this adapter of rank {self.rank} ({odd[0]} and {len(odd) - 1} more "
-                "differ): take the same tuner.targets, and a tuner.rank as large"
+                f"{str(path)!r} does not fit this adapter of rank {self.rank} ({odd[0]} and {len(odd) - 1} "
+                "more differ): take the same tuner.targets, and a tuner.rank as large"
             )
         scales, scale = lora_scales(path), self.alpha / self.rank
         with torch.no_grad():
@@ -134,9 +134,10 @@ def write_lora(
         f"{component}.{key}": value
         for key, value in {**config, "target_modules": modules, "bias": "none"}.items()
     }
-    metadata = {"lora_adapter_metadata": json.dumps(told, indent=2, sort_keys=True)}  # one key: its order
-    varies tensors = {f"{component}.{name}": v.detach().to("cpu", dtype).contiguous() for name, v in
-    weights.items()} with atomic_path(folder / file) as temporary:
+    # one key only: the order of several is not the same in every file
+    metadata = {"lora_adapter_metadata": json.dumps(told, indent=2, sort_keys=True)}
+    tensors = {f"{component}.{name}": v.detach().to("cpu", dtype).contiguous() for name, v in weights.items()}
+    with atomic_path(folder / file) as temporary:
         save_file(tensors, temporary, metadata=metadata)
     return {"kind": "lora", "file": file}
 
