@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffplug.intercept import Undo, intercept_call, intercept_step
+from diffplug.intercept import Undo, intercept_call, intercept_step, interceptors
 from diffplug.samplers.few_step import lookup
 from diffplug.samplers.few_step.catalogue import MERGES, Row
 from diffplug.samplers.few_step.checkpoint import Installed, Paths, Strength, install
@@ -75,6 +75,8 @@ class FewStep:
     def attach(self, pipe: Any) -> Undo:
         """Put everything on the pipeline; return the function that takes it off, exactly."""
         row = self.row_for(pipe)
+        if any(isinstance(each, FewStepCall) for each in interceptors(pipe)):
+            raise ValueError(f"{row.name}: the pipeline carries a few-step checkpoint already: undo it first")
         _check_pipeline(row, pipe)
         whole = self.part == (0.0, 1.0)
         if row.doubt:
@@ -161,7 +163,7 @@ def _check_options(plug: FewStep) -> None:
         raise ValueError(f"guidance is {plug.guidance!r}: give a finite number of at least 0")
     if plug.eta is not None and not (_finite(plug.eta) and 0 <= plug.eta <= 1):
         raise ValueError(f"eta is {plug.eta!r}, allowed is 0 (deterministic) to 1 (all noise new)")
-    start, end = plug.part
+    start, end = plug.part if isinstance(plug.part, tuple) and len(plug.part) == 2 else (1.0, 0.0)
     if not 0 <= start < end <= 1:
         raise ValueError(f"part is {plug.part!r}: give two numbers 0 <= start < end <= 1")
     rows = [row for row in plug._rows if plug.name in (row.name, *row.aliases) and not row.refused]
