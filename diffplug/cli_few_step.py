@@ -86,7 +86,8 @@ def _rows_called(name: str, family: str | None, catalogue: Path | None) -> list[
     fitting = [row for row in called if steps is None or steps in row.steps]
     if not fitting:
         lookup.row_for(plain, called[0].family, steps, rows)  # raises, with the nearest
-    return [(row, steps) for row in fitting]
+    first = {row.family: row for row in reversed(fitting)}  # the one that a pipeline of the family gets
+    return [(row, steps) for row in fitting if first[row.family] is row]
 
 
 def _lines(rows: list[list[str]]) -> str:
