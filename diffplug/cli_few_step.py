@@ -49,7 +49,7 @@ def recipe(
 
 
 def print_few_step_names(json: bool) -> None:
-    """Print the table of all recipes: name, other names, family, steps, guidance, licence, verified or not."""
+    """Print the table of all recipes: names, family, steps, guidance, licence, verified or not."""
     rows = import_module(f"{_PACKAGE}.lookup").all_rows()
     if json:
         print_json([row.to_json() for row in rows])

@@ -5,7 +5,7 @@
     Z-Image, Krea 2                                    guidance_scale > 0               guidance_scale=0.0
     Qwen-Image                                         true_cfg_scale > 1, a negative   true_cfg_scale=1.0
     FLUX.1                                             true_cfg_scale > 1, a negative   true_cfg_scale=1.0
-    FLUX.1, FLUX.2, HunyuanImage                       guidance_scale, or distilled_guidance_scale, is an input
+    FLUX.1, FLUX.2, HunyuanImage, LCM                  the scale is an input of the network
 
 0.0 is off on both sides of the two thresholds, whichever version of Diffusers has which.
 """
@@ -31,7 +31,7 @@ def parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def guidance_call(row: Row, pipe: Any, scale: float | None = None) -> dict[str, float]:
-    """Return the arguments that give a pipeline the guidance of a row, or real guidance of `scale` instead."""
+    """Return the arguments that give a pipeline the guidance of a row, or real guidance of `scale`."""
     takes = parameters(pipe)
     real = next((name for name in _REAL if name in takes), None)
     embedded = next((name for name in _EMBEDDED if name in takes), None)
@@ -59,8 +59,8 @@ def check_guidance(row: Row, pipe: Any, kwargs: Mapping[str, Any], wanted: Mappi
             continue
         if row.guidance == "off":
             raise ValueError(
-                f"{name}={value} would run {row.name} twice a step and guide what was distilled with guidance "
-                f"already: leave it out, or insist with FewStep({row.name!r}, guidance={value})"
+                f"{name}={value} would run {row.name} twice a step and guide what was distilled with "
+                f"guidance already: leave it out, or insist with FewStep({row.name!r}, guidance={value})"
             )
         low, high = row.guidance_range or (right, right)
         if not low <= value <= high:

@@ -1,4 +1,4 @@
-"""FewStep: the plug that sets everything a few-step checkpoint needs, on the pipeline a person already has."""
+"""FewStep: the plug that sets everything a few-step checkpoint needs, on the pipeline at hand."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def _guider_off(pipe: Any) -> Undo:
     if guider is None or not getattr(guider, "_enabled", False):
         return lambda: None
     guider.disable()
-    return guider.enable  # type: ignore[no-any-return]
+    return guider.enable
 
 
 def _boundary(pipe: Any, ratio: float) -> Undo:

@@ -1,4 +1,4 @@
-"""FewStep on pipelines that carry other things: style LoRAs, two transformers, partial runs, steering; undo."""
+"""FewStep on pipelines that carry other things: style LoRAs, two transformers, steering; undo."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_it_can_be_steered(student: Path, churn: float | None) -> None:
 
 @pytest.mark.pipe
 def test_transitions_know_the_list() -> None:
-    """x0hat and mean + std of a step are those of the scheduler, on a list that Diffusers' DDIM would leave."""
+    """Mean and std of a step are those of the scheduler, on a list that Diffusers' DDIM would leave."""
     from diffplug.samplers.few_step import ListedDDIMScheduler
     from diffplug.transition import transition
 
@@ -332,14 +332,14 @@ def test_a_flux_control_model_gets_the_factors_widened(tmp_path: Path) -> None:
 def test_two_few_step_checkpoints_are_refused(student: Path) -> None:
     pipe = tiny("sd15")
     with plug(pipe, FewStep(student)):
-        with pytest.raises(ValueError, match="both claim the pipeline's scheduler"):
+        for other, said in ((True, "both claim"), (False, "carries a few-step checkpoint already")):
+            with pytest.raises(ValueError, match=said):
+                plug(pipe, FewStep(student, schedule=other))
+    for merge in ("runtime", "fuse"):
+        undo = plug(pipe, FewStep(student, merge=merge, schedule=False))
+        with pytest.raises(ValueError, match="carries a few-step checkpoint already"):
             plug(pipe, FewStep(student))
-    with plug(pipe, FewStep(student, merge="runtime")):
-        with pytest.raises(ValueError, match="carries a few-step checkpoint already"):
-            plug(pipe, FewStep(student, schedule=False))
-    with plug(pipe, FewStep(student, merge="fuse")):
-        with pytest.raises(ValueError, match="carries a few-step checkpoint already"):
-            plug(pipe, FewStep(student, schedule=False))
+        undo()
     with pytest.raises(ValueError, match="both claim the pipeline's scheduler"):
         plug(pipe, FewStep(student), Solver(solver="unipc"))
 
@@ -415,9 +415,8 @@ def test_steps_of_a_call(student: Path) -> None:
         with pytest.warns(UserWarning, match="timesteps of the call replace"):
             run(pipe, timesteps=[999, 499])
     assert seen.timesteps == [999, 749, 499, 249, 999, 499]
-    with plug(pipe, FewStep(student, steps=4)):
-        with pytest.raises(ValueError, match="plugged in for 4 steps"):
-            run(pipe, num_inference_steps=8)
+    with plug(pipe, FewStep(student, steps=4)), pytest.raises(ValueError, match="plugged in for 4 steps"):
+        run(pipe, num_inference_steps=8)
 
 
 @pytest.mark.contract
