@@ -22,6 +22,7 @@ from diffplug.samplers.few_step.catalogue import Row
 
 _REAL = ("true_cfg_scale", "guidance_scale")
 _EMBEDDED = ("distilled_guidance_scale", "guidance_scale")
+_SECOND = ("true_cfg_scale", "guidance_scale_2", "audio_guidance_scale", "image_guidance_scale")
 _NEGATIVE = "negative_prompt"
 
 
@@ -51,6 +52,12 @@ def check_guidance(row: Row, pipe: Any, kwargs: Mapping[str, Any], wanted: Mappi
 
     wanted: what `guidance_call` gave. A value that means the same (0 or 1 where guidance is off) passes.
     """
+    for name in _SECOND:
+        value = kwargs.get(name)
+        if row.rows == 1 and name not in wanted and isinstance(value, (int, float)) and value > 1:
+            raise ValueError(
+                f"{name}={value} would run {row.name} twice a step, which runs once: leave it out"
+            )
     for name, right in wanted.items():
         value = kwargs.get(name)
         if value is None or value == right:

@@ -192,13 +192,13 @@ class FewStepCall:
         left = int(wanted * strength)
         if left < 1:
             raise ValueError(
-                f"strength={strength:g} of {wanted} steps leaves none to run: {self.row.name} needs a strength "
-                f"of at least {math.ceil(1000 / wanted) / 1000:g}"
+                f"strength={strength:g} of {wanted} steps leaves none to run: {self.row.name} needs a "
+                f"strength of at least {math.ceil(1000 / wanted) / 1000:g}"
             )
         if left < wanted:
             warnings.warn(
-                f"strength={strength:g}: {self.row.name} runs the last {left} of its {wanted} steps, which it "
-                "was trained on",
+                f"strength={strength:g}: {self.row.name} runs the last {left} of its {wanted} steps, which "
+                "it was trained on",
                 stacklevel=7,
             )
         return wanted

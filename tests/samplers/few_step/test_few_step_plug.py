@@ -434,11 +434,60 @@ def test_steps_of_a_call(student: Path) -> None:
         ({"part": (0.5, 0.5)}, "0 <= start < end <= 1"),
         ({"part": 0.5}, "part is 0.5"),
         ({"part": (0.0, 0.5), "merge": "fuse"}, "part of the run"),
+        ({"eta": 1.0, "schedule": False}, "eta belongs to the steps"),
+        ({"strength": {"transformer": 0.5}}, "strength names transformer: student-4 changes unet"),
     ],
 )
 def test_options_that_cannot_be_meant(student: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         plug(tiny("sd15"), FewStep(student, **options))
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"strength": 0.5}, "strength=0.5 is for a LoRA: sdxl-turbo is a whole pipeline"),
+        ({"merge": "fuse"}, "merge='fuse' is for a LoRA"),
+        ({"part": (0.0, 0.5)}, "is for a LoRA"),
+        ({"weights": "a.safetensors"}, "sdxl-turbo is a whole pipeline"),
+        ({"eta": 0.5}, "eta=0.5 does nothing: sdxl-turbo runs on EulerAncestralDiscreteScheduler"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options: dict[str, Any], said: str) -> None:
+    pipe = tiny("sdxl")
+    before = everything(pipe)
+    with pytest.raises(ValueError, match=said.replace("(", r"\(")):
+        plug(pipe, FewStep("sdxl-turbo", **options))
+    assert_same(before, everything(pipe))
+
+
+@pytest.mark.pipe
+def test_true_guidance_beside_an_embedded_one_is_refused() -> None:
+    pipe = pipeline("flux-schnell")
+    with plug(pipe, FewStep("schnell")), pytest.raises(ValueError, match="twice a step, which runs once"):
+        pipe(**inputs("flux-schnell"), true_cfg_scale=4.0, negative_prompt="blue")
+
+
+@pytest.mark.pipe
+def test_an_offloaded_network_keeps_its_weights(student: Path) -> None:
+    from diffusers.hooks import apply_group_offloading
+
+    pipe, cpu = tiny("sd15"), torch.device("cpu")
+    wanted = None
+    for offloaded in (False, True):
+        if offloaded:
+            apply_group_offloading(
+                pipe.unet, onload_device=cpu, offload_device=cpu, offload_type="leaf_level"
+            )
+            with pytest.raises(ValueError, match="cannot be fused: it is offloaded"):
+                plug(pipe, FewStep(student, merge="fuse"))
+        few = FewStep(student)
+        with plug(pipe, few):
+            assert few.installed[0].how == ("runtime" if offloaded else "fuse")
+            picture = run(pipe)
+        wanted = picture if wanted is None else wanted
+        torch.testing.assert_close(picture, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.contract
