@@ -90,10 +90,28 @@ def test_recipes_take_the_steps_that_a_name_says() -> None:
 def test_a_recipe_runs_a_trainers_folder(tmp_path: Path) -> None:
     pipe = tiny("sd15")
     folder = recipe(tmp_path, factors(pipe.unet))
-    made = Recipe(sampler=str(folder), steps=4).run(pipe, ["a red circle"], [0])
+    assert Recipe(sampler=str(folder)).steps == 4
+    made = Recipe(sampler=str(folder)).run(pipe, ["a red circle"], [0])
     assert len(made.images) == 1 and made.evaluations == 4
     steered = Recipe(sampler=str(folder), steps=4, steer="fk", particles=2, reward="jpeg")
     assert steered.run(pipe, ["a red circle"], [0]).evaluations == 8
+
+
+@pytest.mark.pipe
+def test_searches_run_on_the_distilled_model(tmp_path: Path) -> None:
+    """Weights and guidance are the checkpoint's, scheduler and steps the search's."""
+    from few_step_kit import watched
+
+    from diffplug.cli_few_step import with_few_step
+
+    pipe = tiny("sd15")
+    before, scheduler = pipe.unet.conv_in.weight.clone(), pipe.scheduler
+    assert with_few_step(pipe, None, None) is None and with_few_step(pipe, None, 3.0) == 3.0
+    assert with_few_step(pipe, str(recipe(tmp_path, factors(pipe.unet))), None) == 0.0
+    assert pipe.scheduler is scheduler and not torch.equal(pipe.unet.conv_in.weight, before)
+    with watched(pipe) as seen:
+        pipe("a red circle", num_inference_steps=3, output_type="latent")
+    assert seen.rows == [1, 1, 1]
 
 
 @pytest.mark.contract
