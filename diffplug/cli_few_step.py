@@ -49,7 +49,7 @@ def recipe(
 
 
 def print_few_step_names(json: bool) -> None:
-    """Print the table of all recipes: name, other names, family, steps, guidance, licence, verified or not."""
+    """Print the table of all recipes: names, family, steps, guidance, licence, verified or not."""
     rows = import_module(f"{_PACKAGE}.lookup").all_rows()
     if json:
         print_json([row.to_json() for row in rows])
@@ -86,7 +86,8 @@ def _rows_called(name: str, family: str | None, catalogue: Path | None) -> list[
     fitting = [row for row in called if steps is None or steps in row.steps]
     if not fitting:
         lookup.row_for(plain, called[0].family, steps, rows)  # raises, with the nearest
-    return [(row, steps) for row in fitting]
+    first = {row.family: row for row in reversed(fitting)}  # the one that a pipeline of the family gets
+    return [(row, steps) for row in fitting if first[row.family] is row]
 
 
 def _lines(rows: list[list[str]]) -> str:

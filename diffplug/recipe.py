@@ -62,6 +62,8 @@ class Recipe:
             raise ValueError(
                 f"sampler {self.sampler!r} says {told} steps, steps={self.steps}: give one of the two"
             )
+        if told is None and self.steps == Recipe.steps:
+            told = stock.folder_steps(str(self.sampler))
         object.__setattr__(self, "steps", self.steps if told is None else told)
 
     @classmethod

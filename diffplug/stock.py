@@ -75,6 +75,14 @@ def told_steps(name: str) -> int | None:
     return steps
 
 
+def folder_steps(name: str) -> int | None:
+    """The default number of steps of a folder's few-step recipe, None for any other name."""
+    if not Path(name, "recipe.json").is_file():
+        return None
+    steps: int = import_module("diffplug.samplers.few_step.catalogue").Row.load(name).default_steps
+    return steps
+
+
 def _from_file(path: str) -> Any:
     """The plug for a file: DC-Solver for ratios and polynomials, a few-step recipe, else a schedule."""
     samplers = import_module("diffplug.samplers")  # a wing, loaded when asked for

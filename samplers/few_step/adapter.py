@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from diffplug.intercept import Undo
+from diffplug.samplers.few_step.families import unwrapped
 from diffplug.samplers.few_step.lora_file import LoRA
 
 NAME = "few-step"
@@ -34,10 +36,9 @@ def attach_adapter(pipe: Any, component: str, lora: LoRA, strength: float) -> Un
     """Load a LoRA as the adapter "few-step" of a component, strength `strength`; return the undo.
 
     Adapters that were there keep acting as before. The pipeline's own loader does the work where it has one
-    (it widens factors for control models, and minds offloading); trained scales lie in the factors already, so
-    `pipe.set_adapters(["few-step", ...], [1.0, ...])` means what it says.
-    """
-    module = getattr(pipe, component)
+    (it widens factors for control models, and minds offloading); trained scales lie in the factors already,
+    so `pipe.set_adapters(["few-step", ...], [1.0, ...])` means what it says."""
+    module = unwrapped(getattr(pipe, component))
     before = [_before(layer) for layer in _tuner_layers(module)]
     had = adapters_of(module)
 
@@ -64,7 +65,9 @@ def quiet_libraries() -> Iterator[None]:
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
     finally:
         logging.set_verbosity(level)
 
@@ -174,4 +177,4 @@ def _unwrap(module: nn.Module, keep: set[int]) -> None:
     for name, part in list(module.named_modules()):
         if id(part) not in keep and getattr(part, "base_layer", None) is not None:
             parent = module.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], part.get_base_layer())  # type: ignore[operator]
+            setattr(parent, name.rpartition(".")[2], part.get_base_layer())

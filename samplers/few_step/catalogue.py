@@ -119,8 +119,8 @@ class Row:
 
     guidance: str = "off"
     """What guidance does. "off": no classifier-free guidance, one row of the network for each picture; "cfg":
-    real guidance at `guidance_scale`, two rows; "embedded": `guidance_scale` is an input of the network, one row;
-    "kept": the pipeline ignores or fixes it."""
+    real guidance at `guidance_scale`, two rows; "embedded": `guidance_scale` is an input of the network, one
+    row; "kept": the pipeline ignores or fixes it."""
 
     guidance_scale: float | None = None
     """Number for "cfg" and "embedded"."""

@@ -1,4 +1,4 @@
-"""The weights of a row on a pipeline: read, told by structure, put on in the way that suits, taken off exactly."""
+"""The weights of a row on a pipeline: read, told by structure, put on, and taken off exactly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffplug.intercept import Undo, original_class
 from diffplug.samplers.few_step.adapter import NAME, adapters_of, attach_adapter
 from diffplug.samplers.few_step.catalogue import Row, Weights
 from diffplug.samplers.few_step.families import unwrapped
-from diffplug.samplers.few_step.lora_file import LoRA, is_lora, read_lora
+from diffplug.samplers.few_step.lora_file import LoRA, is_lora, plain_modules, read_lora
 from diffplug.samplers.few_step.patch import (
     ROUNDING,
     fuse,
@@ -171,9 +171,7 @@ def _how(row: Row, pipe: Any, module: Any, lora: LoRA, strength: float, merge: s
 
 def _widened(module: Any, lora: LoRA) -> bool:
     """Whether a layer has wider inputs than the file, as in models that take a control picture."""
-    from diffplug.samplers.few_step.lora_file import plain_modules
-
-    modules = plain_modules(module)
+    modules: dict[str, Any] = dict(plain_modules(module))
     return any(
         layer.down is not None
         and layer.down.ndim == 2

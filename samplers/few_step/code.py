@@ -1,4 +1,4 @@
-"""A row as the plain Diffusers code that does the same: for people who want to see it, or to do without us."""
+"""A row as the plain Diffusers code that does the same: to see what is done, or to do without."""
 
 from __future__ import annotations
 

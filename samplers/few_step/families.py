@@ -1,4 +1,4 @@
-"""Which architecture a pipeline's denoiser has, told by its class and configuration, never by a file's name."""
+"""Which architecture a pipeline's denoiser has, told by class and configuration, never by a file's name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Test = Callable[[Mapping[str, Any]], bool]
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: the class of its denoiser, a pattern of pipeline classes, a test of the configuration."""
+    """One architecture: class of the denoiser, pattern of pipeline classes, test of the configuration."""
 
     name: str
     denoiser: str
@@ -38,8 +38,8 @@ def _with_text_embedding(config: Mapping[str, Any]) -> bool:
 _WAN = "WanTransformer3DModel"
 _QWEN = "QwenImageTransformer2DModel"
 
-# The first that fits is taken. Variants that differ in weights alone (Z-Image and its Turbo, SD3 and SD3.5) share
-# a family: the shapes of a checkpoint tell whether it belongs.
+# The first that fits is taken. Variants that differ in weights alone (Z-Image and its Turbo, SD3 and SD3.5)
+# share a family: the shapes of a checkpoint tell whether it belongs.
 FAMILIES: tuple[Family, ...] = (
     Family("kolors", "UNet2DConditionModel", "*Kolors*"),
     Family("sdxl", "UNet2DConditionModel", test=_text_time),

@@ -28,6 +28,8 @@ class FlowMatchTCDScheduler(FlowMatchEulerDiscreteScheduler):
     > 0. Everything else (shift, custom sigmas, mu) is the parent's.
     """
 
+    _step_index: int | None
+
     @register_to_config
     def __init__(
         self,
@@ -80,22 +82,21 @@ class FlowMatchTCDScheduler(FlowMatchEulerDiscreteScheduler):
 
         ignored: arguments of the parent's step that only its own stochastic mode reads.
         """
-        i = self._step_index = step_index(self, timestep)
-        sigma, rho = self.sigmas[i], self.sigmas[i + 1]
-        lower, lift, noise = renoised(host(self.sigmas, i + 1), float(self.config.eta))
-        x = sample.to(torch.float32)
-        if self.config.eta == 1:
-            x = lift * (x - sigma * model_output)  # the clean prediction, and nothing of x beside it
-        elif noise == 0:
-            x = x + (rho - sigma) * model_output
-        else:
-            x = lift * (x + (lower - sigma) * model_output)
-        if noise > 0:
-            shape, device = model_output.shape, model_output.device
-            x = x + noise * randn_tensor(shape, generator=generator, device=device, dtype=x.dtype)
+        i = step_index(self, timestep) if self._step_index is None else self._step_index
         self._step_index = i + 1
-        x = x.to(model_output.dtype)
+        x = self._moved(model_output, sample.to(torch.float32), i, generator).to(model_output.dtype)
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=x) if return_dict else (x,)
+
+    def _moved(self, v: torch.Tensor, x: torch.Tensor, i: int, generator: Any) -> torch.Tensor:
+        """Return x of step i one sigma further, in float32."""
+        eta = self.config["eta"]
+        if eta == 0:
+            return x + (self.sigmas[i + 1] - self.sigmas[i]) * v
+        lower, lift, noise = renoised(host(self.sigmas, i + 1), eta)
+        x = lift * (x + (lower - self.sigmas[i]) * v)
+        if noise == 0:
+            return x
+        return x + noise * randn_tensor(v.shape, generator=generator, device=v.device, dtype=x.dtype)
 
 
 def renoised(rho: float, eta: float) -> tuple[float, float, float]:

@@ -13,7 +13,7 @@ _TCD_POINTS = 50
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the network is evaluated: `argument` is "timesteps" or "sigmas", empty for the scheduler's own."""
+    """Where the network is evaluated; `argument`: "timesteps", "sigmas", empty for the scheduler's own."""
 
     argument: str
     values: tuple[float, ...]

@@ -5,7 +5,7 @@
     Z-Image, Krea 2                                    guidance_scale > 0               guidance_scale=0.0
     Qwen-Image                                         true_cfg_scale > 1, a negative   true_cfg_scale=1.0
     FLUX.1                                             true_cfg_scale > 1, a negative   true_cfg_scale=1.0
-    FLUX.1, FLUX.2, HunyuanImage                       guidance_scale, or distilled_guidance_scale, is an input
+    FLUX.1, FLUX.2, HunyuanImage, LCM                  the scale is an input of the network
 
 0.0 is off on both sides of the two thresholds, whichever version of Diffusers has which.
 """
@@ -22,6 +22,7 @@ from diffplug.samplers.few_step.catalogue import Row
 
 _REAL = ("true_cfg_scale", "guidance_scale")
 _EMBEDDED = ("distilled_guidance_scale", "guidance_scale")
+_SECOND = ("true_cfg_scale", "guidance_scale_2", "audio_guidance_scale", "image_guidance_scale")
 _NEGATIVE = "negative_prompt"
 
 
@@ -31,7 +32,7 @@ def parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def guidance_call(row: Row, pipe: Any, scale: float | None = None) -> dict[str, float]:
-    """Return the arguments that give a pipeline the guidance of a row, or real guidance of `scale` instead."""
+    """Return the arguments that give a pipeline the guidance of a row, or real guidance of `scale`."""
     takes = parameters(pipe)
     real = next((name for name in _REAL if name in takes), None)
     embedded = next((name for name in _EMBEDDED if name in takes), None)
@@ -51,6 +52,12 @@ def check_guidance(row: Row, pipe: Any, kwargs: Mapping[str, Any], wanted: Mappi
 
     wanted: what `guidance_call` gave. A value that means the same (0 or 1 where guidance is off) passes.
     """
+    for name in _SECOND:
+        value = kwargs.get(name)
+        if row.rows == 1 and name not in wanted and isinstance(value, (int, float)) and value > 1:
+            raise ValueError(
+                f"{name}={value} would run {row.name} twice a step, which runs once: leave it out"
+            )
     for name, right in wanted.items():
         value = kwargs.get(name)
         if value is None or value == right:
@@ -59,8 +66,8 @@ def check_guidance(row: Row, pipe: Any, kwargs: Mapping[str, Any], wanted: Mappi
             continue
         if row.guidance == "off":
             raise ValueError(
-                f"{name}={value} would run {row.name} twice a step and guide what was distilled with guidance "
-                f"already: leave it out, or insist with FewStep({row.name!r}, guidance={value})"
+                f"{name}={value} would run {row.name} twice a step and guide what was distilled with "
+                f"guidance already: leave it out, or insist with FewStep({row.name!r}, guidance={value})"
             )
         low, high = row.guidance_range or (right, right)
         if not low <= value <= high:

@@ -17,9 +17,9 @@ from diffplug.noise_index import find
 class ListedDDIMScheduler(DDIMScheduler):
     """DDIM (arXiv 2010.02502) that takes `timesteps=` and steps from each entry of the list to the next.
 
-    Diffusers' DDIM takes no list, and steps from t to t - 1000 // n: with 3, 6, 7, 9 or 12 trailing steps that
-    is a timestep beside the next one, where a distilled model was never trained. On timesteps that are evenly
-    spaced the two are equal bit for bit. The last step ends at `final_alpha_cumprod`, as there.
+    Diffusers' DDIM takes no list, and steps from t to t - 1000 // n: with 3, 6, 7, 9 or 12 trailing steps
+    that is a timestep beside the next one, where a distilled model was never trained. On timesteps that are
+    evenly spaced the two are equal bit for bit. The last step ends at `final_alpha_cumprod`, as there.
 
     Order 1, one evaluation a step; `eta` as in DDIM. Takes epsilon, v and x0 predictions.
     """
@@ -94,7 +94,7 @@ class ListedDDIMScheduler(DDIMScheduler):
     def _predictions(
         self, output: torch.Tensor, x: torch.Tensor, t: int, rederive: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return x0, clipped as configured, and eps at timestep t; `rederive` takes eps from the clipped x0."""
+        """Return x0, clipped as configured, and eps at timestep t; `rederive`: eps from the clipped x0."""
         abar = self._abar(t)
         alpha, sigma = abar**0.5, (1 - abar) ** 0.5
         kind = self.config.prediction_type

@@ -1,4 +1,4 @@
-"""Rows by name: those that come with the package, those of other packages, and the one that fits a pipeline."""
+"""Rows by name: the package's, those of other packages, and the one that fits a pipeline."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """LoRA files told by their structure: which modules they change, by how much, whether an alpha is stored.
 
-Whatever the format (kohya, PEFT, Diffusers, lightx2v), a file becomes a `LoRA`: for each module of the denoiser
-the two factors, with alpha / rank multiplied in. A file without alphas gets the trained scale of its recipe, so
-that a strength of 1 always means what the authors trained; loaders alone would take alpha = rank for it.
-"""
+Whatever the format (kohya, PEFT, Diffusers, lightx2v), a file becomes a `LoRA`: for each module of the
+denoiser the two factors, with alpha / rank multiplied in. A file without alphas gets the trained scale of its
+recipe, so that a strength of 1 always means what the authors trained; loaders alone would take alpha = rank
+for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 _DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_A.default.weight")
@@ -56,7 +55,7 @@ class Layer:
 
 @dataclass
 class LoRA:
-    """A file's layers by module name of one denoiser; `with_alpha`: alphas (or a config) were stored in it."""
+    """A file's layers by module name of one denoiser; `with_alpha`: alphas were stored in it."""
 
     layers: dict[str, Layer]
     with_alpha: bool
@@ -103,10 +102,9 @@ def read_lora(
 ) -> LoRA:
     """Return the LoRA that a state dict holds for `module`, every key accounted for.
 
-    pipeline: the class whose converter names modules of foreign formats. trained_scale: alpha / rank where the
-    file has none. Raises ValueError with the first key that belongs to no module, has no partner or another
-    shape, and for DoRA, LoKr and LoHa files.
-    """
+    pipeline: the class whose converter names modules of foreign formats. trained_scale: alpha / rank where
+    the file has none. Raises ValueError with the first key that belongs to no module, has no partner or
+    another shape, and for DoRA, LoKr and LoHa files."""
     _refuse_kinds(state, what)
     modules = plain_modules(module)
     pairs, alphas, strange = _grouped(state)
@@ -165,7 +163,7 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def _config_alphas(pairs: Mapping[str, Layer], metadata: Mapping[str, str] | None) -> dict[str, float]:
-    """Return the alphas that the header of a Diffusers or PEFT file tells, by stem; empty when it tells none."""
+    """Return the alphas that the header of a Diffusers file tells, by stem; empty when it tells none."""
     text = (metadata or {}).get("lora_adapter_metadata")
     if not text:
         return {}
@@ -296,7 +294,7 @@ def _check_shapes(name: str, layer: Layer, module: nn.Module, what: str) -> None
 
 
 def _sizes(module: Any) -> tuple[int, int]:
-    """Return how many channels a module gives and takes; layers that are quantised say so, their weights do not."""
+    """Return how many channels a module gives and takes, also where its weights are packed."""
     out = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
     into = getattr(module, "in_features", None) or getattr(module, "in_channels", None)
     if out is not None and into is not None:

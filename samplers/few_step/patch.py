@@ -162,6 +162,9 @@ _PLAIN = (nn.Parameter, Tensor)
 
 
 def _group_offloaded(module: nn.Module) -> bool:
-    registry = getattr(module, "_diffusers_hook", None)
-    hooks = getattr(registry, "hooks", {}) if registry is not None else {}
-    return any("offload" in name for name in hooks)
+    """Whether Diffusers moves parts of a network between devices, by hooks that it names."""
+    for part in module.modules():
+        hooks = getattr(getattr(part, "_diffusers_hook", None), "hooks", {})
+        if any("offload" in name for name in hooks):
+            return True
+    return False

@@ -1,4 +1,4 @@
-"""FewStep: the plug that sets everything a few-step checkpoint needs, on the pipeline a person already has."""
+"""FewStep: the plug that sets everything a few-step checkpoint needs, on the pipeline at hand."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffplug.intercept import Undo, intercept_call, intercept_step
+from diffplug.intercept import Undo, intercept_call, intercept_step, interceptors
 from diffplug.samplers.few_step import lookup
 from diffplug.samplers.few_step.catalogue import MERGES, Row
 from diffplug.samplers.few_step.checkpoint import Installed, Paths, Strength, install
 from diffplug.samplers.few_step.families import denoiser_name, family_of, unwrapped
 from diffplug.samplers.few_step.run import FewStepCall, FewStepSteps
-from diffplug.samplers.few_step.schedule import scheduler_for
+from diffplug.samplers.few_step.schedule import scheduler_for, takes_eta
 from diffplug.scheduler_plug import current_scheduler, swap
 
 
@@ -69,13 +69,15 @@ class FewStep:
 
     def row_for(self, pipe: Any) -> Row:
         """Return the row that is taken on a pipeline; ValueError when none fits."""
-        steps = self.steps if self.schedule else None
-        return lookup.row_for(self.name, family_of(pipe), steps, self._rows)
+        return lookup.row_for(self.name, family_of(pipe), self.steps, self._rows)
 
     def attach(self, pipe: Any) -> Undo:
         """Put everything on the pipeline; return the function that takes it off, exactly."""
         row = self.row_for(pipe)
+        if any(isinstance(each, FewStepCall) for each in interceptors(pipe)):
+            raise ValueError(f"{row.name}: the pipeline carries a few-step checkpoint already: undo it first")
         _check_pipeline(row, pipe)
+        _check_idle(self, row)
         whole = self.part == (0.0, 1.0)
         if row.doubt:
             warnings.warn(f"{row.name} is not verified: {row.doubt}", stacklevel=4)
@@ -87,6 +89,7 @@ class FewStep:
         try:
             # what can be refused comes before what is slow
             scheduler = scheduler_for(row, pipe, self.eta) if self.schedule else None
+            _check_eta(self.eta, row, scheduler or current_scheduler(pipe))
             self.installed, back = install(
                 row, pipe, strength=self.strength, merge=self.merge, paths=self.weights, whole=whole
             )
@@ -161,12 +164,38 @@ def _check_options(plug: FewStep) -> None:
         raise ValueError(f"guidance is {plug.guidance!r}: give a finite number of at least 0")
     if plug.eta is not None and not (_finite(plug.eta) and 0 <= plug.eta <= 1):
         raise ValueError(f"eta is {plug.eta!r}, allowed is 0 (deterministic) to 1 (all noise new)")
-    start, end = plug.part
+    start, end = plug.part if isinstance(plug.part, tuple) and len(plug.part) == 2 else (1.0, 0.0)
     if not 0 <= start < end <= 1:
         raise ValueError(f"part is {plug.part!r}: give two numbers 0 <= start < end <= 1")
     rows = [row for row in plug._rows if plug.name in (row.name, *row.aliases) and not row.refused]
-    if plug.schedule and steps is not None and rows and not any(steps in row.steps for row in rows):
-        lookup.row_for(plug.name, rows[0].family, steps, plug._rows)  # raises, with the nearest
+    if steps is not None and rows and not any(steps in row.steps for row in rows):
+        offered = ", ".join(map(str, sorted({n for row in rows for n in row.steps})))
+        raise ValueError(f"{plug.name} has no {steps} steps, only {offered}: take one of them")
+    if plug.eta is not None and not plug.schedule:
+        raise ValueError(
+            "eta belongs to the steps, which schedule=False leaves to another plug: leave it out"
+        )
+
+
+def _check_idle(plug: FewStep, row: Row) -> None:
+    """Raise ValueError for options that would do nothing with a row."""
+    if row.kind == "lora":
+        known = {weights.component for weights in row.weights}
+        if isinstance(plug.strength, Mapping) and set(plug.strength) - known:
+            wrong = ", ".join(sorted(set(plug.strength) - known))
+            raise ValueError(f"strength names {wrong}: {row.name} changes {', '.join(sorted(known))}")
+        return
+    defaults = {"strength": 1.0, "merge": "auto", "part": (0.0, 1.0)}
+    for name, default in defaults.items():
+        if getattr(plug, name) != default:
+            given = f"{name}={getattr(plug, name)!r}"
+            raise ValueError(f"{given} is for a LoRA: {row.name} is a whole {row.kind}, leave it out")
+
+
+def _check_eta(eta: float | None, row: Row, scheduler: Any) -> None:
+    """Raise ValueError where no step would read eta."""
+    if eta is not None and not (takes_eta(scheduler) or "eta" in scheduler.config):
+        raise ValueError(f"eta={eta:g} does nothing: {row.name} runs on {type(scheduler).__name__}")
 
 
 def _numbers(strength: Any) -> list[Any]:
@@ -209,7 +238,7 @@ def _guider_off(pipe: Any) -> Undo:
     if guider is None or not getattr(guider, "_enabled", False):
         return lambda: None
     guider.disable()
-    return guider.enable  # type: ignore[no-any-return]
+    return guider.enable
 
 
 def _boundary(pipe: Any, ratio: float) -> Undo:

@@ -165,8 +165,8 @@ class FewStepCall:
             return self.row.default_steps if self.steps is None else self.steps
         if self.steps is not None and asked_for != self.steps:
             raise ValueError(
-                f"{STEPS}={asked_for}, but {self.row.name} is plugged in for {self.steps} steps: leave it out, "
-                f"or plug FewStep(..., steps={asked_for})"
+                f"{STEPS}={asked_for}, but {self.row.name} is plugged in for {self.steps} steps: leave it "
+                f"out, or plug FewStep(..., steps={asked_for})"
             )
         if asked_for not in self.row.steps:
             numbers = ", ".join(map(str, self.row.steps))
@@ -192,13 +192,13 @@ class FewStepCall:
         left = int(wanted * strength)
         if left < 1:
             raise ValueError(
-                f"strength={strength:g} of {wanted} steps leaves none to run: {self.row.name} needs a strength of "
-                f"at least {math.ceil(1000 / wanted) / 1000:g}"
+                f"strength={strength:g} of {wanted} steps leaves none to run: {self.row.name} needs a "
+                f"strength of at least {math.ceil(1000 / wanted) / 1000:g}"
             )
         if left < wanted:
             warnings.warn(
-                f"strength={strength:g}: {self.row.name} runs the last {left} of its {wanted} steps, which it was "
-                "trained on",
+                f"strength={strength:g}: {self.row.name} runs the last {left} of its {wanted} steps, which "
+                "it was trained on",
                 stacklevel=7,
             )
         return wanted

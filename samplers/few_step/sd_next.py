@@ -1,4 +1,5 @@
-"""SD.Next's list of distilled models, read as rows: {"name": {"path": "owner/repo", "extras": "steps: 8, ..."}}.
+"""SD.Next's list of distilled models, read as rows: {"name": {"path": "owner/repo", "extras": "steps: 8,
+..."}}.
 
 SD.Next keeps the settings of a model in one line, "sampler: Default, cfg_scale: 1.0, steps: 8". The list is
 maintained, so a person can point `FewStep(..., catalogue="reference-distilled.json")` at it.

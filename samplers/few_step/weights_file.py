@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,18 @@ def _from_hub(row: Row, weights: Weights) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    place = {"repo_id": weights.repo, "filename": weights.file, "revision": weights.revision or None}
+    revision = weights.revision or None
+    with suppress(LocalEntryNotFoundError, OSError):
+        return Path(hf_hub_download(weights.repo, weights.file, revision=revision, local_files_only=True))
     try:
-        return Path(hf_hub_download(**place, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError):
-        pass
-    try:
-        return Path(hf_hub_download(**place))
+        return Path(hf_hub_download(weights.repo, weights.file, revision=revision))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         pin = f" --revision {weights.revision}" if weights.revision else ""
         raise ValueError(
-            f"{row.name} needs {weights.file!r} of https://huggingface.co/{weights.repo}, which is not in the "
-            f"cache here and could not be loaded: run `hf download {weights.repo} {weights.file}{pin}` where "
-            "there is a network, or pass weights='path/of/the/file'"
+            f"{row.name} needs {weights.file!r} of https://huggingface.co/{weights.repo}, which is not in "
+            "the cache here and could not be loaded: run "
+            f"`hf download {weights.repo} {weights.file}{pin}` where there is a network, or pass "
+            "weights='path/of/the/file'"
         ) from error
 
 
@@ -54,8 +54,8 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     """Return the tensors of a file by key, on the CPU, and the header's metadata (safetensors only).
 
     `.safetensors` files are mapped; pickles (`.pt`, `.pth`, `.ckpt`, `.bin`) are read with weights_only=True,
-    which runs no code of theirs. Raises ValueError for other endings, damaged files and files without tensors.
-    """
+    which runs no code of theirs. Raises ValueError for other endings, damaged files and files without
+    tensors."""
     file = Path(path)
     if file.suffix == ".safetensors":
         return _safetensors(file)

@@ -1,8 +1,7 @@
 """The tiny pipeline of each family that a row of the catalogue is for, and how to call it.
 
-Those that the public kit has come from there. The others are the real classes with random weights and, in place
-of their text encoders, random prompt embeddings.
-"""
+Those that the public kit has come from there. The others are the real classes with random weights and, in
+place of their text encoders, random prompt embeddings."""
 
 from __future__ import annotations
 
