@@ -56,6 +56,7 @@ def demo_recipes() -> list[Recipe]:
         Recipe(label="DDIM, 6 steps", sampler="ddim", steps=6),
         Recipe(label="DC-Solver, 6 steps", sampler="dc-solver", steps=6),
         Recipe(label="Searched solver, 6 steps", sampler="solver", steps=6),
+        Recipe(label="4 evaluations, distilled", sampler="shapes@4", steps=4, guidance=1.0),
         Recipe(
             label="FK steering, 8 particles, 20 steps",
             sampler="ddim",

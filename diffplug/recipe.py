@@ -17,7 +17,7 @@ from diffplug.denoiser import NetworkCount, count_network
 from diffplug.intercept import original_class
 from diffplug.plug import plug
 from diffplug.recipe_text import read_settings
-from diffplug.registry import STEERERS, sampler, sampler_names
+from diffplug.registry import STEERERS, sampler, sampler_names, sampler_steps
 from diffplug.seeds import Seeds
 
 __all__ = ["Pictures", "Recipe"]
@@ -62,10 +62,19 @@ class Recipe:
             raise ValueError(f"call={{{taken[0]!r}: ...}}: the recipe itself says {_OURS_AS[taken[0]]}")
         if self.sampler is not None and self.sampler not in sampler_names():
             sampler(self.sampler, None)  # raises, with the nearest names
+            self._take_told_steps(sampler_steps(self.sampler))
         if self.steer is not None:
             self._built(_unasked, [0])  # raises for options out of range
         if self.steer is not None and self.reward not in rewards.names():
             rewards.get(self.reward)
+
+    def _take_told_steps(self, told: int | None) -> None:
+        """Takes the steps that the sampler's name says ("hyper-sd@4"); ValueError for others beside them."""
+        if told is not None and self.steps not in (told, Recipe.steps):
+            raise ValueError(
+                f"sampler {self.sampler!r} says {told} steps, steps={self.steps}: give one of the two"
+            )
+        object.__setattr__(self, "steps", self.steps if told is None else told)
 
     @classmethod
     def parse(cls, text: str) -> Recipe:

@@ -10,11 +10,13 @@ import diffplug
 from diffplug.cli import schedule
 from diffplug.cli.boundary import Commands
 from diffplug.cli.compare import compare
+from diffplug.cli.few_step import recipe
 from diffplug.cli.generate import generate
 from diffplug.cli.inspect import doctor, names
 from diffplug.cli.score import score
 from diffplug.cli.search import search
 from diffplug.cli.show import show
+from diffplug.cli.train import train
 
 app = typer.Typer(
     name="diffplug",
@@ -25,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Make Diffusers pipelines faster, steered or tuned.",
 )
-for command in (generate, compare, search, score, show, names, doctor):
+for command in (generate, compare, search, train, score, show, recipe, names, doctor):
     app.command()(command)
 app.add_typer(schedule.app, name="schedule")
 

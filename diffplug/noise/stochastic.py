@@ -26,7 +26,7 @@ def adds_noise(scheduler: Any, eta: float | None = None) -> bool:
         return (row.eta if eta is None else eta) > 0
     config = getattr(scheduler, "config", {})
     sde = str(config.get("algorithm_type", "")).startswith("sde")
-    return sde or bool(config.get("stochastic_sampling", False))
+    return sde or bool(config.get("stochastic_sampling", False)) or (config.get("eta") or 0.0) > 0
 
 
 def takes_churn(scheduler: Any) -> bool:

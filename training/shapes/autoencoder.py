@@ -10,10 +10,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffplug.shapes.loop import Loop
 from diffplug.shapes.model import autoencoder
 from diffplug.shapes.rendering import render
 from diffplug.shapes.world import KINDS, sample_scene
+from diffplug.training.shapes.loop import Loop
 
 L1_WEIGHT = 0.03
 

@@ -10,13 +10,14 @@ network is shown independent noise at the last timesteps, and learns to take the
 
 What stands where, and how many there are, is decided between the timesteps 900 and 650: there the latents
 tell between 1.5 and 14 nats about an object, and some 9 are needed for its place, colour and shape. So half
-of a batch comes from there and above. And the text encoder goes on reading (`train_text.py`): without that
+of a batch comes from there and above. And the text encoder goes on reading (`text_encoder.py`): without that
 it forgot, within 5,000 steps, who stands left of whom, since the U-Net learns to use that last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -33,10 +33,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffplug.files import atomic_path
 from diffplug.shapes.captions import Told, captioned_scenes, phrase
-from diffplug.shapes.loop import Loop
 from diffplug.shapes.model import scheduler
 from diffplug.shapes.rendering import render
-from diffplug.shapes.train_text import Reader, wanted
+from diffplug.training.precision import keep_single
+from diffplug.training.shapes.loop import Loop
+from diffplug.training.shapes.text_encoder import Reader, wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,7 @@ def train_denoiser(
     otherwise: so small a network costs it little, and starting its kernels one by one nearly everything.
     """
     unet = unet.to(memory_format=torch.channels_last)
-    undo = _keep_single(unet) if recipe.dtype != torch.float32 else lambda: None
+    single = keep_single(unet) if recipe.dtype != torch.float32 else nullcontext()
     gpu = loop.device.type == "cuda"
     network: Any = torch.compile(unet) if compiled else unet
     objective = Objective(network, text, reader, recipe).to(loop.device).train()
@@ -156,10 +157,10 @@ def train_denoiser(
         return value, {name: each.detach() for name, each in zip(("loss", "mse", "read"), seen, strict=True)}
 
     parts = {"unet": unet, "text": text, "reader": reader}
-    averaged = loop.run(parts, loss, steps=recipe.steps, lr=recipe.lr, ema=recipe.ema)
+    with single:
+        averaged = loop.run(parts, loss, steps=recipe.steps, lr=recipe.lr, ema=recipe.ema)
     unet.load_state_dict(averaged["unet"])
     text.load_state_dict(averaged["text"])
-    undo()
     return unet.eval(), text.eval()
 
 
@@ -213,24 +214,6 @@ class Objective(nn.Module):
         denoising = (error * (snr.clamp(max=recipe.snr_cap) + recipe.snr_floor) / snr).mean()
         unread, read = self.reader.loss(states, facts, layouts)
         return denoising + recipe.reading * unread, denoising, error.mean(), read
-
-
-def _keep_single(unet: UNet2DConditionModel) -> Callable[[], None]:
-    """Group norms and the softmax of attention in float32, whose bfloat16 kernels are several times slower.
-
-    Returns what undoes it.
-    """
-    stock = unet.attn_processors
-    unet.set_attn_processor(AttnProcessor())
-    norms = [part for part in unet.modules() if isinstance(part, nn.GroupNorm)]
-    hooks = [part.register_forward_pre_hook(lambda _, arguments: (arguments[0].float(),)) for part in norms]
-
-    def undo() -> None:
-        unet.set_attn_processor(stock)
-        for hook in hooks:
-            hook.remove()
-
-    return undo
 
 
 def mixed_timesteps(n: int, noisy_from: int, device: torch.device, steps: int = 1000) -> Tensor:

@@ -1,4 +1,4 @@
-"""The recipe of the embedded model: `python -m diffplug.shapes.train`.
+"""The recipe of the embedded model: `python -m diffplug.training.shapes.train`.
 
 Trains the autoencoder, encodes renderings, teaches the text encoder to read, trains the U-Net with it and
 writes a Stable Diffusion pipeline folder in half precision. Every stage resumes where it was stopped; nothing
@@ -19,12 +19,12 @@ from transformers import CLIPTokenizer
 from diffplug.files import read_json, write_json
 from diffplug.loading import load
 from diffplug.shapes.captions import sample_prompts
-from diffplug.shapes.loop import Loop, OnSave
 from diffplug.shapes.model import autoencoder, denoiser, pipeline, text_encoder, tokenizer
 from diffplug.shapes.rendering import render
-from diffplug.shapes.train_denoiser import DenoiserRecipe, encode_scenes, train_denoiser
-from diffplug.shapes.train_text import Reader, TextRecipe, train_text
-from diffplug.shapes.train_vae import VaeRecipe, scenes_of_step, train_vae
+from diffplug.training.shapes.autoencoder import VaeRecipe, scenes_of_step, train_vae
+from diffplug.training.shapes.denoiser import DenoiserRecipe, encode_scenes, train_denoiser
+from diffplug.training.shapes.loop import Loop, OnSave
+from diffplug.training.shapes.text_encoder import Reader, TextRecipe, train_text
 
 app = typer.Typer(add_completion=False)
 
@@ -54,7 +54,7 @@ def train(
 ) -> None:
     """Train the Shapes model from nothing, go on where a run stopped, or train its U-Net further.
 
-    Example: python -m diffplug.shapes.train -o runs/shapes --device cuda
+    Example: python -m diffplug.training.shapes.train -o runs/shapes --device cuda
     """
     if device not in ("auto", "cpu", "cuda"):
         raise typer.BadParameter(f"device {device!r} is not known: take auto, cpu or cuda.")

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffplug.shapes.captions import Told, parse, phrase
-from diffplug.shapes.loop import Loop
 from diffplug.shapes.model import text_encoder
 from diffplug.shapes.world import BACKGROUNDS, COLORS, CONVERSE, HELD_OUT_SHAPE, SHAPES, SIZES
+from diffplug.training.shapes.loop import Loop
 
 NOUNS = 3
 """How many objects a caption names at most; each is read from a position of its own, counted from the end."""

@@ -13,12 +13,10 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from diffplug.shapes import train
 from diffplug.shapes.captions import VOCABULARY, captioned_scenes, parse, phrase, sample_prompts
-from diffplug.shapes.loop import Loop
 from diffplug.shapes.model import TOKENS, autoencoder, byte_pair_merges, denoiser, text_encoder, tokenizer
-from diffplug.shapes.train import app
-from diffplug.shapes.train_denoiser import (
+from diffplug.training.shapes import train
+from diffplug.training.shapes.denoiser import (
     DenoiserRecipe,
     Latents,
     encode_scenes,
@@ -26,7 +24,9 @@ from diffplug.shapes.train_denoiser import (
     stratified_timesteps,
     train_denoiser,
 )
-from diffplug.shapes.train_text import Reader, TextRecipe, classes, layout, train_text
+from diffplug.training.shapes.loop import Loop
+from diffplug.training.shapes.text_encoder import Reader, TextRecipe, classes, layout, train_text
+from diffplug.training.shapes.train import app
 
 
 def small_run(
@@ -57,16 +57,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert losses == [
         json.loads(line)["loss"] for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
     ]
-
-
-@pytest.mark.law
-def test_a_stop_between_the_two_renames_of_a_save_loses_nothing(tmp_path: Path) -> None:
-    small_run(tmp_path, minutes=0.0)
-    (tmp_path / "state").rename(tmp_path / "state.old")
-    (tmp_path / "state.new").mkdir()
-    loop, _ = small_run(tmp_path, minutes=0.0)
-    assert json.loads((tmp_path / "state" / "step.json").read_text())["step"] == 2
-    assert loop.stopped_early
 
 
 @pytest.mark.law

@@ -1,4 +1,4 @@
-"""The recipe of the Shapes CLIP: `python -m diffplug.shapes.train_clip`.
+"""The recipe of the Shapes CLIP: `python -m diffplug.training.shapes.clip`.
 
 Contrastive training (arXiv 2103.00020) on rendered scenes and their captions. Beside the captions of the
 other scenes, every picture is shown its own caption with one fact changed: without these, a bag of words
@@ -25,9 +25,9 @@ from transformers import CLIPTokenizer
 from diffplug.rewards.shapes_clip import shapes_clip_folder
 from diffplug.rewards.shapes_clip_model import clip_config, clip_model, clip_tokenizer, save_clip
 from diffplug.shapes.captions import Noun, Told, captioned_scenes, phrase
-from diffplug.shapes.loop import Loop
 from diffplug.shapes.rendering import render
 from diffplug.shapes.world import BACKGROUNDS, COLORS, CONVERSE, SHAPES, SIZES, Scene, holds
+from diffplug.training.shapes.loop import Loop
 
 app = typer.Typer(add_completion=False)
 
@@ -61,7 +61,7 @@ def train(
 ) -> None:
     """Train the CLIP of the Shapes world from nothing, or go on where a run stopped.
 
-    Example: python -m diffplug.shapes.train_clip -o runs/shapes-clip --device cpu
+    Example: python -m diffplug.training.shapes.clip -o runs/shapes-clip --device cpu
     """
     if device not in ("auto", "cpu", "cuda"):
         raise typer.BadParameter(f"device {device!r} is not known: take auto, cpu or cuda.")
