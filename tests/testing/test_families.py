@@ -228,6 +228,18 @@ def every() -> list[Any]:
     ]
 
 
+@pytest.mark.xfail(strict=True, reason="churn is refused in mid-run, though the scheduler is known before")
+@pytest.mark.parametrize(
+    "name", ["consistency", "ddpm", "deepfloyd-if", "hunyuandit", "kandinsky22", "lcm", "sana-sprint"]
+)
+def test_churn_that_the_scheduler_does_not_take_is_refused_before_the_run(name: str) -> None:
+    trial = Trial.of(name)
+    assert not takes_churn(trial.pipe.scheduler)
+    with count_network(trial.pipe) as count, pytest.raises(ValueError, match="cannot be churned"):
+        trial.run(FeynmanKac(brightness, particles=4, churn=1.0))
+    assert count.calls == 0
+
+
 @pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
 @pytest.mark.parametrize(("name", "feature"), every())
 def test_it_works_or_is_refused_before_the_run(
