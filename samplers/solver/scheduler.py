@@ -99,7 +99,7 @@ class SolverScheduler(DecidingScheduler):
             )
         super().__init__(**{name: value for name, value in options.items() if name not in own})
         self._parsed: tuple[Any, ScheduleBook] = None, ScheduleBook()
-        self._table: SolverTable | None = None
+        self._table: SolverTable = None  # type: ignore[assignment]
         self._decided: SolverSchedule | None = None
         self._hidden = 0
         self._forget()
@@ -278,7 +278,10 @@ class SolverScheduler(DecidingScheduler):
             x = self._enter(timestep, x)
         i: int = self._step_index  # type: ignore[assignment]
         if i >= steps:
-            raise ValueError(f"all {steps} steps are done: call set_timesteps before the next run")
+            raise ValueError(
+                f"all {steps} steps are done: call set_timesteps before the next run, and give every thread "
+                "a pipeline of its own"
+            )
         keep, gain = self._mixes[i]
         data = (
             torch.mul(model_output, gain) if keep == 0 else torch.mul(x, keep).add_(model_output, alpha=gain)
