@@ -108,6 +108,8 @@ def test_score_takes_pictures_of_any_size_and_their_prompt(tmp_path: Path) -> No
     assert said.count(".jpg") == 3 and "mean" in said
     result = CliRunner().invoke(cli.app, ["score", str(tmp_path), "--reward", "jpeg"])
     assert result.exit_code == 2 and "does not say its prompt: give --prompt" in result.stderr
+    _generate(tmp_path, "a", "--steps", 1)
+    assert "3 pictures do not say their prompt" in _call("score", tmp_path, "--reward", "jpeg").stderr
     (tmp_path / "3.png").write_text("no picture")
     result = CliRunner().invoke(cli.app, ["score", str(tmp_path), "--reward", "jpeg", "--prompt", "a"])
     assert result.exit_code == 2 and "3.png' cannot be read as a picture" in result.stderr

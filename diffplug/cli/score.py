@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -42,13 +43,12 @@ def score(
     from diffplug.cli.asked import ready_reward
     from diffplug.cli.pipeline import device_of, hush
 
-    files = _files(pictures)
-    prompts = [_prompt(path, prompt) for path in files]
+    files, prompts = _told(_files(pictures), prompt, named=set(pictures))
     where = device_of(device)
     hush()
     judges = {name: ready_reward(name, prompts) for name in dict.fromkeys(reward)}
     with progress([("pictures", len(files))], disable=json) as advance:
-        scores = {path: {} for path in files}
+        scores: dict[Path, dict[str, Any]] = {path: {} for path in files}
         for part, tensor in _batches(files, batch):
             words = [prompts[files.index(path)] for path in part]
             for name, judge in judges.items():
@@ -73,15 +73,26 @@ def _files(given: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _prompt(path: Path, given: str | None) -> str:
+def _told(files: list[Path], prompt: str | None, *, named: set[Path]) -> tuple[list[Path], list[str]]:
+    """Return the pictures and their prompts; those of folders that say none are passed over with a warning."""
+    found = {path: prompt or _prompt(path) for path in files}
+    silent = [path for path in files if not found[path]]
+    if silent and (len(silent) == len(files) or named & set(silent)):
+        raise ValueError(f"{str(silent[0])!r} does not say its prompt: give --prompt")
+    if silent:
+        warnings.warn(f"{len(silent)} pictures do not say their prompt, as {silent[0].name!r}", stacklevel=2)
+    kept = [path for path in files if found[path]]
+    return kept, [str(found[path]) for path in kept]
+
+
+def _prompt(path: Path) -> str | None:
+    """Return the prompt that a file says it was made of."""
     from diffplug.cli.asked import settings_of_picture
 
-    if given is not None:
-        return given
     try:
         return str(settings_of_picture(path)["prompt"])
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{str(path)!r} does not say its prompt: give --prompt") from error
+    except (ValueError, KeyError):
+        return None
 
 
 def _batches(files: Sequence[Path], size: int) -> Iterator[tuple[list[Path], Any]]:
