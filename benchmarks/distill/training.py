@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ def overhead(cache: Path, folder: Path, updates: int = 30) -> dict[str, float]:
     forward, backward, step = _timers()
 
     def timed(call: Any) -> Any:
+        @functools.wraps(call)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             nonlocal inside
             began = time.process_time()
