@@ -66,8 +66,9 @@ class Optimizer:
                 for value in values:
                     value.grad = None
                 continue
-            torch._foreach_div_(grads, weight)
-            norm = float(torch.nn.utils.clip_grad_norm_(values, self.settings.clip))
+            norm = float(torch.nn.utils.get_total_norm(grads)) / weight
+            if math.isfinite(norm):
+                torch._foreach_mul_(grads, min(1.0, self.settings.clip / (norm + 1e-6)) / weight)
             norms["grad_norm" if group is self.groups[0] else f"grad_norm_{group.name}"] = norm
         if not all(math.isfinite(norm) for norm in norms.values()):
             return None

@@ -65,7 +65,8 @@ def train(
     _check(job)
     if getattr(job.method, "needs_store", lambda job: False)(job):
         _fill(job, on_progress)
-    figures, row = None, None
+    figures: Figures | None = None
+    row: Any = None
     for stage, place in enumerate(places):
         left = None if deadline is None else max(0.0, (deadline - time.monotonic()) / 60)
         result = _stage(job, stage, place, resume if stage == 0 else None, left, on_progress)
