@@ -95,7 +95,7 @@ def test_generate_steered(tmp_path: Path, tiny_folder: Path, red_reward: str) ->
     assert read_settings(tmp_path / "seed-000000.png")["particles"] == 3
     result = _call(*words, "--steer", "svdd", "--particles", "2", "--reward", red_reward, "--seed", "1")
     assert "svdd duplicates particles, which part in noise: churn 1 at the scored calls" in result.output
-    assert read_settings(tmp_path / "seed-000001.png")["options"] == {"churn": 1.0}
+    assert read_settings(tmp_path / "seed-000001.png")["noise"].startswith("churn 1 at the scored calls")
 
 
 def test_compare_ends_with_the_sheet(tmp_path: Path, tiny_folder: Path, red_reward: str) -> None:

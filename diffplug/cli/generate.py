@@ -71,7 +71,10 @@ def generate(
     seeds = [seed + i for i in range(len(slots))]
     with progress([("pictures", len(slots))], disable=json) as advance:
         made = recipe.run(pipe, slots, seeds, on_batch=lambda n: advance(0, n))
-    rows = _saved(made.images, slots, seeds, folder, {"model": model, **recipe.settings()})
+    settings = {"model": model, **recipe.settings()}
+    if made.reports and getattr(made.reports[0], "noise", ""):
+        settings["noise"] = made.reports[0].noise
+    rows = _saved(made.images, slots, seeds, folder, settings)
     cost = {"evaluations": made.evaluations / len(slots), "seconds": made.seconds}
     if json:
         print_json({"pictures": rows, **cost})
