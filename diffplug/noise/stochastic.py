@@ -69,7 +69,9 @@ def stochastic(scheduler: Any, order: int = 1) -> Any:
     config = scheduler.config
     shifts = {"use_dynamic_shifting": True, "time_shift_type": config.get("time_shift_type", "exponential")}
     dynamic = bool(config.get("use_dynamic_shifting", False))
-    return DPMSolverMultistepScheduler(
+    from diffplug.noise.flow_sde import FixedShiftSDEScheduler
+
+    return (DPMSolverMultistepScheduler if dynamic else FixedShiftSDEScheduler)(
         num_train_timesteps=config.get("num_train_timesteps", 1000),
         prediction_type="flow_prediction",
         use_flow_sigmas=True,

@@ -78,15 +78,16 @@ class Portions:
                 return whole(*args, **kwargs)
             except torch.OutOfMemoryError:
                 self._halve(_rows(args, kwargs))
-        n, start, parts = _rows(args, kwargs), 0, []
+        n, start = _rows(args, kwargs), 0
+        parts: list[Any] = []
         while start < n or not parts:
-            part = slice(start, start + self.limit)
+            limit = n if self.limit is None else self.limit
             try:
-                parts.append(_of_rows(whole, args, kwargs, part, n))
+                parts.append(_of_rows(whole, args, kwargs, slice(start, start + limit), n))
             except torch.OutOfMemoryError:
-                self._halve(min(self.limit, n))
+                self._halve(min(limit, n))
                 continue
-            start = part.stop
+            start += max(limit, 1)
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _halve(self, rows: int) -> None:

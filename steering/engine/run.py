@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ _GUIDERS = ("guider", "ocr_guider")
 class Steering(Rule, Protocol):
     """A rule with what one call needs beside it; see `Steerer` for the meaning."""
 
-    needs_noise: Any
+    needs_noise: ClassVar[bool]
 
     @property
     def reward(self) -> Any: ...

@@ -134,7 +134,7 @@ class Scorer:
 
     def _asked(self, images: Tensor, texts: list[str]) -> Tensor:
         """Return what the reward gives, within its time."""
-        ask = partial(rewards.score, self.reward)
+        ask: Callable[..., Tensor] = partial(rewards.score, self.reward)
         if self.scoring.timeout is not None:
             ask = limited(ask, self.scoring.timeout)
         return score_pictures(ask, images, texts, takes_video=self.takes_video)

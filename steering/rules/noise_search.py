@@ -85,13 +85,18 @@ class NoiseSearch(Steerer):
         return super().attach(pipe)
 
     def _round(self) -> BestOfN:
-        parts = {"particles": self.particles, "scoring": self.scoring, "network": self.network}
-        return BestOfN(self.reward, returns="all", **parts)
+        return BestOfN(
+            self.reward,
+            particles=self.particles,
+            returns="all",
+            scoring=self.scoring,
+            network=self.network,
+        )
 
     def _around(self, pipe: Any, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         refuse_second_run(pipe)
-        slots = Slots(self.particles)
-        request = read_request(pipe, kwargs, slots)
+        every = Slots(self.particles)
+        request = read_request(pipe, kwargs, every)
         streams = [torch.Generator().manual_seed(s) for s in prompt_seeds(self.seed, request.groups)]
         total = request.groups * self.particles
         state: _Best | None = None
@@ -100,7 +105,7 @@ class NoiseSearch(Steerer):
             given = dict(request.kwargs)
             if state is not None:
                 given["latents"] = self._next(state, streams)
-            run = SteeredRun(self._round(), pipe, replace(request, kwargs=given), slots)
+            run = SteeredRun(self._round(), pipe, replace(request, kwargs=given), every)
             start = _Start(total)
             undos = [intercept_step(pipe.scheduler, stand) for stand in (run.engine, start)]
             try:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
@@ -127,6 +128,21 @@ def first_order(scheduler: Any, plan: Plan) -> float:
 
 
 @law
+def test_cogvideox_ignores_eta_and_takes_churn() -> None:
+    def build() -> Any:
+        return CogVideoXDDIMScheduler(
+            beta_start=BETAS["beta_start"],
+            beta_end=BETAS["beta_end"],
+            timestep_spacing="trailing",
+            clip_sample=False,
+        )
+
+    assert not adds_noise(build(), eta=1.0)
+    x, _ = churned(build(), rows=12_000)
+    assert float(x.var()) == pytest.approx(first_order(build(), every_call), abs=0.008)
+
+
+@law
 @pytest.mark.parametrize(
     "build",
     [
@@ -213,7 +229,9 @@ def test_copies_part_and_the_normaliser_stays_unbiased() -> None:
 
 @law
 def test_solvers_that_would_undo_it_are_refused() -> None:
-    with pytest.raises(ValueError, match="DPMSolverSinglestepScheduler cannot be churned: take one of DDIM"):
+    with pytest.raises(
+        ValueError, match="DPMSolverSinglestepScheduler cannot be churned: take one of .*DDIM"
+    ):
         churned(DPMSolverSinglestepScheduler(), rows=4)
     for eta in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match="churn="):
@@ -262,7 +280,7 @@ def test_solvers_of_ours_are_steered_with_churn(sampler: Any) -> None:
 
 
 @on_pipe
-@pytest.mark.parametrize("family", ["sd15", "sd3", "flux"])
+@pytest.mark.parametrize("family", ["sd15", "sd3", "flux", "flux-schnell"])
 @pytest.mark.parametrize("recipe", ["stochastic", "churn"])
 def test_deterministic_pipelines_can_be_steered(family: str, recipe: str) -> None:
     pipe = tiny(family)

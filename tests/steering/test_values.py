@@ -194,3 +194,12 @@ def test_a_value_of_the_wrong_shape_names_the_step(pipe: Any) -> None:
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         ManySamples(**options)
+
+
+@pytest.mark.pipe
+def test_a_value_that_explains_nothing_says_so() -> None:
+    def noise(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return torch.randn(len(images), generator=torch.Generator().manual_seed(len(images)))
+
+    with pytest.warns(UserWarning, match="explains nothing of held-out rewards"):
+        fit_value(tiny("sd15"), noise, ["a", "b"], copies=8, steps=40, num_inference_steps=2)
