@@ -22,6 +22,7 @@ from benchmarks.support import FEATURES, PAGE, WRITING, cell, cells, page
 from diffplug import plug
 from diffplug.denoiser import count_network, denoisers
 from diffplug.intercept import interceptors, original_class
+from diffplug.noise.stochastic import takes_churn
 from diffplug.pipeline_quirks import lost_arguments
 from diffplug.samplers import DCSolver, Solver
 from diffplug.samplers.search import search_compensation
@@ -228,7 +229,6 @@ def every() -> list[Any]:
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="churn is refused in mid-run, though the scheduler is known before")
 @pytest.mark.parametrize(
     "name", ["consistency", "ddpm", "deepfloyd-if", "hunyuandit", "kandinsky22", "lcm", "sana-sprint"]
 )
