@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,10 +40,9 @@ def attach_adapter(pipe: Any, component: str, lora: LoRA, strength: float) -> Un
     so `pipe.set_adapters(["few-step", ...], [1.0, ...])` means what it says."""
     module = unwrapped(getattr(pipe, component))
     before = [_before(layer) for layer in _tuner_layers(module)]
-    had = adapters_of(module)
 
     def undo() -> None:
-        _take_off(module, had, before)
+        _take_off(module, before)
 
     try:
         with quiet_libraries():
@@ -149,32 +148,45 @@ def _activate(layer: Any, names: list[str], enabled: bool = True) -> None:
         weight.requires_grad_(learning[name])
 
 
-def _take_off(module: Any, had: list[str], before: list[_Before]) -> None:
-    """Remove our adapter, the wrappers that came with it, and put the other adapters back as they acted."""
-    if not had:
+def _take_off(module: Any, before: list[_Before]) -> None:
+    """Remove our adapter, the wrappers that came with it, and put the adapters before it back as they acted.
+
+    Adapters that a person loaded meanwhile stay.
+    """
+    names = adapters_of(module)
+    if NAME not in names:  # a person unloaded it meanwhile
+        return
+    if names == [NAME]:
         _unload(module)
         return
     for layer in _tuner_layers(module):
         if NAME in layer.scaling:
             layer.delete_adapter(NAME)
     del module.peft_config[NAME]
-    _unwrap(module, {id(each.layer) for each in before})
+    known = {id(each.layer) for each in before}
+    _unwrap(module, lambda layer: id(layer) not in known and not layer.scaling)
     for each in before:
-        _activate(each.layer, each.active, each.enabled)
+        kept = [name for name in _acting(each.layer) if name not in each.scaling]
+        _activate(each.layer, [*each.active, *kept], each.enabled)
         each.layer.scaling.update(each.scaling)
+
+
+def _acting(layer: Any) -> list[str]:
+    """Return the adapters that act in a layer."""
+    return [] if layer.disable_adapters else list(layer.active_adapters)
 
 
 def _unload(module: Any) -> None:
     if hasattr(module, "unload_lora"):
         module.unload_lora()
         return
-    _unwrap(module, set())
+    _unwrap(module, lambda layer: True)
     del module.peft_config
 
 
-def _unwrap(module: nn.Module, keep: set[int]) -> None:
-    """Put the plain layers back where PEFT wrapped them, but for wrappers that are to stay."""
+def _unwrap(module: nn.Module, which: Callable[[Any], bool]) -> None:
+    """Put the plain layers back where PEFT wrapped them, for wrappers that are not needed any more."""
     for name, part in list(module.named_modules()):
-        if id(part) not in keep and getattr(part, "base_layer", None) is not None:
+        if getattr(part, "base_layer", None) is not None and which(part):
             parent = module.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], part.get_base_layer())

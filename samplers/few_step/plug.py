@@ -147,7 +147,11 @@ def _resolved(name: Any, steps: int | None, catalogue: Any) -> tuple[str, int | 
 
 
 def _is_path(name: Any) -> bool:
-    return isinstance(name, str) and (name.endswith(".json") or (os.sep in name) or Path(name).is_dir())
+    return (
+        isinstance(name, str)
+        and name != ""
+        and (name.endswith(".json") or (os.sep in name) or Path(name).is_dir())
+    )
 
 
 def _check_options(plug: FewStep) -> None:

@@ -74,6 +74,21 @@ def test_a_style_lora_acts_on_beside_it_and_is_afterwards_as_it_was(student: Pat
 
 
 @pytest.mark.pipe
+@pytest.mark.parametrize("merge", ["runtime", "fuse"])
+def test_a_style_lora_that_comes_meanwhile_stays(student: Path, merge: str) -> None:
+    pipe = tiny("sd15")
+    style = {name: pair for name, pair in factors(pipe.unet, seed=7).items() if "attn" in name}
+    before = pipe.unet.conv_in
+    undo = plug(pipe, FewStep(student, merge=merge))
+    pipe.load_lora_weights(peft_file(style, "unet"), adapter_name="later")
+    undo()
+    assert pipe.get_list_adapters() == {"unet": ["later"]} and pipe.unet.conv_in is before
+    layer = pipe.unet.get_submodule(next(iter(style)))
+    assert layer.active_adapters == ["later"]
+    torch.testing.assert_close(layer.get_delta_weight("later"), delta(*style[next(iter(style))]))
+
+
+@pytest.mark.pipe
 def test_set_adapters_means_what_it_says_since_the_trained_scale_lies_in_the_factors(student: Path) -> None:
     pipe = tiny("sd15")
     recipe(student, LAYERS, lora_scale=0.125)
