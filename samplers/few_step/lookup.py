@@ -27,7 +27,7 @@ def shipped_folder() -> Path:
 
 @functools.lru_cache(maxsize=1)
 def shipped_rows() -> tuple[Row, ...]:
-    """Return the rows that come with the package, in the order of preference; Shapes' students are the last."""
+    """Return the rows that come with the package, in order of preference; Shapes students come last."""
     files = (*sorted(shipped_folder().glob("*.json")), *sorted(students_folder().glob("*.json")))
     return tuple(row for file in files for row in rows_in(file))
 
