@@ -38,7 +38,9 @@ def test_states_are_those_of_a_guided_run(tmp_path: Path) -> None:
     from diffusers import DDIMScheduler
 
     other = tiny("sd15")
-    other.scheduler = DDIMScheduler.from_config(other.scheduler.config, timestep_spacing="trailing")
+    other.scheduler = DDIMScheduler.from_config(
+        other.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True
+    )
     seen: list[torch.Tensor] = []
 
     def note(_: Any, step: int, __: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +97,8 @@ def test_states_of_other_conventions_are_the_models_own(tmp_path: Path) -> None:
         one = store(tmp_path / sampler, sampler=sampler)
         one.fill(3)
         stores[sampler] = one.load([1000, 750, 500, 250, 0]).states.float()
-    assert torch.allclose(stores["ddim"][:, 1:4], stores["euler"][:, 1:4], atol=0.02, rtol=0.01)
+    gap = (stores["ddim"] - stores["euler"])[:, 1:4].abs().max()
+    assert gap < 0.01 * stores["ddim"].abs().max()
 
 
 @pytest.mark.pipe
