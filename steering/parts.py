@@ -143,6 +143,13 @@ _WHERE = {
 }
 
 
+def option_names(steerer: type) -> list[str]:
+    """Return the options of a steerer in their flat form, as recipes and the command line write them."""
+    own = {one.name for one in fields(steerer) if one.init}
+    parts = {name: part for name, (part, _) in _MOVED.items()} | _WHERE
+    return sorted(own | {name for name, part in parts.items() if part in own})
+
+
 def current_options(steerer: type, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return options of a steerer as its parts, from flat keywords, and a sentence for each of those.
 

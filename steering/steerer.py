@@ -21,7 +21,7 @@ from diffplug.steering.engine.rule import Filter, Plan
 from diffplug.steering.engine.run import SteeredRun
 from diffplug.steering.engine.slots import Slots
 from diffplug.steering.noise_choice import Asked, check_proposal, choose_noise
-from diffplug.steering.parts import NETWORK, SCORING, Network, Scoring, current_options
+from diffplug.steering.parts import NETWORK, SCORING, Network, Scoring, current_options, option_names
 from diffplug.steering.proposals import Churn, ChurnedSteps, Proposal, Twist, TwistedSteps
 from diffplug.steering.report import SteeringReport
 
@@ -80,6 +80,11 @@ class Steerer:
         `churn`, `twist`, `score_at`, `islands`, `ess_threshold`, ... become parts without a warning.
         """
         return current_options(cls, options)[0]
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Return the names that `current_options` takes."""
+        return option_names(cls)
 
     @property
     def report(self) -> SteeringReport | None:

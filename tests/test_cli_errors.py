@@ -82,6 +82,7 @@ def test_every_error_is_one_line(error: BaseException, said: str) -> None:
 
 def test_out_of_memory_is_told_with_what_helps() -> None:
     import torch
+from diffusers import PNDMScheduler
 
     assert "memory ran out: lower --batch" in _refused(_raising(torch.OutOfMemoryError("CUDA out of memory")))
 
@@ -181,7 +182,9 @@ def test_what_would_do_nothing_is_refused_before_the_network(
     words: list[str], said: str, tmp_path: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "pndm" in words:
-        loaded.scheduler.register_to_config(skip_prk_steps=False)
+        monkeypatch.setattr(
+            loaded, "scheduler", PNDMScheduler.from_config(loaded.scheduler.config, skip_prk_steps=False)
+        )
     monkeypatch.setattr(loaded.unet, "forward", lambda *_, **__: pytest.fail("the network was run"))
     line = _refused(_call("generate", "a", "--model", "x/y", "--device", "cpu", *words, "-o", tmp_path))
     assert said in line

@@ -140,13 +140,19 @@ def _check_shapes_prompts(prompts: Sequence[str]) -> None:
 def split_options(steer: str | None, texts: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the steerer's options, and the arguments of the pipeline's call, from texts like "churn=1.0"."""
     options = read_options(texts)
-    known = [] if steer is None else list(inspect.signature(STEERERS.get(steer)).parameters)
+    known = [] if steer is None else _names_of(STEERERS.get(steer))
     mine = {key: value for key, value in options.items() if key in known}
     call = {key: value for key, value in options.items() if key not in known}
     for key in call:
         if get_close_matches(key, known, n=1, cutoff=0.8):
             raise unknown(f"option of steerer {steer!r}", key[:80], known)
     return mine, call
+
+
+def _names_of(steerer: Any) -> list[str]:
+    """Return the options of a steerer by name: its own, or those of its constructor."""
+    names = getattr(steerer, "option_names", None)
+    return list(inspect.signature(steerer).parameters) if names is None else list(names())
 
 
 def settings_of_picture(path: Path) -> dict[str, Any]:
