@@ -56,7 +56,7 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """Return the words of every line that calls diffplug, a module of Python or printf, without comments."""
+        """Return the words of every line that calls diffplug, a module or printf, without comments."""
         lines = re.sub(r"\\\n\s*", " ", self.text).splitlines()
         return [
             shlex.split(line, comments=True)
