@@ -125,12 +125,12 @@ def make(
         def wanted(part: slice, first: int = first) -> bool:
             return not missing.isdisjoint(range(first + part.start, first + part.stop))
 
+        places = {place - first for place in missing}
+
         prompts, seeds = [row.prompt for row in group], [row.seed for row in group]
         recipe = group[0].recipe
         for batch in batches(recipe, pipe, prompts, seeds, max_rows=max_rows, wanted=wanted, on_step=on_step):
-            for one in save_batch(
-                batch, group, folder, again=again, wanted=lambda i, first=first: first + i in missing
-            ):
+            for one in save_batch(batch, group, folder, again=again, wanted=places.__contains__):
                 yield replace(one, place=first + one.place)
 
 
@@ -157,7 +157,8 @@ def save_batch(
         place = batch.first + index
         row = rows[place]
         for number, piece in enumerate(row.pieces if wanted(place) else ()):
-            image, reward = (each[index * batch.each + number] for each in (batch.images, batch.rewards))
+            slot = index * batch.each + number
+            image, reward = batch.images[slot], batch.rewards[slot]
             reached = {} if reward is None else {"rewards": {row.recipe.reward: reward}}
             settings = {**row.settings(piece), "used": {**batch.used, **versions}, **reached}
             path, fresh = save_new_picture(image, folder, row.stem(piece), settings, again=again)

@@ -49,13 +49,25 @@ class Terminated(KeyboardInterrupt):
 class Commands(TyperGroup):
     """A group of commands whose usage errors are one line too, and that takes --debug in any place."""
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         global _debug
         words, _debug = _without_debug(list(sys.argv[1:] if args is None else args))
-        if not extra.pop("standalone_mode", True):
-            return super().main(words, *rest, standalone_mode=False, **extra)
+
+        def run() -> Any:
+            return super(Commands, self).main(words, prog_name, complete_var, standalone_mode=False, **extra)
+
+        if not standalone_mode:
+            return run()
         try:
-            status = super().main(words, *rest, standalone_mode=False, **extra)
+            status = run()
         except typer.Abort:
             status = INTERRUPTED
         except _ClickException as error:

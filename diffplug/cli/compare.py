@@ -85,7 +85,7 @@ def _recipes(
     recipes = [Recipe.parse(text) for text in run] if run else engine.demo_recipes()
     if guidance is None and not run:
         guidance = engine.DEMO_GUIDANCE
-    wanted = {"guidance": guidance, "width": width, "height": height}
+    wanted: dict[str, Any] = {"guidance": guidance, "width": width, "height": height}
     return [
         replace(r, **{name: value for name, value in wanted.items() if getattr(r, name) is None})
         for r in recipes

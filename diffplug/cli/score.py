@@ -74,7 +74,7 @@ def _files(given: Sequence[Path]) -> list[Path]:
 
 
 def _told(files: list[Path], prompt: str | None, *, named: set[Path]) -> tuple[list[Path], list[str]]:
-    """Return the pictures and their prompts; those that say none are passed over with a warning."""
+    """Return pictures and prompts; those of folders that say none are passed over, with a warning."""
     found = {path: prompt or _prompt(path) for path in files}
     silent = [path for path in files if not found[path]]
     if silent and (len(silent) == len(files) or named & set(silent)):
