@@ -9,6 +9,14 @@ from typing import Any
 
 from diffplug.registry import unknown
 
+LONGEST_QUOTE = 80  # characters of a value in a message
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message quotes it: its repr, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[: LONGEST_QUOTE - 3]}..."
+
 
 def check_number(name: str, value: Any) -> None:
     """Raise ValueError unless a value is a number (NaN is one)."""

@@ -115,7 +115,8 @@ def intercept_call(pipe: Any, around: Around, *, innermost: bool = False) -> Und
 
     `around(call, kwargs)` returns the pipeline's output; kwargs are the arguments of this call by name,
     without defaults, and `call(**kwargs)` runs what lies further in. The last attached is the outermost,
-    unless `innermost` puts it next to the pipeline. Interceptors can be undone in any order, and twice.
+    unless `innermost` puts it next to the pipeline. Interceptors can be undone in any order, and twice. One
+    with an attribute `follows_copies` that is true stands around copies of the pipeline as well, for good.
     """
     if not callable(pipe):
         raise ValueError(f"{type(pipe).__name__} cannot be called: give a pipeline.")
@@ -248,6 +249,8 @@ def _copy_with_followers(obj: Any, memo: dict[int, Any] | None) -> Any:
             follower = layer.target.follower()
             if type(follower) is not StepInterceptor:
                 intercept_step(clone, follower)
+        elif getattr(layer.target, "follows_copies", False):
+            intercept_call(clone, layer.target)
     return clone
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import torch
 from diffusers import SchedulerMixin
 
-from diffplug.intercept import Undo, original_class
+from diffplug.intercept import Undo, bare_copy, original_class
 from diffplug.noise import families as noise
+from diffplug.scheduler_options import OPTIONS, ancestor, handed_on
 
 _NOISE, _FLOW = "noise prediction", "flow matching"
+_CONTINUOUS = "continuous noise levels (timestep_type='continuous')"
 _NOISE_FAMILIES = ("table", "solver", "ve")
-_READ_BY_PIPELINES = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 _USUAL = {"self", "model_output", "timestep", "sample"}
 
 
@@ -33,6 +38,8 @@ class SchedulerPlug:
         current = current_scheduler(pipe)
         built = build(self.scheduler, pipe) if isinstance(self.scheduler, type) else self.scheduler
         check(built, current, pipe)
+        if built is not self.scheduler:
+            check_noise(built, current)
         return swap(pipe, built)
 
     def __str__(self) -> str:
@@ -80,27 +87,66 @@ def refuse_watched(scheduler: Any, name: str) -> None:
 def build(cls: Any, pipe: Any, **config: Any) -> Any:
     """A scheduler of class `cls` for a pipeline: its scheduler's configuration, then `config` on top.
 
-    For flow-matching models the names are translated: `use_flow_sigmas`, `prediction_type`, and the shift.
-    ValueError: the pipeline has no scheduler, or the class needs what its configuration does not have.
+    What becomes of every option says `diffplug.scheduler_options`; for flow-matching models names are
+    translated (`use_flow_sigmas`, `prediction_type`, the shift), and noise levels that a class makes by a
+    formula of its own are given as `trained_betas`. ValueError: the pipeline has no scheduler, the class needs
+    what its configuration does not have, or cannot do what an option of it says.
     """
     current = current_scheduler(pipe)
+    idle = cls.idle_options(config) if hasattr(cls, "idle_options") else ()
+    options = handed_on(cls, current.config, original_class(current), {*config, *idle})
+    if hasattr(cls, "idle_options"):
+        options["_replaced"] = {"_class_name": type(current).__name__, **current.config}
+    told = {**_flow_settings(cls, current), **config}
+    built = _built(cls, options, told, current)
+    if "trained_betas" not in config and _told_wrong_noise(built, current):
+        built = _built(cls, options, {**told, "trained_betas": _betas(current)}, current)
+    # pipelines read these from the configuration of whatever scheduler they have
+    read = {name: value for name, value in current.config.items() if OPTIONS.get(name) == "pipeline"}
+    read |= {"variance_type": None} if "variance_type" in read else {}  # who replaces it predicts means alone
+    built.register_to_config(**{name: value for name, value in read.items() if name not in built.config})
+    return built
+
+
+def _built(cls: Any, options: Mapping[str, Any], told: Mapping[str, Any], current: Any) -> Any:
     try:
-        built = cls.from_config(_known(cls, current.config), **{**_flow_settings(cls, current), **config})
+        return cls.from_config(dict(options), **told)
+    except NotImplementedError as error:  # a way to make betas that the class does not know
+        if "trained_betas" in told or not hasattr(current, "betas"):
+            raise ValueError(f"{cls.__name__} cannot take over: {error}") from error
+        return _built(cls, options, {**told, "trained_betas": current.betas.tolist()}, current)
     except TypeError as error:
         raise ValueError(
             f"{cls.__name__} cannot be built from the configuration of {type(current).__name__} ({error}): "
             "build it yourself and plug the object."
         ) from error
-    # pipelines read these from the configuration of whatever scheduler they have
-    read = {name: current.config[name] for name in _READ_BY_PIPELINES if name in current.config}
-    built.register_to_config(**{name: value for name, value in read.items() if name not in built.config})
-    return built
 
 
-def _known(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a class takes of another's configuration: Diffusers warns of all else, which nobody can help."""
-    takes = _parameters(cls)
-    return {name: value for name, value in config.items() if name in takes or name.startswith("_")}
+def _told_wrong_noise(built: Any, current: Any) -> bool:
+    """Whether a class took other noise levels from the options than the ones they stand for."""
+    return (
+        "trained_betas" in _parameters(type(built))
+        and noise_differs(built, current)
+        and not noise_differs(original_class(current).from_config(current.config), current)
+    )
+
+
+def _betas(current: Any) -> list[float]:
+    """The betas whose products are a scheduler's noise levels."""
+    cumprod = current.alphas_cumprod.cpu().double()
+    betas: list[float] = (1 - cumprod / torch.cat([cumprod.new_ones(1), cumprod[:-1]])).tolist()
+    return betas
+
+
+def noise_differs(scheduler: Any, current: Any) -> bool:
+    """Whether two schedulers of noise-predicting models have tables of noise levels, and different ones."""
+    if world(scheduler) != _NOISE or world(current) != _NOISE:
+        return False
+    tables = [getattr(one, "alphas_cumprod", None) for one in (scheduler, current)]
+    if tables[0] is None or tables[1] is None:
+        return False
+    ours, theirs = (table.cpu().double() for table in tables)
+    return ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
 def check(scheduler: Any, current: Any, pipe: Any) -> None:
@@ -109,7 +155,11 @@ def check(scheduler: Any, current: Any, pipe: Any) -> None:
     new, old = world(scheduler), world(current)
     if new != old:
         raise ValueError(f"{name} is for {new}, but the model of {family} is for {old}: {_advice(old)}")
-    trouble = _unfit_step(scheduler, current) or _unfit_grid(scheduler, current, pipe)
+    trouble = (
+        _unfit_step(scheduler, current, pipe)
+        or _unfit_grid(scheduler, current, pipe)
+        or (_unfit_flow(scheduler) if new == _FLOW else "")
+    )
     if trouble:
         raise ValueError(
             f"{name} does not fit {family}: {trouble}; try a relative of {type(current).__name__}."
@@ -121,15 +171,26 @@ def world(scheduler: Any) -> str:
     try:
         kind = noise.family(scheduler).name
     except ValueError:
-        return f"{_ancestor(type(scheduler)).__name__} only"
+        return f"{ancestor(original_class(scheduler)).__name__} only"
+    if is_continuous(scheduler.config):
+        return _CONTINUOUS
     if kind == "flow" or (kind == "solver" and scheduler.config.get("use_flow_sigmas")):
         return _FLOW
     return _NOISE if kind in _NOISE_FAMILIES else f"{kind} models"
 
 
-def _ancestor(cls: type) -> type:
-    """The nearest class of Diffusers that a scheduler class derives from, or itself."""
-    return next((base for base in cls.__mro__ if base.__module__.startswith("diffusers.")), cls)
+def is_continuous(config: Mapping[str, Any]) -> bool:
+    """Whether a network is told 0.25 log sigma at any sigma, as SVD is, and not one of so many timesteps."""
+    return config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+
+
+def check_noise(scheduler: Any, current: Any) -> None:
+    """ValueError unless the new scheduler has the noise levels that the model was trained with."""
+    if noise_differs(scheduler, current):
+        raise ValueError(
+            f"{type(current).__name__} has noise levels that its configuration does not tell: "
+            "pass trained_betas= with the betas of the model"
+        )
 
 
 def _advice(old: str) -> str:
@@ -150,7 +211,7 @@ def _flow_settings(cls: type, current: Any) -> dict[str, Any]:
         return {}
     takes = _parameters(cls)
     name = "shift" if "shift" in _parameters(original_class(current)) else "flow_shift"
-    shift = current.config.get(name, 1.0)
+    shift = current.config.get(name, 1.0) if name != "shift" else getattr(current, "shift", 1.0)
     if "use_flow_sigmas" in takes:
         told = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
     else:
@@ -158,22 +219,58 @@ def _flow_settings(cls: type, current: Any) -> dict[str, Any]:
     return {name: value for name, value in told.items() if name in takes}
 
 
-def _unfit_step(scheduler: Any, current: Any) -> str:
-    """What `step` needs that the pipeline will not give, in words; empty when nothing."""
+def _unfit_step(scheduler: Any, current: Any, pipe: Any) -> str:
+    """What `step` needs that the pipeline will not give, or the other way round; empty when nothing."""
+    takes = _parameters(original_class(scheduler).step)
     needed = {
         name
-        for name, parameter in _parameters(type(scheduler).step).items()
+        for name, parameter in takes.items()
         if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     }
-    missing = needed - _USUAL - set(_parameters(type(current).step))
-    return f"its step needs {', '.join(sorted(missing))}" if missing else ""
+    usual = set(_parameters(original_class(current).step))
+    missing = needed - _USUAL - usual
+    if missing:
+        return f"its step needs {', '.join(sorted(missing))}"
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+        return ""
+    unknown = given_to_step(original_class(pipe)) & usual - set(takes)  # not those behind an isinstance
+    return f"the pipeline gives its step {', '.join(sorted(unknown))}" if unknown else ""
+
+
+@cache
+def given_to_step(pipe_class: type) -> frozenset[str]:
+    """The keywords that a pipeline's call writes out in `self.scheduler.step(...)`, from its source."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(pipe_class.__call__)))  # type: ignore[operator]
+    except (OSError, TypeError, SyntaxError):
+        return frozenset()
+    steps = [call for call in ast.walk(tree) if isinstance(call, ast.Call)]
+    steps = [call for call in steps if ast.unparse(call.func) == "self.scheduler.step"]
+    return frozenset(word.arg for call in steps for word in call.keywords if word.arg)
+
+
+def _unfit_flow(scheduler: Any) -> str:
+    """What is wrong with the grid that a scheduler makes for a flow model, whose sigmas end at 1."""
+    trial, takes = bare_copy(scheduler), _parameters(original_class(scheduler).set_timesteps)
+    try:
+        trial.set_timesteps(4, **({"mu": 0.5} if "mu" in takes and _shifts_by_size(scheduler) else {}))
+    except Exception:  # a schedule for another number of steps: the run itself will say so
+        return ""
+    highest = float(trial.sigmas.max())
+    if highest <= 1 + 1e-6:
+        return ""
+    return f"its sigmas go up to {highest:g}, those of flow models to 1 (use_karras_sigmas and the like)"
+
+
+def _shifts_by_size(scheduler: Any) -> bool:
+    return bool(scheduler.config.get("use_dynamic_shifting"))
 
 
 def _unfit_grid(scheduler: Any, current: Any, pipe: Any) -> str:
     """What the pipeline will give that `set_timesteps` does not take, in words; empty when nothing."""
     if current.config.get("invert_sigmas") and not scheduler.config.get("invert_sigmas"):
         return "it runs from noise to picture, this model the other way (invert_sigmas)"
-    takes = _parameters(type(scheduler).set_timesteps)
+    takes = _parameters(original_class(scheduler).set_timesteps)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
         return ""
     given = {"original_inference_steps"} & set(_parameters(type(pipe).__call__))

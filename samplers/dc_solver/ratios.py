@@ -10,6 +10,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from diffplug.checks import shown
 from diffplug.files import read_json
 from diffplug.samplers.dc_solver.polynomial import FORMAT as POLYNOMIAL
 from diffplug.samplers.dc_solver.polynomial import CompensationPolynomial
@@ -95,6 +96,31 @@ class RatioBook:
             metas.append(dict(schedule.meta))
         return cls(tuple(entries.items()), metas=tuple(metas))
 
+    def to_config(self, elsewhere: str) -> Any:
+        """The book as plain JSON for a configuration: None without ratios, a list where there is only one.
+
+        elsewhere: "refuse" or "neutral", for steps that it has no ratios for.
+        """
+        if not self.entries and self.polynomial is None:
+            return None
+        if self.single is not None and elsewhere == "refuse":
+            return self.single
+        entries = [[count, scale, list(ratios)] for (count, scale), ratios in self.entries]
+        curve = None if self.polynomial is None else self.polynomial.to_json()
+        return {"entries": entries, "polynomial": curve, "elsewhere": elsewhere}
+
+    @classmethod
+    def from_config(cls, document: Mapping[str, Any], order: int = 2) -> RatioBook:
+        """The book that `to_config` told; ValueError for anything else."""
+        if set(document) != {"entries", "polynomial", "elsewhere"}:
+            raise ValueError(
+                f"dc_ratios holds {shown(list(document))}: give one number per step, or what "
+                "RatioBook.of(...).to_config('refuse') tells; DCSolver(...) takes files and dictionaries"
+            )
+        entries = tuple(_entry((count, scale), ratios, order) for count, scale, ratios in document["entries"])
+        curve = document["polynomial"]
+        return cls(entries, None if curve is None else CompensationPolynomial.from_json(curve))
+
     @property
     def single(self) -> list[float] | None:
         """The ratios of a book that has one list for any guidance, and nothing else."""
@@ -126,7 +152,9 @@ class RatioBook:
             note = f"DC ratios for {steps} steps are of guidance {near:g}, not {guidance:g}"
             return curve.ratios(steps, near), note
         if scales:
-            return list(known[scales[0]]), ""
+            note = f"DC ratios for {steps} steps are of guidance {scales[0]:g}, and this pipeline does not tell"
+            several = len(scales) > 1
+            return list(known[scales[0]]), f"{note} its own: plug this very pipeline" if several else ""
         raise ValueError(
             f"DC ratios are for {self.steps()} steps, the pipeline asked for {steps}: run one of those, or "
             f"search ratios for {steps} (diffplug search dc)"

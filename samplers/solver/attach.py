@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from diffplug.intercept import Around, Undo, intercept_call
-from diffplug.scheduler_plug import build, check, current_scheduler, swap
+from diffplug.scheduler_plug import build, check, check_noise, current_scheduler, swap
 
 
 def fitted(cls: Any, pipe: Any, **options: Any) -> Any:
@@ -22,7 +20,7 @@ def fitted(cls: Any, pipe: Any, **options: Any) -> Any:
     current = current_scheduler(pipe)
     scheduler = build(cls, pipe, **options)
     check(scheduler, current, pipe)
-    _check_same_noise(scheduler, current)
+    check_noise(scheduler, current)
     return scheduler
 
 
@@ -68,16 +66,3 @@ def remade(cls: Any, fields: Mapping[str, Any], config: Mapping[str, Any]) -> An
     for name, value in {**fields, "config": MappingProxyType(dict(config))}.items():
         object.__setattr__(plug, name, value)
     return plug
-
-
-def _check_same_noise(scheduler: Any, current: Any) -> None:
-    """Raise ValueError unless the new scheduler has the noise levels that the model was trained with."""
-    trained = getattr(current, "alphas_cumprod", None)
-    if trained is None or scheduler.config.use_flow_sigmas:
-        return
-    ours, theirs = scheduler.alphas_cumprod.cpu().double(), trained.cpu().double()
-    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6):
-        raise ValueError(
-            f"{type(current).__name__} has noise levels that its configuration does not tell: "
-            "pass trained_betas= with the betas of the model"
-        )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 # Diffusers loads a saved foreign scheduler only if its module has an attribute named SchedulerMixin.
@@ -15,25 +18,39 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from diffplug.noise.prediction import config_mix
 from diffplug.noise.solver import solver_bound
-from diffplug.samplers.library import book_to_config, entry
 from diffplug.samplers.model_noise import Floats, NoiseLevels
+from diffplug.samplers.schedule.book import ScheduleBook
 from diffplug.samplers.schedule.grids import named_grid
 from diffplug.samplers.schedule.presets import check_options, preset
 from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.solver.call_request import CallRequest
 from diffplug.samplers.solver.compile import compile_schedule
+from diffplug.samplers.solver.idle_options import idle, idle_names, refuse_idle, same_method
 from diffplug.samplers.solver.image_to_image import NodeScheduler
-from diffplug.samplers.solver.run_grid import RunGrid, check_apart, given_grid, rounded, schedule_grid
+from diffplug.samplers.solver.run_grid import (
+    RunGrid,
+    check_apart,
+    flow_grid,
+    given_grid,
+    rounded,
+    schedule_grid,
+)
 from diffplug.samplers.solver.statistics import load_statistics
 from diffplug.samplers.solver.table import AnalyticStep, SolverTable, advance
 from diffplug.samplers.solver.unipc_options import (
     bound_options,
     check_unipc,
     constructor_signature,
+    defaults_of,
     with_signature,
 )
 from diffplug.samplers.solver.user_grid import check_length, check_request, is_pipeline_default
 
-OWN_DEFAULTS: dict[str, Any] = {"schedules": None, "solver": None, "solver_options": None, "grid": None}
+CLIPPING: dict[str, Any] = {"clip_sample": False, "clip_sample_range": 1.0}
+OWN_DEFAULTS: dict[str, Any] = {
+    **{"schedules": None, "solver": None, "solver_options": None, "grid": None},
+    **CLIPPING,
+}
 CONSTRUCTOR = constructor_signature({}, OWN_DEFAULTS)
 WIDE = (torch.float32, torch.float64)
 
@@ -41,20 +58,26 @@ WIDE = (torch.float32, torch.float64)
 class SolverScheduler(NodeScheduler):
     """A Diffusers scheduler for any solver that is linear in states and predictions.
 
-    Takes every option of `UniPCMultistepScheduler`, and four more:
-      schedules: a `SolverSchedule` (or its JSON), or several for different numbers of evaluations.
+    Takes every option of `UniPCMultistepScheduler`, and six more:
+      schedules: a `SolverSchedule` (or its JSON), or several for different numbers of evaluations and, by
+        meta["guidance_scale"], for different guidance. The plug `Solver` tells a run its guidance.
       solver: name of a preset (`presets.PRESETS`) for runs without a schedule; None means "unipc" with
         UniPC's own options (solver_order, ...), or, where there are schedules, to refuse other runs.
       solver_options: keywords of that preset. grid: name of a grid (`grids.GRIDS`) for it; None: what
         UniPC's options say (timestep_spacing, use_karras_sigmas, ...).
+      clip_sample, clip_sample_range: clean predictions are clamped, as Diffusers' DDPM and DDIM do.
 
-    All of it lives in the configuration. A step costs one or two weighted sums with numbers that
+    The grids of use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas are, for flow models, those of
+    `FlowMatchEulerDiscreteScheduler`: between the largest and the smallest shifted sigma. All of it lives in the configuration. A step costs one or two weighted sums with numbers that
     `set_timesteps` has computed in float64; sums are in float32 at the least. A schedule whose first step is
     analytic lists one timestep less, so that timesteps are evaluations; a pipeline has to scale its first
     noise by `init_noise_sigma` for that, which flow pipelines do not. Raises ValueError for options that
     contradict each other or would silently do nothing.
     """
 
+    has_flow_grids = True
+    constructor: ClassVar[inspect.Signature] = CONSTRUCTOR
+    request = CallRequest()
     model_outputs: list[torch.Tensor]
     solver_states: list[torch.Tensor]
     seen_samples: list[torch.Tensor]
@@ -62,10 +85,32 @@ class SolverScheduler(NodeScheduler):
     @register_to_config
     @with_signature(CONSTRUCTOR)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        options, _ = bound_options(CONSTRUCTOR, args, kwargs)
+        options, given = bound_options(CONSTRUCTOR, args, kwargs)
         _check_solver(options)
+        refuse_idle(options, given, defaults_of(CONSTRUCTOR))
         self._set_up(options, OWN_DEFAULTS)
-        self.register_to_config(schedules=book_to_config(options["schedules"]))
+        book = ScheduleBook.of(options["schedules"])
+        self.register_to_config(schedules=book.to_config())
+        self._parsed = self.config.schedules, book
+
+    @classmethod
+    def idle_options(cls, given: Mapping[str, Any]) -> set[str]:
+        """What does nothing beside the given options, of all that the configuration of a pipeline may tell."""
+        return idle_names(given, defaults_of(cls.constructor))
+
+    @classmethod
+    def extract_init_dict(
+        cls, config_dict: Mapping[str, Any], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """As Diffusers has it; what comes along and does nothing stays in the configuration alone."""
+        config = dict(config_dict)
+        replaced = config.pop("_replaced", config)
+        init, unused, hidden = super().extract_init_dict(config, **kwargs)
+        init |= same_method(replaced, init)
+        options = {**defaults_of(cls.constructor), **init}
+        for name in idle(options, init.keys() - kwargs.keys()):
+            hidden[name] = init.pop(name)
+        return init, unused, hidden
 
     def _set_up(self, options: dict[str, Any], own: dict[str, Any]) -> None:
         check_unipc(options)
@@ -74,6 +119,9 @@ class SolverScheduler(NodeScheduler):
                 "solver_p is another scheduler with a history of its own: choose solver= instead"
             )
         super().__init__(**{name: value for name, value in options.items() if name not in own})
+        self._parsed: tuple[Any, ScheduleBook] = None, ScheduleBook()
+        self._table: SolverTable | None = None
+        self._hidden = 0
         self._forget()
 
     # --------------------------------------------------------------------------- a run's nodes and table
@@ -95,6 +143,8 @@ class SolverScheduler(NodeScheduler):
         given grid is not shifted. Raises ValueError for a grid that does not decrease, and where there is no
         schedule for so many steps.
         """
+        if self.request.sigmas is not None and timesteps is None and sigmas is None:
+            num_inference_steps, sigmas = None, self.request.sigmas
         check_request(num_inference_steps, timesteps, sigmas)
         levels = NoiseLevels.from_scheduler(self, mu)
         grid: RunGrid | None = None
@@ -109,25 +159,51 @@ class SolverScheduler(NodeScheduler):
         assert num_inference_steps is not None  # noqa: S101 - check_request and the grid have seen to it
         self._given = grid is not None
         schedule = self._schedule(int(num_inference_steps), given=self._given)
+        if not self._given:
+            self._tell(int(num_inference_steps))
         if grid is None:
             grid = self._own_grid(schedule, levels, int(num_inference_steps), shifted, mu)
         self._start(schedule, levels, grid, device)
 
+    @property
+    def book(self) -> ScheduleBook:
+        """The schedules of the configuration, parsed when it changes."""
+        told = self.config.get("schedules")
+        if self._parsed[0] is not told:
+            self._parsed = told, ScheduleBook.of(told)
+        return self._parsed[1]
+
     def _schedule(self, steps: int, *, given: bool, begin: int = 0) -> SolverSchedule:
         """The decisions of a run: the entry for so many evaluations, or the preset."""
-        book, name = self.config.get("schedules") or {}, self.config.get("solver")
+        book, name = self.book, self.config.get("solver")
         if book and given and not name:
             raise ValueError(
                 "the schedules bring grids of their own: leave out timesteps= and sigmas=, or name a preset "
                 "for given grids (solver='unipc')"
             )
-        if book and not given and (str(steps) in book or not name):
-            return entry(book, steps)
+        found = book.find(steps, self.request.guidance) if book and not given else None
+        if found is not None or (book and not name):
+            return found or book.entry(steps)
         options = {"final": self.config.final_sigmas_type, "begin": begin}
         if (name or "unipc") == "unipc":
             options |= self._unipc_options()
         options |= self.config.get("solver_options") or {}
         return preset(name or "unipc")(steps, self.config.grid or "linspace", **options)
+
+    def _tell(self, steps: int) -> None:
+        """Warn where a run gets another schedule than a person may think."""
+        note = self.book.note(steps, self.request.guidance)
+        if self.book and self.book.find(steps) is None:
+            others = f"no schedule has {steps} steps (there are {self.book.counts()})"
+            note = f"{others}: {self.config.solver!r} is used"
+        if note:
+            warnings.warn(note, stacklevel=4)
+        found = self.book.find(steps, self.request.guidance)
+        if found is not None and any(skip != 1 for skip in found.skips or ()) and not self.request.plugged:
+            warnings.warn(
+                f"the schedule for {steps} steps has skip coefficients, which the plug Solver alone applies",
+                stacklevel=4,
+            )
 
     def _unipc_options(self) -> dict[str, Any]:
         """UniPC's own options as keywords of the preset."""
@@ -144,17 +220,30 @@ class SolverScheduler(NodeScheduler):
         self, schedule: SolverSchedule, levels: NoiseLevels, steps: int, shifted: Any, mu: float | None
     ) -> RunGrid:
         """The nodes where a person gave none: the schedule's, or those of UniPC's options."""
-        stored = str(steps) in (self.config.get("schedules") or {})
+        stored = self.book.find(steps) is not None
+        if self.config.use_dynamic_shifting and mu is None and not stored:
+            raise ValueError("`mu` must be passed when `use_dynamic_shifting` is set to be `True`")
         if stored or self.config.grid:
-            if self.config.use_dynamic_shifting and mu is None and not stored:
-                raise ValueError("`mu` must be passed when `use_dynamic_shifting` is set to be `True`")
             return schedule_grid(schedule, levels)
+        formula = next((name for name in FLOW_GRIDS if self.config[name]), None) if levels.flow else None
+        if formula is not None:
+            lowest = self._lowest_flow_sigma(levels, shifted)
+            return flow_grid(formula, levels, steps, lowest, self.config.final_sigmas_type)
         if shifted is None:
             super().set_timesteps(steps, mu=mu)
         else:
             super().set_timesteps(sigmas=shifted, mu=mu)
         check_apart(self.sigmas[:-1], self.config.timestep_spacing)
         return rounded(self.sigmas, self.timesteps, levels)
+
+    def _lowest_flow_sigma(self, levels: NoiseLevels, shifted: Any) -> float:
+        """Where the grids of flow-matching Euler end: it shifts its smallest sigma once more, unless by size."""
+        if levels.terminal is not None:
+            return levels.terminal
+        if shifted is not None:
+            return float(levels.shifted(shifted[-1]))
+        once = np.asarray(levels.sigma_min)
+        return float(once if self.config.use_dynamic_shifting else levels.shifted(once))
 
     def _start(
         self, schedule: SolverSchedule, levels: NoiseLevels, grid: RunGrid, device: str | torch.device | None
@@ -166,6 +255,8 @@ class SolverScheduler(NodeScheduler):
                 f"the schedule's first step is analytic ({schedule.first!r}): pipelines would have to scale "
                 "their first noise, and those of flow models do not; use a schedule with first='model'"
             )
+        if levels.flow and grid.sigmas[0] > 1:
+            raise ValueError(f"the grid starts at sigma {grid.sigmas[0]:g}, flow models end at 1")
         self._forget()
         self._run = (levels, grid)
         self._table = self._compiled(schedule)
@@ -202,7 +293,9 @@ class SolverScheduler(NodeScheduler):
 
     @property
     def table(self) -> SolverTable:
-        """The numbers of the run that `set_timesteps` has set up."""
+        """The numbers of the run that `set_timesteps` has set up; ValueError where there is none."""
+        if self._table is None:
+            raise ValueError("no run is set up: call set_timesteps first")
         return self._table
 
     def per_sample_state(self) -> tuple[str, ...]:
@@ -218,7 +311,7 @@ class SolverScheduler(NodeScheduler):
         """
         self._linked = False
         begin = (self._step_index or 0) + self._hidden
-        if not self._step_index or not self._table.reads_earlier_states(begin):
+        if not self._step_index or not self.table.reads_earlier_states(begin):
             return
         schedule = self._schedule(len(self.timesteps), given=self._given, begin=begin)
         self._table = self._compiled(schedule, begin)
@@ -234,13 +327,18 @@ class SolverScheduler(NodeScheduler):
         sample: torch.Tensor,
         return_dict: bool = True,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
     ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """The sample at the next node: correct, compensate the new prediction, predict.
 
         model_output, sample: [n, ...] of one shape; the result has the sample's dtype. Costs no network call
         and, past the first step, no device synchronisation. generator: not used, the solver adds no noise;
-        some pipelines (DDPM) pass one to every scheduler. Raises ValueError after the last node.
+        some pipelines (DDPM) pass one to every scheduler, and DDIMPipeline eta and use_clipped_model_output
+        as well, which have to be neutral. Raises ValueError for those, and after the last node.
         """
+        if eta or use_clipped_model_output:
+            refuse_ddim_options(eta, use_clipped_model_output)
         steps = self.num_inference_steps
         if steps is None:
             raise ValueError("no run is set up: call set_timesteps first")
@@ -306,7 +404,7 @@ class SolverScheduler(NodeScheduler):
 
     def _analytic(self, index: int) -> AnalyticStep | None:
         """The analytic step that led to the first node; None for a run that starts later or was noised."""
-        table: SolverTable = self._table
+        table = self.table
         return None if index or self._noised or table.begin else table.first
 
     def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -315,6 +413,12 @@ class SolverScheduler(NodeScheduler):
             return sample
         analytic = self._analytic(0)
         return sample if analytic is None else analytic.inside(sample).to(sample.dtype)
+
+
+def refuse_ddim_options(eta: float, clipped: bool | None) -> None:
+    """Raise ValueError for what only DDIM does: noise between steps, and another output after clipping."""
+    what = f"eta={eta:g}" if eta else f"use_clipped_model_output={clipped}"
+    raise ValueError(f"{what} does nothing here: this solver adds no noise; leave it out, or use DDIMScheduler")
 
 
 def _check_solver(options: dict[str, Any]) -> None:
