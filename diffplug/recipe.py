@@ -104,7 +104,7 @@ class Recipe:
 
     def _sampler(self, pipe: Any) -> list[Any]:
         """The plug of the sampler; none for the pipeline's own."""
-        return [] if self.sampler is None else [sampler(self.sampler, pipe)]
+        return [] if self.sampler is None else [sampler(self.sampler, pipe, self.steps)]
 
     def steerer(self, seeds: Sequence[int]) -> Any:
         """A fresh steerer; one that chooses at random chooses by the pictures' seeds, batch or no batch.

@@ -95,9 +95,9 @@ def sampler_names() -> list[str]:
     return list(_imported("diffplug.samplers.by_name:names")())
 
 
-def sampler(name: str, pipe: Any) -> Any:
+def sampler(name: str, pipe: Any, steps: int | None = None) -> Any:
     """Return what to plug into `pipe` for a sampler's name or file (see `diffplug.samplers.by_name`)."""
-    return _imported("diffplug.samplers.by_name:sampler")(name, pipe)
+    return _imported("diffplug.samplers.by_name:sampler")(name, pipe, steps)
 
 
 SAMPLERS = Registry("sampler", "diffplug.samplers")

@@ -34,14 +34,17 @@ def shipped_folder(name: str) -> Path:
     return FOLDER / name
 
 
-def shipped_schedules(name: str) -> list[SolverSchedule]:
-    """The best searched schedules of a model, by steps; ValueError where none is there."""
-    return _loaded(name, "solver-*.json")
+def shipped_schedules(name: str, steps: int | None = None) -> list[SolverSchedule]:
+    """Return the best searched schedules of a model, by steps; with `steps` those for so many, maybe none.
+
+    Raises ValueError where no schedule is there at all.
+    """
+    return _loaded(name, "solver-*.json" if steps is None else f"solver-{steps}.json")
 
 
-def shipped_ratios(name: str) -> list[SolverSchedule]:
-    """DC-Solver with the ratios searched for a model, by steps and guidance; ValueError if there are none."""
-    return _loaded(name, "ratios-*.json")
+def shipped_ratios(name: str, steps: int | None = None) -> list[SolverSchedule]:
+    """Return DC-Solver with the ratios searched for a model; steps and errors as in `shipped_schedules`."""
+    return _loaded(name, "ratios-*.json" if steps is None else f"ratios-{steps}-*.json")
 
 
 def shipped_polynomial(name: str) -> CompensationPolynomial | None:
@@ -51,9 +54,7 @@ def shipped_polynomial(name: str) -> CompensationPolynomial | None:
 
 
 def _loaded(name: str, pattern: str) -> list[SolverSchedule]:
-    found = [SolverSchedule.load(path) for path in sorted(shipped_folder(name).glob(pattern))]
-    if not found:
-        raise ValueError(
-            f"no {pattern} comes with diffplug for {name!r}: search your own (diffplug search dc)"
-        )
-    return found
+    folder = shipped_folder(name)
+    if not list(folder.glob(f"{pattern.split('-')[0]}-*.json")):
+        raise ValueError(f"no {pattern} comes with diffplug for {name!r}: search your own (diffplug search)")
+    return [SolverSchedule.load(path) for path in sorted(folder.glob(pattern))]

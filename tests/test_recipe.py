@@ -11,6 +11,7 @@ import pytest
 
 from diffplug.recipe import Recipe
 from diffplug.registry import STEERERS
+from diffplug.samplers import GRIDS, PRESETS
 from diffplug.samplers import by_name as stock
 
 
@@ -183,7 +184,25 @@ def test_every_sampler_name_makes_a_scheduler(pipe: Any, name: str) -> None:
     from diffusers import SchedulerMixin
 
     found = stock.sampler(name, pipe)
-    assert isinstance(found, SchedulerMixin) or issubclass(found, SchedulerMixin)
+    scheduler = found.scheduler_for(pipe) if hasattr(found, "scheduler_for") else found
+    assert isinstance(scheduler, SchedulerMixin) or issubclass(scheduler, SchedulerMixin)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_runs_on_every_grid_by_name(pipe: Any, preset: str, grid: str) -> None:
+    scheduler = stock.sampler(f"{preset}@{grid}", pipe).scheduler_for(pipe)
+    scheduler.set_timesteps(6)
+    assert (scheduler.config.solver, scheduler.config.grid) == (preset, grid)
+    assert scheduler.timesteps.diff().lt(0).all()
+
+
+def test_a_misspelt_preset_or_grid_gets_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown grid 'karas'\. Did you mean 'karras'\?"):
+        stock.sampler("dpm++@karas", None)
+    with pytest.raises(ValueError, match=r"unknown preset 'dpm\+'\. Did you mean 'dpm\+\+'"):
+        stock.sampler("dpm+@karras", None)
 
 
 @pytest.mark.pipe

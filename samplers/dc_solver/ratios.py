@@ -44,6 +44,8 @@ class RatioBook:
         order: K of the compensation, up to whose step ratios have to be 1. Raises ValueError for anything
         else, for bad ratios, two of one key, and schedules that decide more than DC-Solver's ratios.
         """
+        if isinstance(source, RatioBook):
+            return source
         if isinstance(source, (str, os.PathLike)):
             return cls._named(os.fspath(source), order)
         if isinstance(source, CompensationPolynomial):
@@ -64,10 +66,15 @@ class RatioBook:
         return cls() if ratios is None else cls((((len(ratios), None), tuple(ratios)),))
 
     @classmethod
+    def shipped(cls, name: str, steps: int | None = None) -> RatioBook:
+        """Return the book that comes with the package for a model; steps: only what serves so many."""
+        found = cls._of_schedules(shipped_ratios(name, steps))
+        return replace(found, polynomial=shipped_polynomial(name))
+
+    @classmethod
     def _named(cls, name: str, order: int) -> RatioBook:
         if name in shipped_names():
-            found = cls._of_schedules(shipped_ratios(name))
-            return replace(found, polynomial=shipped_polynomial(name))
+            return cls.shipped(name)
         if Path(name).suffix == ".npy":
             return cls.of(CompensationPolynomial.load(name))
         document = read_json(name)
