@@ -1,8 +1,8 @@
 """What becomes of every option of a scheduler when another class takes its place: one table, as data.
 
-A pipeline's own scheduler tells the model's noise, what the network predicts and where runs lie, under names that
-may mean something else in the class that replaces it, or nothing. Every option of every scheduler of Diffusers
-has a kind here; `handed_on` is the only place that reads them.
+A pipeline's own scheduler tells the model's noise, what the network predicts and where runs lie, under names
+that may mean something else in the class that replaces it, or nothing. Every option of every scheduler of
+Diffusers has a kind here; `handed_on` is the only place that reads them.
 """
 
 from __future__ import annotations
@@ -131,14 +131,14 @@ ALONE: frozenset[str] = frozenset(
         "VQDiffusionScheduler",
     }
 )
-"""Schedulers of models that no other class can run (tokens, inversions, consistency): nothing replaces them."""
+"""Schedulers of models that no other class can run (tokens, inversions, consistency)."""
 
 _NEUTRAL: Mapping[str, Any] = MappingProxyType({"interpolation_type": "linear"})
 _INSTEAD: Mapping[str, str] = MappingProxyType(
     {
         "use_lu_lambdas": "set it to False, or plug diffplug.samplers.Solver(grid='log-snr')",
         "interpolation_type": "set it to 'linear', or plug diffplug.samplers.Solver(grid='log-snr')",
-        "flow grid": "set it to False, or plug diffplug.samplers.Solver, which has these grids of flow models",
+        "flow grid": "set it to False, or plug diffplug.samplers.Solver, which has these grids",
     }
 )
 _SAME_VALUES = frozenset({"DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"})
@@ -188,7 +188,7 @@ def _goes_over(cls: type, source: type, name: str, kind: str | None, value: Any)
 
 
 def _kind_in(config: Mapping[str, Any], source: type, name: str) -> str | None:
-    """Return the kind of an option, knowing the rest: solvers with flow sigmas make a grid of their own kind."""
+    """Return the kind of an option; solvers with flow sigmas make these grids by formulas of their own."""
     kind = kind_of(ancestor(source).__name__, name)
     return "flow grid" if name in FLOW_GRIDS and config.get("use_flow_sigmas") else kind
 

@@ -8,13 +8,14 @@ import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import SchedulerMixin
 
-from diffplug.intercept import Undo, bare_copy, original_class
+from diffplug.intercept import Around, PipelineCall, Undo, bare_copy, intercept_call, original_class
 from diffplug.noise import families as noise
+from diffplug.pipeline_quirks import lost_arguments
 from diffplug.scheduler_options import OPTIONS, ancestor, handed_on
 
 _NOISE, _FLOW = "noise prediction", "flow matching"
@@ -40,7 +41,7 @@ class SchedulerPlug:
         check(built, current, pipe)
         if built is not self.scheduler:
             check_noise(built, current)
-        return swap(pipe, built)
+        return plugged_in(pipe, built, around_call(built, pipe))
 
     def __str__(self) -> str:
         cls = self.scheduler if isinstance(self.scheduler, type) else original_class(self.scheduler)
@@ -75,6 +76,57 @@ def swap(pipe: Any, scheduler: Any) -> Undo:
     return undo
 
 
+def plugged_in(pipe: Any, scheduler: Any, around: Around | None) -> Undo:
+    """A function that puts the pipeline's own scheduler back; until then `scheduler` is in its place.
+
+    around: what stands around every call of the pipeline meanwhile (see `intercept_call`), if anything.
+    """
+    undo_swap = swap(pipe, scheduler)
+    if around is None:
+        return undo_swap
+    try:
+        undo_call = intercept_call(pipe, around)
+    except BaseException:
+        undo_swap()
+        raise
+
+    def undo() -> None:
+        try:
+            undo_call()
+        finally:
+            undo_swap()
+
+    return undo
+
+
+def around_call(scheduler: Any, pipe: Any) -> Around | None:
+    """What a scheduler wants around the calls of its pipeline, or what refuses a grid that would be lost."""
+    if hasattr(scheduler, "around_call"):
+        wanted: Around = scheduler.around_call()
+        return wanted
+    grids = {"sigmas", "timesteps"}
+    lost = {name: why for name, why in lost_arguments(pipe, scheduler).items() if name in grids}
+    return RefuseLost(original_class(scheduler).__name__, tuple(lost.items())) if lost else None
+
+
+@dataclass(frozen=True)
+class RefuseLost:
+    """Stands around the calls of a pipeline: a ValueError for a grid that would not reach its scheduler."""
+
+    scheduler: str
+    lost: tuple[tuple[str, str], ...]
+    follows_copies: ClassVar[bool] = True
+
+    def __call__(self, call: PipelineCall, kwargs: dict[str, Any]) -> Any:
+        for name, why in self.lost:
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"{name}= would do nothing: with {self.scheduler} it {why}; plug "
+                    "diffplug.samplers.Solver(...), which hands it on, or leave it out"
+                )
+        return call(**kwargs)
+
+
 def refuse_watched(scheduler: Any, name: str) -> None:
     """ValueError when something stands at a scheduler's step, which `name` would leave behind."""
     if original_class(scheduler) is not type(scheduler):
@@ -89,8 +141,8 @@ def build(cls: Any, pipe: Any, **config: Any) -> Any:
 
     What becomes of every option says `diffplug.scheduler_options`; for flow-matching models names are
     translated (`use_flow_sigmas`, `prediction_type`, the shift), and noise levels that a class makes by a
-    formula of its own are given as `trained_betas`. ValueError: the pipeline has no scheduler, the class needs
-    what its configuration does not have, or cannot do what an option of it says.
+    formula of its own are given as `trained_betas`. ValueError: the pipeline has no scheduler, the class
+    needs what its configuration does not have, or cannot do what an option of it says.
     """
     current = current_scheduler(pipe)
     idle = cls.idle_options(config) if hasattr(cls, "idle_options") else ()
@@ -214,6 +266,8 @@ def _flow_settings(cls: type, current: Any) -> dict[str, Any]:
     shift = current.config.get(name, 1.0) if name != "shift" else getattr(current, "shift", 1.0)
     if "use_flow_sigmas" in takes:
         told = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+        if current.config.get("use_dynamic_shifting"):  # by the size of the picture: no shift of its own
+            del told["flow_shift"]
     else:
         told = {"shift": shift}
     return {name: value for name, value in told.items() if name in takes}

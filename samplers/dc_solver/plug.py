@@ -12,8 +12,8 @@ from diffplug.samplers.dc_solver.ratios import RatioBook
 from diffplug.samplers.dc_solver.scheduler import CONSTRUCTOR, DCSolverScheduler
 from diffplug.samplers.fingerprint import check_origin
 from diffplug.samplers.solver.around_call import AroundCall
-from diffplug.samplers.solver.attach import attached, check_names, fitted, remade
-from diffplug.scheduler_plug import current_scheduler, world
+from diffplug.samplers.solver.attach import check_names, fitted, remade
+from diffplug.scheduler_plug import current_scheduler, plugged_in, world
 
 RECIPE: Mapping[str, Any] = MappingProxyType(
     {
@@ -90,4 +90,4 @@ class DCSolver:
         """Replace `pipe.scheduler`; returns the function that puts the very same object back."""
         scheduler = self.scheduler_for(pipe)
         check_origin("DC ratios", self.book.metas, pipe)
-        return attached(pipe, scheduler, AroundCall(ON_OWN_GRIDS if self.book.metas else ""))
+        return plugged_in(pipe, scheduler, AroundCall(ON_OWN_GRIDS if self.book.metas else ""))

@@ -159,7 +159,9 @@ class RatioBook:
             note = f"DC ratios for {steps} steps are of guidance {near:g}, not {guidance:g}"
             return curve.ratios(steps, near), note
         if scales:
-            note = f"DC ratios for {steps} steps are of guidance {scales[0]:g}, and this pipeline does not tell"
+            note = (
+                f"DC ratios for {steps} steps are of guidance {scales[0]:g}, this pipeline does not tell"
+            )
             several = len(scales) > 1
             return list(known[scales[0]]), f"{note} its own: plug this very pipeline" if several else ""
         raise ValueError(

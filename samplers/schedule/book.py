@@ -25,9 +25,7 @@ class ScheduleBook:
         keys = [(each.nfe, made_for_guidance(each.meta)) for each in self.schedules]
         for key in keys:
             if keys.count(key) > 1:
-                raise ValueError(
-                    f"two schedules are for {key[0]} steps at guidance {key[1]}: leave one out"
-                )
+                raise ValueError(f"two schedules are for {key[0]} steps at guidance {key[1]}: leave one out")
 
     @classmethod
     def of(cls, schedules: Any) -> ScheduleBook:
@@ -44,7 +42,10 @@ class ScheduleBook:
         if not listed:
             raise ValueError("schedules is empty: give at least one, or None")
         return cls(
-            tuple(each if isinstance(each, SolverSchedule) else SolverSchedule.from_json(each) for each in listed)
+            tuple(
+                each if isinstance(each, SolverSchedule) else SolverSchedule.from_json(each)
+                for each in listed
+            )
         )
 
     def __bool__(self) -> bool:
@@ -85,9 +86,13 @@ class ScheduleBook:
         if made_for is None:
             return ""
         if guidance is not None:
-            return "" if made_for == guidance else (
-                f"the schedule for {steps} steps was made at guidance {made_for:g}, the pipeline runs at "
-                f"{guidance:g}"
+            return (
+                ""
+                if made_for == guidance
+                else (
+                    f"the schedule for {steps} steps was made at guidance {made_for:g}, the pipeline runs at "
+                    f"{guidance:g}"
+                )
             )
         if len(self._of(steps)) == 1:
             return ""

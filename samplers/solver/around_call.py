@@ -1,4 +1,4 @@
-"""What our plugs do around every call of a pipeline: tell the scheduler the call's guidance and its own grid."""
+"""What our plugs do around every call of a pipeline: tell the scheduler its guidance and its own grid."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 
 from diffplug.call_arguments import asked, asked_guidance, asked_steps, given_grid
 from diffplug.intercept import PipelineCall
-from diffplug.samplers.solver.call_request import CallRequest, requesting
-from diffplug.samplers.solver.scheduler import SolverScheduler, refuse_ddim_options
+from diffplug.samplers.solver.call_request import CallRequest, refuse_ddim_options, requesting
 from diffplug.samplers.solver.swallowed_grid import handed_over
 from diffplug.samplers.solver.unet_skip_scale import scaled_skips
 
@@ -31,7 +30,7 @@ class AroundCall:
     def __call__(self, call: PipelineCall, kwargs: dict[str, Any]) -> Any:
         pipe = call.pipe
         scheduler = pipe.scheduler
-        if not isinstance(scheduler, SolverScheduler):  # somebody put another one in its place
+        if not hasattr(scheduler, "request"):  # somebody put another one in its place
             return call(**kwargs)
         eta = asked(pipe, kwargs, "eta")
         if eta:
@@ -45,7 +44,7 @@ class AroundCall:
             return call(**kwargs)
 
 
-def _skips(scheduler: SolverScheduler, pipe: Any, kwargs: Mapping[str, Any], guidance: float | None) -> Any:
+def _skips(scheduler: Any, pipe: Any, kwargs: Mapping[str, Any], guidance: float | None) -> Any:
     """The skip coefficients of a call's schedule, None for none."""
     if not scheduler.book or given_grid(kwargs) is not None:
         return None

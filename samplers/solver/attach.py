@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from diffplug.intercept import Around, Undo, intercept_call
-from diffplug.scheduler_plug import build, check, check_noise, current_scheduler, swap
+from diffplug.scheduler_plug import build, check, check_noise, current_scheduler
 
 
 def fitted(cls: Any, pipe: Any, **options: Any) -> Any:
@@ -35,29 +34,6 @@ def check_names(who: str, config: Mapping[str, Any], signature: inspect.Signatur
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise ValueError(f"{who} has no option {name!r}: {hint}")
-
-
-def attached(pipe: Any, scheduler: Any, around: Around | None = None) -> Undo:
-    """A function that puts the pipeline's own scheduler back; until then `scheduler` is in its place.
-
-    around: what stands around every call of the pipeline meanwhile (see `intercept_call`), if anything.
-    """
-    undo_swap = swap(pipe, scheduler)
-    if around is None:
-        return undo_swap
-    try:
-        undo_call = intercept_call(pipe, around)
-    except BaseException:
-        undo_swap()
-        raise
-
-    def undo() -> None:
-        try:
-            undo_call()
-        finally:
-            undo_swap()
-
-    return undo
 
 
 def remade(cls: Any, fields: Mapping[str, Any], config: Mapping[str, Any]) -> Any:

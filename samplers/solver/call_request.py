@@ -1,7 +1,7 @@
-"""What one call of a pipeline tells a scheduler of ours: for the time of the call, and never in its configuration.
+"""What one call of a pipeline tells a scheduler of ours, for its time alone, and never in the configuration.
 
-A configuration is what copies, saved files and other pipelines with the same scheduler see: a decision of one call
-has no place there.
+A configuration is what copies, saved files and other pipelines with the same scheduler see: a decision of one
+call has no place there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CallRequest", "requesting"]
+__all__ = ["CallRequest", "refuse_ddim_options", "requesting"]
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,11 @@ def requesting(scheduler: Any, request: CallRequest) -> Iterator[None]:
         yield
     finally:
         scheduler.request = before
+
+
+def refuse_ddim_options(eta: float, clipped: bool | None) -> None:
+    """Raise ValueError for what only DDIM does: noise between steps, and another output after clipping."""
+    what = f"eta={eta:g}" if eta else f"use_clipped_model_output={clipped}"
+    raise ValueError(
+        f"{what} does nothing: this solver adds no noise; leave it out, or use DDIMScheduler"
+    )

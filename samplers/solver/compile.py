@@ -146,7 +146,9 @@ class _Compiler:
         points = [[p for p in group if p >= self.begin and p != start] for group in points]
         order = next((k for k, group in enumerate(points, 1) if len(group) < k), update.order)
         h = self.lams[target] - self.lams[start]
-        if h < 0 or (h == 0 and order > 1):
+        if h == 0:  # Diffusers' grids that end at sigma_min repeat it: nothing is left to do
+            return defaultdict(float, {(STATES, start): 1.0})
+        if h < 0:
             raise ValueError(f"lambda goes from {self.lams[start]:g} on by {h:g}: it has to increase")
         if order == 1 and param == "noise" and not self.corrected(start):
             param = "data"  # the same where X = x, without a division by the start's signal

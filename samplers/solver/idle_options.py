@@ -18,7 +18,6 @@ Options = Mapping[str, Any]
 UNIPC = ("solver_order", "solver_type", "predict_x0", "lower_order_final", "disable_corrector")
 SPACING = ("timestep_spacing", "steps_offset")
 RANGE = ("sigma_min", "sigma_max")
-BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "the model is for flow matching (use_flow_sigmas)",
-        (*BETAS, *SPACING, *RANGE),
+        (*SPACING, *RANGE),
         _on("use_flow_sigmas"),
         "name a grid= instead, or leave it out",
     ),
     Rule("it is for flow models (use_flow_sigmas)", ("flow_shift",), _off("use_flow_sigmas"), "leave it out"),
-    Rule(
-        "use_dynamic_shifting decides the shift", ("flow_shift",), _on("use_dynamic_shifting"), "leave it out"
-    ),
     Rule(
         "it is for use_dynamic_shifting", ("time_shift_type",), _off("use_dynamic_shifting"), "leave it out"
     ),

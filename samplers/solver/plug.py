@@ -14,8 +14,9 @@ from diffplug.samplers.fingerprint import check_origin
 from diffplug.samplers.library import shipped_names, shipped_schedules
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.solver.around_call import AroundCall
-from diffplug.samplers.solver.attach import attached, check_names, fitted, remade
+from diffplug.samplers.solver.attach import check_names, fitted, remade
 from diffplug.samplers.solver.scheduler import CONSTRUCTOR, SolverScheduler
+from diffplug.scheduler_plug import plugged_in
 
 
 @dataclass(frozen=True, init=False)
@@ -60,7 +61,7 @@ class Solver:
         """Replace `pipe.scheduler`; returns the function that puts the very same object back."""
         scheduler = self.scheduler_for(pipe)
         check_origin("schedule", (schedule.meta for schedule in self.schedules), pipe)
-        return attached(pipe, scheduler, AroundCall())
+        return plugged_in(pipe, scheduler, AroundCall())
 
 
 def _listed(schedules: Any) -> list[Any]:
@@ -83,6 +84,6 @@ def _loaded(each: Any) -> SolverSchedule:
     if isinstance(each, (str, os.PathLike)):
         return SolverSchedule.load(each)
     raise ValueError(
-        f"{shown(each)} is no solver schedule: give a SolverSchedule, its JSON or the path of a file; ratios go "
-        "into DCSolver(...)"
+        f"{shown(each)} is no solver schedule: give a SolverSchedule, its JSON or the path of a file; ratios "
+        "go into DCSolver(...)"
     )

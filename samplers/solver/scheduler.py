@@ -23,7 +23,8 @@ from diffplug.samplers.schedule.book import ScheduleBook
 from diffplug.samplers.schedule.grids import named_grid
 from diffplug.samplers.schedule.presets import check_options, preset
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.solver.call_request import CallRequest
+from diffplug.samplers.solver.around_call import AroundCall
+from diffplug.samplers.solver.call_request import CallRequest, refuse_ddim_options
 from diffplug.samplers.solver.compile import compile_schedule
 from diffplug.samplers.solver.idle_options import idle, idle_names, refuse_idle, same_method
 from diffplug.samplers.solver.image_to_image import NodeScheduler
@@ -45,6 +46,7 @@ from diffplug.samplers.solver.unipc_options import (
     with_signature,
 )
 from diffplug.samplers.solver.user_grid import check_length, check_request, is_pipeline_default
+from diffplug.scheduler_options import FLOW_GRIDS
 
 CLIPPING: dict[str, Any] = {"clip_sample": False, "clip_sample_range": 1.0}
 OWN_DEFAULTS: dict[str, Any] = {
@@ -68,11 +70,12 @@ class SolverScheduler(NodeScheduler):
       clip_sample, clip_sample_range: clean predictions are clamped, as Diffusers' DDPM and DDIM do.
 
     The grids of use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas are, for flow models, those of
-    `FlowMatchEulerDiscreteScheduler`: between the largest and the smallest shifted sigma. All of it lives in the configuration. A step costs one or two weighted sums with numbers that
-    `set_timesteps` has computed in float64; sums are in float32 at the least. A schedule whose first step is
-    analytic lists one timestep less, so that timesteps are evaluations; a pipeline has to scale its first
-    noise by `init_noise_sigma` for that, which flow pipelines do not. Raises ValueError for options that
-    contradict each other or would silently do nothing.
+    `FlowMatchEulerDiscreteScheduler`: between the largest and the smallest shifted sigma. All options live
+    in the configuration. A step costs one or two weighted sums with numbers that `set_timesteps` has computed
+    in float64; sums are in float32 at the least. A schedule whose first step is analytic lists one timestep
+    less, so that timesteps are evaluations; a pipeline has to scale its first noise by `init_noise_sigma` for
+    that, which flow pipelines do not. Raises ValueError for options that contradict each other or would
+    silently do nothing.
     """
 
     has_flow_grids = True
@@ -95,7 +98,7 @@ class SolverScheduler(NodeScheduler):
 
     @classmethod
     def idle_options(cls, given: Mapping[str, Any]) -> set[str]:
-        """What does nothing beside the given options, of all that the configuration of a pipeline may tell."""
+        """What does nothing beside the given options, of all that a pipeline's configuration may tell."""
         return idle_names(given, defaults_of(cls.constructor))
 
     @classmethod
@@ -121,8 +124,13 @@ class SolverScheduler(NodeScheduler):
         super().__init__(**{name: value for name, value in options.items() if name not in own})
         self._parsed: tuple[Any, ScheduleBook] = None, ScheduleBook()
         self._table: SolverTable | None = None
+        self._decided: SolverSchedule | None = None
         self._hidden = 0
         self._forget()
+
+    def around_call(self) -> AroundCall:
+        """What stands around the calls of a pipeline that has this scheduler plugged."""
+        return AroundCall()
 
     # --------------------------------------------------------------------------- a run's nodes and table
 
@@ -237,7 +245,7 @@ class SolverScheduler(NodeScheduler):
         return rounded(self.sigmas, self.timesteps, levels)
 
     def _lowest_flow_sigma(self, levels: NoiseLevels, shifted: Any) -> float:
-        """Where the grids of flow-matching Euler end: it shifts its smallest sigma once more, unless by size."""
+        """Where flow-matching Euler's grids end: it shifts its smallest sigma once more, unless by size."""
         if levels.terminal is not None:
             return levels.terminal
         if shifted is not None:
@@ -258,7 +266,7 @@ class SolverScheduler(NodeScheduler):
         if levels.flow and grid.sigmas[0] > 1:
             raise ValueError(f"the grid starts at sigma {grid.sigmas[0]:g}, flow models end at 1")
         self._forget()
-        self._run = (levels, grid)
+        self._run, self._decided = (levels, grid), schedule
         self._table = self._compiled(schedule)
         self._hidden = hidden
         self.init_noise_sigma = 1.0 if self._table.first is None else self._table.first.outside
@@ -290,6 +298,13 @@ class SolverScheduler(NodeScheduler):
     @last_sample.setter
     def last_sample(self, value: torch.Tensor | None) -> None:
         self._linked = value is not None
+
+    @property
+    def schedule(self) -> SolverSchedule:
+        """The decisions of the run that `set_timesteps` has set up; ValueError where there is none."""
+        if self._decided is None:
+            raise ValueError("no run is set up: call set_timesteps first")
+        return self._decided
 
     @property
     def table(self) -> SolverTable:
@@ -413,12 +428,6 @@ class SolverScheduler(NodeScheduler):
             return sample
         analytic = self._analytic(0)
         return sample if analytic is None else analytic.inside(sample).to(sample.dtype)
-
-
-def refuse_ddim_options(eta: float, clipped: bool | None) -> None:
-    """Raise ValueError for what only DDIM does: noise between steps, and another output after clipping."""
-    what = f"eta={eta:g}" if eta else f"use_clipped_model_output={clipped}"
-    raise ValueError(f"{what} does nothing here: this solver adds no noise; leave it out, or use DDIMScheduler")
 
 
 def _check_solver(options: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Grids that a pipeline does not hand on to its scheduler: given to it past the pipeline, or refused by name."""
+"""Grids that a pipeline does not hand on to its scheduler: given to it past the pipeline, or refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffplug.call_arguments import asked, given_grid
+from diffplug.call_arguments import asked
 from diffplug.pipeline_quirks import lost_arguments
 
 __all__ = ["handed_over"]
@@ -29,6 +29,7 @@ def handed_over(pipe: Any, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Any]
     if sigmas is not None:
         return {**kwargs, "sigmas": None, "num_inference_steps": len(sigmas)}, sigmas
     steps = asked(pipe, kwargs, "num_inference_steps")
-    if given_grid(kwargs) is not None or "use_flow_sigmas" not in lost["sigmas"] or not isinstance(steps, int):
+    dropped = "use_flow_sigmas" in lost["sigmas"]  # it makes a grid of its own, and drops that as well
+    if not dropped or not isinstance(steps, int) or steps < 1:
         return kwargs, None
-    return kwargs, np.linspace(1.0, 1.0 / max(steps, 1), steps) if steps > 0 else None
+    return kwargs, np.linspace(1.0, 1.0 / steps, steps)

@@ -156,7 +156,7 @@ def test_a_schedule_lives_in_the_configuration(tmp_path: Any) -> None:
         ({"solver": "deis", "solver_options": {"order": 7}}, "order 7 of deis"),
         ({"schedules": []}, "schedules is empty"),
         ({"schedules": {"format": "other"}}, "no solver schedule"),
-        ({"schedules": [presets.ddim(4), presets.ipndm(4)]}, "two schedules have 4"),
+        ({"schedules": [presets.ddim(4), presets.ipndm(4)]}, "two schedules are for 4 steps"),
         ({"prediction_type": "flow_prediction"}, "use_flow_sigmas=True"),
         ({"use_flow_sigmas": True, "predict_x0": False}, "leave it out"),
         ({"solver_p": UniPCMultistepScheduler()}, "solver_p"),
