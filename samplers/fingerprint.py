@@ -45,7 +45,7 @@ def _hash(modules: Iterable[Any]) -> str:
     for module in modules:
         weights = NetworkWeights.of(module)
         for name, value in (*sorted(weights.base.items()), *sorted(weights.adapters.items())):
-            for part in tensors(value):
+            for part in (value,) if type(value) is torch.Tensor else tensors(value):
                 _add(digest, name, part)
         if weights.adapters:
             digest.update(_strengths(module).encode())
@@ -82,7 +82,7 @@ def architecture(pipe: Any) -> str:
     names = [
         f"{name}{shape}"
         for module in denoisers(pipe)
-        for name, shape in sorted(NetworkWeights.of(module).shapes.items())
+        for name, shape in sorted(NetworkWeights.of(module).shapes().items())
     ]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
 
@@ -106,7 +106,8 @@ def check_origin(what: str, metas: Iterable[Mapping[str, Any]], pipe: Any) -> No
     if not known:
         return
     try:
-        here, shape = fingerprint(pipe), architecture(pipe)
+        here = fingerprint(pipe)
+        shape = "" if all(meta["model"] == here for meta in known) else architecture(pipe)
     except (NotImplementedError, RuntimeError):  # weights that are elsewhere, as with offloading to disk
         return
     one = what == "schedule"

@@ -6,7 +6,7 @@ none of them makes another model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _PARALLEL = ("DataParallel", "DistributedDataParallel")
 _FUSED = {"to_qkv": "to_k", "to_kv": "to_k", "to_added_qkv": "add_k_proj"}  # made from the ones beside them
 _IMAGE_PROMPTS = "MultiIPAdapterImageProjection"
+_SPECIAL = frozenset({"base_layer", "original_module", "processor", "encoder_hid_proj", *_FUSED})
 
 
 @dataclass
@@ -26,62 +27,86 @@ class NetworkWeights:
     """Weights of a network by name.
 
     base: those of the model itself, without wrappers in their names. adapters: those of active adapters (LoRA
-    and relatives, IP-Adapter), which act on top. shapes: of the base weights, as they are when not quantised.
+    and relatives, IP-Adapter), which act on top. modules: of the network, by such names.
     """
 
     base: dict[str, Any] = field(default_factory=dict)
     adapters: dict[str, Any] = field(default_factory=dict)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    modules: dict[str, torch.nn.Module] = field(default_factory=dict)
 
     @classmethod
     def of(cls, network: torch.nn.Module) -> NetworkWeights:
         """The weights of a network; costs no copy of them."""
         while type(network).__name__ in _PARALLEL:
             network = network.module  # type: ignore[assignment]
-        modules = {_plain(name): module for name, module in network.named_modules()}
-        found = cls()
-        for name, value in network.state_dict().items():
-            found._sort(_plain(name), value, modules)
-        found.shapes = {name: tuple(value.shape) for name, value in found.base.items() if _is_plain(value)}
-        for name, module in modules.items():
-            found._unpack_shape(name, module)
+        named, weights = dict(network.named_modules()), network.state_dict()
+        if any(not _WRAPPERS.isdisjoint(name.split(".")) for name in named):
+            named = {_plain(name): module for name, module in named.items()}
+            weights = {_plain(name): value for name, value in weights.items()}
+        special = {name: module for name, module in named.items() if not _SPECIAL.isdisjoint(module._modules)}
+        found = cls(modules=named)
+        for name, value in weights.items():
+            if special:
+                found._sort(name, value, special)
+            else:
+                found.base[name] = value
+        for kept in (found.base, found.adapters):
+            moved = [name for name, value in kept.items() if getattr(value, "is_meta", False)]
+            kept.update({name: found._moved(name, kept[name]) for name in moved})
         return found
 
-    def _sort(self, name: str, value: Any, modules: dict[str, torch.nn.Module]) -> None:
+    def _sort(self, name: str, value: Any, special: Mapping[str, torch.nn.Module]) -> None:
         """Put a weight where it belongs: base, adapters, or nowhere where it is made from others."""
-        parts, kept = name.split("."), []
+        parts = name.split(".")
+        kept = []
         for i, part in enumerate(parts):
-            owner = modules.get(".".join(parts[:i]))
-            if _is_fused(owner, part):
+            owner = special.get(".".join(parts[:i]))
+            role = "base" if owner is None else _role(owner, part, parts[i + 1 :])
+            if role == "adapter":
+                self.adapters[name] = value
+            if role in ("adapter", "idle"):
                 return
-            kind = _role(owner, part, parts[i + 1 :])
-            if kind == "adapter":
-                self.adapters[name] = _here(value, owner, ".".join(parts[i:]))
-            if kind in ("adapter", "idle"):
-                return
-            kept += [part] if kind == "base" else []
-        owner = modules.get(".".join(parts[:-1]))
-        self.base[".".join(kept)] = _here(value, owner, parts[-1])
+            kept += [part] if role == "base" else []
+        self.base[".".join(kept)] = value
 
-    def _unpack_shape(self, name: str, module: torch.nn.Module) -> None:
-        """Give a quantised linear layer the shapes of a plain one."""
-        if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
-            return
-        prefix = "".join(f"{part}." for part in name.split(".") if part and part != "base_layer")
-        shape = (module.out_features, module.in_features)
-        weight = self.base.get(f"{prefix}weight")
-        if isinstance(weight, torch.Tensor) and tuple(weight.shape) == shape:
-            self.shapes[f"{prefix}weight"] = shape  # type: ignore[assignment]
-            return
-        packed = [each for each in self.base if each.startswith(prefix)]
-        if not packed:
-            return
-        for each in packed:
-            self.shapes.pop(each, None)
-        bias = module.bias() if callable(module.bias) else module.bias
-        self.shapes[f"{prefix}weight"] = shape  # type: ignore[assignment]
-        if bias is not None:
-            self.shapes[f"{prefix}bias"] = (module.out_features,)  # type: ignore[assignment]
+    def _moved(self, name: str, empty: torch.Tensor) -> torch.Tensor:
+        """The weight that offloading keeps elsewhere, where an empty one was left behind."""
+        path, _, last = name.rpartition(".")
+        owner = self.modules.get(path) or self.modules.get(f"{path}.base_layer")
+        hook = getattr(owner, "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            kept = getattr(each, "weights_map", None)
+            if kept is not None:
+                with suppress(KeyError):
+                    value: torch.Tensor = kept[last]
+                    return value
+        return empty
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the base weights; of quantised linear layers those of the plain ones."""
+        found = {
+            name: tuple(value.shape) for name, value in self.base.items() if isinstance(value, torch.Tensor)
+        }
+        for name, module in self.modules.items():
+            if hasattr(module, "in_features") and hasattr(module, "out_features"):
+                shape = (module.out_features, module.in_features)
+                prefix = "".join(f"{part}." for part in name.split(".") if part and part != "base_layer")
+                if found.get(f"{prefix}weight", shape) != shape or f"{prefix}weight" not in found:
+                    _unpack(found, prefix, module)
+        return found
+
+
+def _unpack(shapes: dict[str, tuple[int, ...]], prefix: str, module: Any) -> None:
+    """Give a quantised linear layer the shapes of a plain one, where it has weights of its own."""
+    packed = [name for name in shapes if name.startswith(prefix)]
+    if not packed:
+        return
+    for name in packed:
+        del shapes[name]
+    bias = module.bias() if callable(module.bias) else module.bias
+    shapes[f"{prefix}weight"] = (module.out_features, module.in_features)
+    if bias is not None:
+        shapes[f"{prefix}bias"] = (module.out_features,)
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor | str]:
@@ -106,19 +131,8 @@ def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
-
-
-def _is_fused(owner: Any, part: str) -> bool:
-    """Whether a layer of an attention was put together from those that it stands beside."""
-    return part in _FUSED and getattr(owner, _FUSED[part], None) is not None
-
-
 def _role(owner: Any, part: str, rest: list[str]) -> str:
-    """What a part of a name tells: base, a wrapper's "through", an active "adapter", or an "idle" one."""
-    if owner is None:
-        return "base"
+    """What a part of a name tells: base, a wrapper's "through", an active "adapter", or one that is "idle"."""
     if hasattr(owner, "adapter_layer_names") and hasattr(owner, "base_layer"):
         if part == "base_layer":
             return "through"
@@ -127,6 +141,8 @@ def _role(owner: Any, part: str, rest: list[str]) -> str:
         if part == "original_module":
             return "through"
         return "adapter" if _is_active(owner, rest) else "idle"
+    if part in _FUSED and getattr(owner, _FUSED[part], None) is not None:
+        return "idle"
     images = part == "encoder_hid_proj" and type(owner.encoder_hid_proj).__name__ == _IMAGE_PROMPTS
     return "adapter" if part == "processor" or images else "base"
 
@@ -137,16 +153,3 @@ def _is_active(layer: Any, rest: list[str]) -> bool:
         return False
     acting = set(getattr(layer, "active_adapters", ())) - set(getattr(layer, "merged_adapters", ()))
     return bool(acting & set(rest))
-
-
-def _here(value: Any, owner: Any, name: str) -> Any:
-    """The weight itself, where offloading keeps it elsewhere and leaves an empty one behind."""
-    if not (isinstance(value, torch.Tensor) and value.device.type == "meta"):
-        return value
-    hook = getattr(owner, "_hf_hook", None)
-    for each in getattr(hook, "hooks", (hook,)):
-        kept = getattr(each, "weights_map", None)
-        if kept is not None:
-            with suppress(KeyError):
-                return kept[name]
-    return value

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -192,9 +193,15 @@ def _only_ratios(schedule: SolverSchedule) -> bool:
     """Whether a schedule is the method's own recipe apart from its ratios."""
     if schedule.nodes.kind != "name" or schedule.compensation != (2, "timestep"):
         return False
-    count = len(schedule.steps)
-    plain = unipc(
-        count, Nodes(kind="name", name="linspace", final=schedule.nodes.final), disable_corrector=(0,)
+    plain = _recipe(len(schedule.steps), schedule.nodes.final)
+    more = (schedule.deltas, schedule.time_shift, schedule.skips, schedule.mean, schedule.statistics)
+    return (schedule.nodes, schedule.first, *more) == (plain.nodes, plain.first, *[None] * 5) and all(
+        (one.param, one.predict, one.correct) == (other.param, other.predict, other.correct)
+        for one, other in zip(schedule.steps, plain.steps, strict=True)
     )
-    steps = tuple(replace(step, ratio=1.0) for step in schedule.steps)
-    return replace(schedule, steps=steps, meta={}) == replace(plain, meta={})
+
+
+@cache
+def _recipe(steps: int, final: str) -> SolverSchedule:
+    """The method without ratios."""
+    return unipc(steps, Nodes(kind="name", name="linspace", final=final), disable_corrector=(0,))

@@ -191,8 +191,9 @@ class SolverSchedule:
         document = read_json(path)
         try:
             found = cls.from_json(document)
-            beside = found.statistics and str(Path(path).absolute().parent / found.statistics)
-            return replace(found, statistics=beside)
+            if found.statistics is None:
+                return found
+            return replace(found, statistics=str(Path(path).absolute().parent / found.statistics))
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)!r} is no solver schedule: {error}") from error
 

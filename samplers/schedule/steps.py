@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import Any
 
@@ -77,10 +78,10 @@ class Update:
             if len(derivative.points) < k:
                 raise ValueError(f"derivative {k} needs at least {k} points, got {list(derivative.points)}")
 
-    @property
-    def points(self) -> set[int]:
+    @cached_property
+    def points(self) -> frozenset[int]:
         """All points that the derivatives use."""
-        return {point for derivative in self.derivatives for point in derivative.points}
+        return frozenset({point for derivative in self.derivatives for point in derivative.points})
 
 
 @dataclass(frozen=True)
