@@ -33,6 +33,8 @@ __all__ = [
     "write_new",
 ]
 
+MOST_DIGITS = 300  # of a whole number in JSON; more are no float
+
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _TEMPORARY = re.compile(r"\..*\.tmp-(?:([0-9a-f]{6})-)?(\d+)-[0-9a-f]{8}(?:\..*)?")
 _DAY = 86_400.0
@@ -178,7 +180,8 @@ def read_json(path: str | os.PathLike[str], *, limit: int = 8 * 2**20) -> Any:
     limit: bytes that the file may have. Raises ReadError as `read_bytes` does.
     """
     try:
-        return json.loads(read_bytes(path, limit=limit).decode("utf-8-sig"), parse_constant=_no_constant)
+        text = read_bytes(path, limit=limit).decode("utf-8-sig")
+        return json.loads(text, parse_constant=_no_constant, parse_int=_whole)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r} is not valid JSON: {error}") from error
     except RecursionError:
@@ -277,6 +280,12 @@ def _trouble(part: str) -> str:
     if plain.split(".")[0].strip().lower() in _RESERVED:
         return "the name is reserved on Windows"
     return "it is longer than 255 bytes" if len(part.encode("utf-8")) > 255 else ""
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} digits, {MOST_DIGITS} are allowed")
+    return int(digits)
 
 
 def _no_constant(name: str) -> Any:

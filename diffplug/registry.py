@@ -15,15 +15,17 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from diffplug.messages import LONGEST_QUOTE, shown
+
 __all__ = ["REWARDS", "SAMPLERS", "STEERERS", "TRAINERS", "Registry", "sampler", "sampler_names", "unknown"]
 
 
 def unknown(kind: str, name: str, known: list[str], hint: str = "") -> ValueError:
     """A ready one-line ValueError for an unknown `name`: the nearest known names first, then all of them."""
-    near = get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
+    near = get_close_matches(str(name)[:LONGEST_QUOTE].lower(), known, n=3, cutoff=0.5)
     meant = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return ValueError(
-        f"unknown {kind} {name!r}.{meant} Known: {', '.join(known) or 'none'}.{hint and ' ' + hint}"
+        f"unknown {kind} {shown(name)}.{meant} Known: {', '.join(known) or 'none'}.{hint and ' ' + hint}"
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from diffplug.checks import finite, shown
+from diffplug.checks import finite
 from diffplug.denoiser import denoisers
+from diffplug.messages import shown
 from diffplug.samplers.network_weights import NetworkWeights, tensors
 
 __all__ = [
@@ -116,8 +117,8 @@ def check_origin(what: str, metas: Iterable[Mapping[str, Any]], pipe: Any) -> No
             continue
         if meta.get("architecture", shape) != shape:
             raise ValueError(
-                f"the {what} for {shown(meta.get('steps'))} steps belong{'s' if one else ''} to another model "
-                f"than this {type(pipe).__name__}: search your own (diffplug search dc)"
+                f"the {what} for {shown(meta.get('steps'))} steps belong{'s' if one else ''} to another "
+                f"model than this {type(pipe).__name__}: search your own (diffplug search dc)"
             )
         warnings.warn(
             f"the {what} for {shown(meta.get('steps'))} steps {'was' if one else 'were'} searched for other "

@@ -1,7 +1,7 @@
 """The weights of a network under the names that they have without wrappers: the same however it is run.
 
-Compilers, sharding, adapters, fused projections, offloading and quantisation rename, add, move or pack weights;
-none of them makes another model.
+Compilers, sharding, adapters, fused projections, offloading and quantisation rename, add, move or pack
+weights; none of them makes another model.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _plain(name: str) -> str:
 
 
 def _role(owner: Any, part: str, rest: list[str]) -> str:
-    """What a part of a name tells: base, a wrapper's "through", an active "adapter", or one that is "idle"."""
+    """What a part of a name tells: base, a wrapper's "through", an active "adapter", or an "idle" one."""
     if hasattr(owner, "adapter_layer_names") and hasattr(owner, "base_layer"):
         if part == "base_layer":
             return "through"

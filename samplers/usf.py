@@ -6,6 +6,7 @@ weights, which knows plain containers, numbers and tensors; anything else in the
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
@@ -16,6 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffplug.files import read_bytes
+from diffplug.foreign_files import LARGEST_ARRAY, damaged, read_array
+from diffplug.messages import reason, shown
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.schedule import SolverSchedule
@@ -57,8 +61,9 @@ def load_usf(
 
     Raises ValueError, with the file's name, for anything that is no such schedule.
     """
+    document = _load(path)
     try:
-        return usf_schedule(_load(path), times, mean=mean)
+        return usf_schedule(document, times, mean=mean)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r}: {error}") from error
 
@@ -67,6 +72,13 @@ def usf_schedule(
     document: Any, times: str | NoiseLevels, *, mean: Sequence[float] | None = None
 ) -> SolverSchedule:
     """The schedule of the decisions in such a file: a dict, or a list of it and its score."""
+    try:
+        return _schedule(document, times, mean)
+    except (TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"this is no solver schedule of USF: {reason(error)}") from error
+
+
+def _schedule(document: Any, times: str | NoiseLevels, mean: Sequence[float] | None) -> SolverSchedule:
     score = None
     if isinstance(document, (list, tuple)) and len(document) == 2:
         document, score = document
@@ -82,7 +94,7 @@ def usf_schedule(
     skips = document.get("skip_coefficients")
     steps = len(document["orders"])
     return SolverSchedule(
-        nodes=Nodes(kind="lambda", values=tuple(lam(float(t)) for t in document["timesteps"])),
+        nodes=Nodes(kind="lambda", values=tuple(_node(lam, t) for t in document["timesteps"])),
         steps=tuple(_step(i, document) for i in range(steps)),
         first=first,
         mean=tuple(mean) if mean is not None and first == "mean" else None,
@@ -122,12 +134,11 @@ def _ends(name: str) -> tuple[float, float]:
 
 
 def _array(path: Path, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return np.asarray(arrays[name], dtype=np.float64)
-    except (OSError, KeyError, ValueError) as error:
-        reason = "is not there" if isinstance(error, FileNotFoundError) else f"has no array {name!r}"
-        raise ValueError(f"{path.name} {reason}: a folder of DPM-Solver-v3 holds l.npz and sb.npz") from error
+    if not path.exists():
+        raise ValueError(f"{path.name} is not there: a folder of DPM-Solver-v3 holds l.npz and sb.npz")
+    found = read_array(path, f"array {name!r} of DPM-Solver-v3", name)
+    with damaged(path, f"array {name!r} of DPM-Solver-v3"):
+        return np.asarray(found, dtype=np.float64)
 
 
 def export_grid(schedule: SolverSchedule, levels: NoiseLevels, kind: str = "sigmas") -> list[float]:
@@ -146,18 +157,20 @@ def export_grid(schedule: SolverSchedule, levels: NoiseLevels, kind: str = "sigm
 
 def _load(path: str | os.PathLike[str]) -> Any:
     """The objects in a pickle of torch, if they are plain ones."""
+    if not Path(path).exists():
+        raise ValueError(f"{os.fspath(path)!r}: the file does not exist")
+    data = io.BytesIO(read_bytes(path, limit=LARGEST_ARRAY))
     with torch.serialization.safe_globals(_plain_numpy()):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError as error:
-            raise ValueError("the file does not exist") from error
+            return torch.load(data, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             named = str(error).partition("GLOBAL ")[2].partition(" ")[0]
             what = f"it holds {named}, which may run code" if named else "it is no pickle of plain values"
-            raise ValueError(f"{what}: only numbers, texts, lists, dicts and tensors are read") from error
-        except (RuntimeError, EOFError, OSError, KeyError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(f"it is no file of torch ({reason})") from error
+            raise ValueError(
+                f"{os.fspath(path)!r}: {what}: only numbers, texts, lists, dicts and tensors are read"
+            ) from error
+        except Exception as error:  # a damaged pickle raises almost anything
+            raise ValueError(f"{os.fspath(path)!r}: it is no file of torch ({reason(error)})") from error
 
 
 def _plain_numpy() -> list[Any]:
@@ -166,6 +179,13 @@ def _plain_numpy() -> list[Any]:
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     types = {type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4")}
     return [*((scalar, name) for name in names), np.dtype, *types]
+
+
+def _node(lam: Lambda, t: Any) -> float:
+    try:
+        return lam(float(t))
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise ValueError(f"timestep {shown(t)} is outside the times of the model ({reason(error)})") from None
 
 
 def _lambda(times: str | NoiseLevels) -> Lambda:
@@ -195,8 +215,8 @@ def _step(i: int, document: Mapping[str, Any]) -> SolverStep:
         corrector = document["corrector_types"][i]
         param = _known("prediction type", document["prediction_types"][i], PARAM)
         return SolverStep(param=param, predict=predict, correct=_corrector(corrector))
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"step {i} is incomplete ({type(error).__name__}: {error})") from error
+    except (KeyError, IndexError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"step {i} is incomplete ({type(error).__name__}: {reason(error)})") from error
     except ValueError as error:
         raise ValueError(f"step {i}: {error}") from None
 
@@ -205,14 +225,15 @@ def _corrector(told: Mapping[str, Any]) -> Update | None:
     if told["type"] == "no_corrector":
         return None
     if told["type"] != "pseudo":
-        raise ValueError(f"corrector type {told['type']!r}: only 'pseudo' and 'no_corrector' are known")
+        raise ValueError(f"corrector type {shown(told['type'])}: only 'pseudo' and 'no_corrector' are known")
     return _update(int(told["taylor_order"]), int(told["start_point"]), -2, told["derivative_type"])
 
 
 def _update(order: int, start: int, newest: int, derivatives: Sequence[Mapping[str, Any]]) -> Update:
     """An update; newest: the number of the newest state that it can start from."""
+    used = list(derivatives)[: order - 1]  # entries beyond those do not count
     made = [Derivative(tuple(int(p) - start for p in sorted(d["active_points"], reverse=True)), _scale(d))
-            for d in derivatives]  # fmt: skip
+            for d in used]  # fmt: skip
     return Update(order=order, derivatives=tuple(made), start=start - newest)
 
 
@@ -224,6 +245,6 @@ def _scale(derivative: Mapping[str, Any]) -> Scale:
 
 
 def _known(what: str, value: Any, table: Mapping[Any, Any]) -> Any:
-    if value not in table:
-        raise ValueError(f"{what} {value!r} is unknown: allowed are {', '.join(map(str, table))}")
+    if not (value is None or isinstance(value, str)) or value not in table:
+        raise ValueError(f"{what} {shown(value)} is unknown: allowed are {', '.join(map(str, table))}")
     return table[value]

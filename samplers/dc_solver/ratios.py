@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from diffplug.checks import shown
+from diffplug.checks import is_finite
 from diffplug.files import read_json
+from diffplug.messages import shown
 from diffplug.samplers.dc_solver.polynomial import FORMAT as POLYNOMIAL
 from diffplug.samplers.dc_solver.polynomial import CompensationPolynomial
 from diffplug.samplers.fingerprint import made_for_guidance
 from diffplug.samplers.library import shipped_names, shipped_polynomial, shipped_ratios
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import unipc
-from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.schedule.schedule import LARGEST_FILE, SolverSchedule
 from diffplug.samplers.schedule.steps import checked_ratios
 
 __all__ = ["RatioBook"]
@@ -78,7 +77,7 @@ class RatioBook:
             return cls.shipped(name)
         if Path(name).suffix == ".npy":
             return cls.of(CompensationPolynomial.load(name))
-        document = read_json(name)
+        document = read_json(name, limit=LARGEST_FILE)
         if isinstance(document, list):
             try:
                 return cls.of(document, order)
@@ -160,9 +159,7 @@ class RatioBook:
             note = f"DC ratios for {steps} steps are of guidance {near:g}, not {guidance:g}"
             return curve.ratios(steps, near), note
         if scales:
-            note = (
-                f"DC ratios for {steps} steps are of guidance {scales[0]:g}, this pipeline does not tell"
-            )
+            note = f"DC ratios for {steps} steps are of guidance {scales[0]:g}, this pipeline does not tell"
             several = len(scales) > 1
             return list(known[scales[0]]), f"{note} its own: plug this very pipeline" if several else ""
         raise ValueError(
@@ -180,9 +177,9 @@ class RatioBook:
 def _entry(key: Any, ratios: Any, order: int) -> tuple[Key, tuple[float, ...]]:
     """A checked entry of a dictionary {(steps, guidance): ratios} or {steps: ratios}."""
     steps, scale = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
-    finite_scale = scale is None or (isinstance(scale, Real) and math.isfinite(scale))
+    finite_scale = scale is None or is_finite(scale)
     if isinstance(steps, bool) or not isinstance(steps, int) or not finite_scale:
-        raise ValueError(f"key {key!r} of the DC ratios: give (steps, guidance scale), as in (6, 7.5)")
+        raise ValueError(f"key {shown(key)} of the DC ratios: give (steps, guidance scale), as in (6, 7.5)")
     checked = checked_ratios(ratios, order) or []
     if len(checked) != steps:
         raise ValueError(f"{len(checked)} DC ratios for {steps} steps: give one for each step")

@@ -41,6 +41,4 @@ def requesting(scheduler: Any, request: CallRequest) -> Iterator[None]:
 def refuse_ddim_options(eta: float, clipped: bool | None) -> None:
     """Raise ValueError for what only DDIM does: noise between steps, and another output after clipping."""
     what = f"eta={eta:g}" if eta else f"use_clipped_model_output={clipped}"
-    raise ValueError(
-        f"{what} does nothing: this solver adds no noise; leave it out, or use DDIMScheduler"
-    )
+    raise ValueError(f"{what} does nothing: this solver adds no noise; leave it out, or use DDIMScheduler")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from diffplug.messages import shown
 from diffplug.scheduler_options import FLOW_GRIDS
 
 __all__ = ["idle", "idle_names", "refuse_idle", "same_method"]
@@ -116,7 +117,8 @@ def refuse_idle(options: Options, given: Collection[str], defaults: Options) -> 
     """Raise ValueError for an option that was given, is not at its default, and does nothing."""
     for name, rule in idle(options, given).items():
         if not _same(options[name], defaults.get(name)):
-            raise ValueError(f"{name}={options[name]!r} does nothing here: {rule.decider}; {rule.instead}")
+            given_value = f"{name}={shown(options[name])}"
+            raise ValueError(f"{given_value} does nothing here: {rule.decider}; {rule.instead}")
 
 
 SAME: Mapping[str, tuple[str, str]] = {

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from diffplug.checks import shown
 from diffplug.intercept import Undo
+from diffplug.messages import shown
 from diffplug.samplers.fingerprint import check_origin
 from diffplug.samplers.library import shipped_names, shipped_schedules
 from diffplug.samplers.schedule.schedule import SolverSchedule

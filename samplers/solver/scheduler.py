@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import torch
 
 # Diffusers loads a saved foreign scheduler only if its module has an attribute named SchedulerMixin.
@@ -21,13 +18,13 @@ from diffplug.noise.solver import solver_bound
 from diffplug.samplers.model_noise import Floats, NoiseLevels
 from diffplug.samplers.schedule.book import ScheduleBook
 from diffplug.samplers.schedule.grids import named_grid
-from diffplug.samplers.schedule.presets import check_options, preset
+from diffplug.samplers.schedule.presets import check_options
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.solver.around_call import AroundCall
-from diffplug.samplers.solver.call_request import CallRequest, refuse_ddim_options
+from diffplug.samplers.solver.call_request import refuse_ddim_options
 from diffplug.samplers.solver.compile import compile_schedule
-from diffplug.samplers.solver.idle_options import idle, idle_names, refuse_idle, same_method
-from diffplug.samplers.solver.image_to_image import NodeScheduler
+from diffplug.samplers.solver.idle_options import refuse_idle
+from diffplug.samplers.solver.run_decisions import DecidingScheduler
 from diffplug.samplers.solver.run_grid import (
     RunGrid,
     check_apart,
@@ -57,7 +54,7 @@ CONSTRUCTOR = constructor_signature({}, OWN_DEFAULTS)
 WIDE = (torch.float32, torch.float64)
 
 
-class SolverScheduler(NodeScheduler):
+class SolverScheduler(DecidingScheduler):
     """A Diffusers scheduler for any solver that is linear in states and predictions.
 
     Takes every option of `UniPCMultistepScheduler`, and six more:
@@ -78,9 +75,7 @@ class SolverScheduler(NodeScheduler):
     silently do nothing.
     """
 
-    has_flow_grids = True
-    constructor: ClassVar[inspect.Signature] = CONSTRUCTOR
-    request = CallRequest()
+    constructor = CONSTRUCTOR
     model_outputs: list[torch.Tensor]
     solver_states: list[torch.Tensor]
     seen_samples: list[torch.Tensor]
@@ -95,25 +90,6 @@ class SolverScheduler(NodeScheduler):
         book = ScheduleBook.of(options["schedules"])
         self.register_to_config(schedules=book.to_config())
         self._parsed = self.config.schedules, book
-
-    @classmethod
-    def idle_options(cls, given: Mapping[str, Any]) -> set[str]:
-        """What does nothing beside the given options, of all that a pipeline's configuration may tell."""
-        return idle_names(given, defaults_of(cls.constructor))
-
-    @classmethod
-    def extract_init_dict(
-        cls, config_dict: Mapping[str, Any], **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """As Diffusers has it; what comes along and does nothing stays in the configuration alone."""
-        config = dict(config_dict)
-        replaced = config.pop("_replaced", config)
-        init, unused, hidden = super().extract_init_dict(config, **kwargs)
-        init |= same_method(replaced, init)
-        options = {**defaults_of(cls.constructor), **init}
-        for name in idle(options, init.keys() - kwargs.keys()):
-            hidden[name] = init.pop(name)
-        return init, unused, hidden
 
     def _set_up(self, options: dict[str, Any], own: dict[str, Any]) -> None:
         check_unipc(options)
@@ -173,57 +149,6 @@ class SolverScheduler(NodeScheduler):
             grid = self._own_grid(schedule, levels, int(num_inference_steps), shifted, mu)
         self._start(schedule, levels, grid, device)
 
-    @property
-    def book(self) -> ScheduleBook:
-        """The schedules of the configuration, parsed when it changes."""
-        told = self.config.get("schedules")
-        if self._parsed[0] is not told:
-            self._parsed = told, ScheduleBook.of(told)
-        return self._parsed[1]
-
-    def _schedule(self, steps: int, *, given: bool, begin: int = 0) -> SolverSchedule:
-        """The decisions of a run: the entry for so many evaluations, or the preset."""
-        book, name = self.book, self.config.get("solver")
-        if book and given and not name:
-            raise ValueError(
-                "the schedules bring grids of their own: leave out timesteps= and sigmas=, or name a preset "
-                "for given grids (solver='unipc')"
-            )
-        found = book.find(steps, self.request.guidance) if book and not given else None
-        if found is not None or (book and not name):
-            return found or book.entry(steps)
-        options = {"final": self.config.final_sigmas_type, "begin": begin}
-        if (name or "unipc") == "unipc":
-            options |= self._unipc_options()
-        options |= self.config.get("solver_options") or {}
-        return preset(name or "unipc")(steps, self.config.grid or "linspace", **options)
-
-    def _tell(self, steps: int) -> None:
-        """Warn where a run gets another schedule than a person may think."""
-        note = self.book.note(steps, self.request.guidance)
-        if self.book and self.book.find(steps) is None:
-            others = f"no schedule has {steps} steps (there are {self.book.counts()})"
-            note = f"{others}: {self.config.solver!r} is used"
-        if note:
-            warnings.warn(note, stacklevel=4)
-        found = self.book.find(steps, self.request.guidance)
-        if found is not None and any(skip != 1 for skip in found.skips or ()) and not self.request.plugged:
-            warnings.warn(
-                f"the schedule for {steps} steps has skip coefficients, which the plug Solver alone applies",
-                stacklevel=4,
-            )
-
-    def _unipc_options(self) -> dict[str, Any]:
-        """UniPC's own options as keywords of the preset."""
-        config = self.config
-        return {
-            "order": config.solver_order,
-            "kind": config.solver_type,
-            "param": "data" if config.predict_x0 else "noise",
-            "disable_corrector": self.disable_corrector,
-            "lower_order_final": config.lower_order_final,
-        }
-
     def _own_grid(
         self, schedule: SolverSchedule, levels: NoiseLevels, steps: int, shifted: Any, mu: float | None
     ) -> RunGrid:
@@ -243,15 +168,6 @@ class SolverScheduler(NodeScheduler):
             super().set_timesteps(sigmas=shifted, mu=mu)
         check_apart(self.sigmas[:-1], self.config.timestep_spacing)
         return rounded(self.sigmas, self.timesteps, levels)
-
-    def _lowest_flow_sigma(self, levels: NoiseLevels, shifted: Any) -> float:
-        """Where flow-matching Euler's grids end: it shifts its smallest sigma once more, unless by size."""
-        if levels.terminal is not None:
-            return levels.terminal
-        if shifted is not None:
-            return float(levels.shifted(shifted[-1]))
-        once = np.asarray(levels.sigma_min)
-        return float(once if self.config.use_dynamic_shifting else levels.shifted(once))
 
     def _start(
         self, schedule: SolverSchedule, levels: NoiseLevels, grid: RunGrid, device: str | torch.device | None

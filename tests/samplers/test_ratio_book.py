@@ -90,7 +90,7 @@ def test_the_nearest_guidance_is_taken_and_told() -> None:
         (searched(FOUR, disable_corrector=()), "decides more than DC-Solver's ratios: use Solver"),
         ([searched(FOUR, 5.0), searched(FOUR, 5.0)], "two schedules are for 4 steps at guidance 5"),
         (presets.ipndm(5), "for 5 steps decides more"),
-        ("shaps", "No such file"),
+        ("shaps", "no such file"),
     ],
     ids=range(8),
 )
