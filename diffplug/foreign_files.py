@@ -34,7 +34,8 @@ def damaged(path: str | os.PathLike[str], what: str) -> Iterator[None]:
 def read_array(path: str | os.PathLike[str], what: str, name: str | None = None) -> Any:
     """Return the array in a `.npy` file of at most 64 MiB, or one by its name in a `.npz` file.
 
-    Pickled arrays are refused. what: it should hold. Raises ValueError, with the file's name, where it is damaged or lacks the name.
+    Pickled arrays are refused. what: it should hold. Raises ValueError, with the file's name, where it is
+    damaged or lacks the name.
     """
     import numpy as np
 

@@ -141,8 +141,12 @@ _INSTEAD: Mapping[str, str] = MappingProxyType(
         "flow grid": "set it to False, or plug diffplug.samplers.Solver, which has these grids",
     }
 )
-_SAME_VALUES = frozenset({"DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"})
-_OF_FEW = frozenset({"solver_type", "algorithm_type"})  # their values mean something in `_SAME_VALUES` alone
+_DPM = frozenset({"DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"})
+_DDPM = frozenset({"DDPMScheduler", "DDPMParallelScheduler"})
+_OF_FEW: Mapping[str, tuple[frozenset[str], ...]] = MappingProxyType(
+    {"solver_type": (_DPM,), "algorithm_type": (_DPM,), "variance_type": (_DDPM,)}
+)
+"""Options whose values are those of a few classes: between others they are not handed on."""
 
 
 def kind_of(source: str, option: str) -> str | None:
@@ -183,7 +187,7 @@ def _goes_over(cls: type, source: type, name: str, kind: str | None, value: Any)
     if kind == "alone" and name not in inspect.signature(cls).parameters:
         raise _lost(cls, origin, name, value, name)
     if name in _OF_FEW and origin != target:
-        return {origin, target} <= _SAME_VALUES
+        return any({origin, target} <= classes for classes in _OF_FEW[name])
     return origin == target or kind not in ("own", "flow")
 
 

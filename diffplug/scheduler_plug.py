@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +13,8 @@ from diffusers import SchedulerMixin
 from diffplug.intercept import Around, PipelineCall, Undo, bare_copy, intercept_call, original_class
 from diffplug.noise import families as noise
 from diffplug.pipeline_quirks import lost_arguments
-from diffplug.scheduler_options import OPTIONS, ancestor, handed_on
+from diffplug.scheduler_calls import scheduler_calls
+from diffplug.scheduler_options import ALONE, OPTIONS, ancestor, handed_on
 
 _NOISE, _FLOW = "noise prediction", "flow matching"
 _CONTINUOUS = "continuous noise levels (timestep_type='continuous')"
@@ -145,6 +143,12 @@ def build(cls: Any, pipe: Any, **config: Any) -> Any:
     needs what its configuration does not have, or cannot do what an option of it says.
     """
     current = current_scheduler(pipe)
+    source = ancestor(original_class(current))
+    if source.__name__ in ALONE and not issubclass(cls, source):
+        raise ValueError(
+            f"{cls.__name__} cannot take the place of {source.__name__}: no other scheduler runs the model "
+            f"of {type(pipe).__name__}; keep the pipeline's own."
+        )
     idle = cls.idle_options(config) if hasattr(cls, "idle_options") else ()
     options = handed_on(cls, current.config, original_class(current), {*config, *idle})
     if hasattr(cls, "idle_options"):
@@ -210,7 +214,7 @@ def check(scheduler: Any, current: Any, pipe: Any) -> None:
     trouble = (
         _unfit_step(scheduler, current, pipe)
         or _unfit_grid(scheduler, current, pipe)
-        or (_unfit_flow(scheduler) if new == _FLOW else "")
+        or (_unfit_flow(scheduler, pipe) if new == _FLOW else "")
     )
     if trouble:
         raise ValueError(
@@ -287,39 +291,31 @@ def _unfit_step(scheduler: Any, current: Any, pipe: Any) -> str:
         return f"its step needs {', '.join(sorted(missing))}"
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
         return ""
-    unknown = given_to_step(original_class(pipe)) & usual - set(takes)  # not those behind an isinstance
-    return f"the pipeline gives its step {', '.join(sorted(unknown))}" if unknown else ""
+    asks = scheduler_calls(original_class(pipe))
+    unknown = asks.step & usual - set(takes)  # what its own scheduler does not take stands behind a branch
+    if unknown:
+        return f"the pipeline gives its step {', '.join(sorted(unknown))}"
+    missed = {name for name in asks.methods if hasattr(current, name) and not hasattr(scheduler, name)}
+    return f"the pipeline calls its {', '.join(sorted(missed))}" if missed else ""
 
 
-@cache
-def given_to_step(pipe_class: type) -> frozenset[str]:
-    """The keywords that a pipeline's call writes out in `self.scheduler.step(...)`, from its source."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(pipe_class.__call__)))  # type: ignore[operator]
-    except (OSError, TypeError, SyntaxError):
-        return frozenset()
-    steps = [call for call in ast.walk(tree) if isinstance(call, ast.Call)]
-    steps = [call for call in steps if ast.unparse(call.func) == "self.scheduler.step"]
-    return frozenset(word.arg for call in steps for word in call.keywords if word.arg)
-
-
-def _unfit_flow(scheduler: Any) -> str:
+def _unfit_flow(scheduler: Any, pipe: Any) -> str:
     """What is wrong with the grid that a scheduler makes for a flow model, whose sigmas end at 1."""
     if getattr(scheduler, "has_flow_grids", False):  # ours say so themselves
         return ""
     trial, takes = bare_copy(scheduler), _parameters(original_class(scheduler).set_timesteps)
+    shifted = "mu" in scheduler_calls(original_class(pipe)).timesteps
+    gives_mu = "mu" in takes and (shifted or scheduler.config.get("use_dynamic_shifting"))
     try:
-        trial.set_timesteps(4, **({"mu": 0.5} if "mu" in takes and _shifts_by_size(scheduler) else {}))
+        trial.set_timesteps(4, **({"mu": 0.5} if gives_mu else {}))
+    except AssertionError:
+        return "the pipeline shifts by mu, which it takes with use_dynamic_shifting alone"
     except Exception:  # a schedule for another number of steps: the run itself will say so
         return ""
     highest = float(trial.sigmas.max())
     if highest <= 1 + 1e-6:
         return ""
     return f"its sigmas go up to {highest:g}, those of flow models to 1 (use_karras_sigmas and the like)"
-
-
-def _shifts_by_size(scheduler: Any) -> bool:
-    return bool(scheduler.config.get("use_dynamic_shifting"))
 
 
 def _unfit_grid(scheduler: Any, current: Any, pipe: Any) -> str:
@@ -330,6 +326,9 @@ def _unfit_grid(scheduler: Any, current: Any, pipe: Any) -> str:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
         return ""
     given = {"original_inference_steps"} & set(_parameters(type(pipe).__call__))
+    given |= scheduler_calls(original_class(pipe)).timesteps & set(
+        _parameters(original_class(current).set_timesteps)
+    )
     if current.config.get("use_dynamic_shifting"):
         given |= {"mu"}
     missing = given - set(takes)
