@@ -228,3 +228,35 @@ def test_the_gaussian_model_is_the_posterior_mean(timestep: float) -> None:
     error = x0 - network.x0(x, alpha, sigma)
     assert float(error.mean().abs()) < 0.01
     assert float((error * (x - x.mean())).mean().abs()) < 0.01  # nothing left to learn from x
+
+
+class WritesItsConfig(UniPCMultistepScheduler):
+    """Stores what a run was asked for where copies and files see it."""
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        super().set_timesteps(*args, **kwargs)
+        self.register_to_config(solver_order=1)
+
+
+class AsksForARun(UniPCMultistepScheduler):
+    """Knows nothing before set_timesteps."""
+
+    def scale_model_input(self, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        return sample * self._of_the_run
+
+
+@pytest.mark.contract
+def test_the_laws_of_configurations_can_be_broken() -> None:
+    def stock_flow(steps: int, **config: Any) -> Any:
+        flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+        return UniPCMultistepScheduler(**{**flow, **config})
+
+    laws = {law.__name__: law for law in SAMPLER_LAWS}
+    for broken, name, said in (
+        (WritesItsConfig, "configuration_is_left_alone", "changed the config of solver_order"),
+        (AsksForARun, "asked_before_a_run", "AttributeError"),
+        (stock_flow, "flow_sigmas_end_at_one", "use_exponential_sigmas: sigma"),
+    ):
+        with pytest.raises(AssertionError, match=f"breaks the law '{name}'.*{said}"):
+            check_sampler(broken, [laws[name]])
+        check_sampler(UniPCMultistepScheduler, [laws[name]])
