@@ -230,7 +230,7 @@ def test_the_gaussian_model_is_the_posterior_mean(timestep: float) -> None:
     assert float((error * (x - x.mean())).mean().abs()) < 0.01  # nothing left to learn from x
 
 
-class WritesItsConfig(UniPCMultistepScheduler):
+class WritesItsConfig(diffusers.UniPCMultistepScheduler):
     """Stores what a run was asked for where copies and files see it."""
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
@@ -238,7 +238,7 @@ class WritesItsConfig(UniPCMultistepScheduler):
         self.register_to_config(solver_order=1)
 
 
-class AsksForARun(UniPCMultistepScheduler):
+class AsksForARun(diffusers.UniPCMultistepScheduler):
     """Knows nothing before set_timesteps."""
 
     def scale_model_input(self, sample: Any, *args: Any, **kwargs: Any) -> Any:
@@ -249,7 +249,7 @@ class AsksForARun(UniPCMultistepScheduler):
 def test_the_laws_of_configurations_can_be_broken() -> None:
     def stock_flow(steps: int, **config: Any) -> Any:
         flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
-        return UniPCMultistepScheduler(**{**flow, **config})
+        return diffusers.UniPCMultistepScheduler(**{**flow, **config})
 
     laws = {law.__name__: law for law in SAMPLER_LAWS}
     for broken, name, said in (
@@ -259,4 +259,4 @@ def test_the_laws_of_configurations_can_be_broken() -> None:
     ):
         with pytest.raises(AssertionError, match=f"breaks the law '{name}'.*{said}"):
             check_sampler(broken, [laws[name]])
-        check_sampler(UniPCMultistepScheduler, [laws[name]])
+        check_sampler(diffusers.UniPCMultistepScheduler, [laws[name]])
