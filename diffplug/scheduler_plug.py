@@ -13,7 +13,7 @@ from diffusers import SchedulerMixin
 from diffplug.intercept import Around, PipelineCall, Undo, bare_copy, intercept_call, original_class
 from diffplug.noise import families as noise
 from diffplug.pipeline_quirks import lost_arguments
-from diffplug.scheduler_calls import scheduler_calls
+from diffplug.scheduler_calls import SchedulerCalls, scheduler_calls
 from diffplug.scheduler_options import ALONE, OPTIONS, ancestor, handed_on
 
 _NOISE, _FLOW = "noise prediction", "flow matching"
@@ -198,7 +198,7 @@ def noise_differs(scheduler: Any, current: Any) -> bool:
     """Whether two schedulers of noise-predicting models have tables of noise levels, and different ones."""
     if world(scheduler) != _NOISE or world(current) != _NOISE:
         return False
-    tables = [getattr(one, "alphas_cumprod", None) for one in (scheduler, current)]
+    tables: list[Any] = [getattr(one, "alphas_cumprod", None) for one in (scheduler, current)]
     if tables[0] is None or tables[1] is None:
         return False
     ours, theirs = (table.cpu().double() for table in tables)
@@ -291,7 +291,7 @@ def _unfit_step(scheduler: Any, current: Any, pipe: Any) -> str:
         return f"its step needs {', '.join(sorted(missing))}"
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
         return ""
-    asks = scheduler_calls(original_class(pipe))
+    asks = _asks(pipe)
     unknown = asks.step & usual - set(takes)  # what its own scheduler does not take stands behind a branch
     if unknown:
         return f"the pipeline gives its step {', '.join(sorted(unknown))}"
@@ -299,12 +299,16 @@ def _unfit_step(scheduler: Any, current: Any, pipe: Any) -> str:
     return f"the pipeline calls its {', '.join(sorted(missed))}" if missed else ""
 
 
+def _asks(pipe: Any) -> SchedulerCalls:
+    return scheduler_calls(original_class(pipe))  # type: ignore[arg-type]
+
+
 def _unfit_flow(scheduler: Any, pipe: Any) -> str:
     """What is wrong with the grid that a scheduler makes for a flow model, whose sigmas end at 1."""
     if getattr(scheduler, "has_flow_grids", False):  # ours say so themselves
         return ""
     trial, takes = bare_copy(scheduler), _parameters(original_class(scheduler).set_timesteps)
-    shifted = "mu" in scheduler_calls(original_class(pipe)).timesteps
+    shifted = "mu" in _asks(pipe).timesteps
     gives_mu = "mu" in takes and (shifted or scheduler.config.get("use_dynamic_shifting"))
     try:
         trial.set_timesteps(4, **({"mu": 0.5} if gives_mu else {}))
@@ -326,9 +330,7 @@ def _unfit_grid(scheduler: Any, current: Any, pipe: Any) -> str:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
         return ""
     given = {"original_inference_steps"} & set(_parameters(type(pipe).__call__))
-    given |= scheduler_calls(original_class(pipe)).timesteps & set(
-        _parameters(original_class(current).set_timesteps)
-    )
+    given |= _asks(pipe).timesteps & set(_parameters(original_class(current).set_timesteps))
     if current.config.get("use_dynamic_shifting"):
         given |= {"mu"}
     missing = given - set(takes)

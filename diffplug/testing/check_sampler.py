@@ -67,7 +67,7 @@ def _require_same(got: Tensor, wanted: Tensor, what: str, tolerance: float = 0.0
 
 
 def asked_before_a_run(sampler: Sampler) -> None:
-    """Before `set_timesteps` a scheduler scales its input all the same, or says in a sentence what it needs."""
+    """Before `set_timesteps` a scheduler scales its input all the same, or says what it needs."""
     scheduler, x = sampler.new(), noise()
     if not hasattr(scheduler, "scale_model_input"):
         return

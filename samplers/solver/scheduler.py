@@ -99,7 +99,7 @@ class SolverScheduler(DecidingScheduler):
             )
         super().__init__(**{name: value for name, value in options.items() if name not in own})
         self._parsed: tuple[Any, ScheduleBook] = None, ScheduleBook()
-        self._table: SolverTable | None = None
+        self._table: SolverTable = None  # type: ignore[assignment]
         self._decided: SolverSchedule | None = None
         self._hidden = 0
         self._forget()
