@@ -12,6 +12,7 @@ from diffusers import SchedulerMixin
 
 from diffplug.intercept import Around, PipelineCall, Undo, bare_copy, intercept_call, original_class
 from diffplug.noise import families as noise
+from diffplug.noise.prediction import is_continuous
 from diffplug.pipeline_quirks import lost_arguments
 from diffplug.scheduler_calls import SchedulerCalls, scheduler_calls
 from diffplug.scheduler_options import ALONE, OPTIONS, ancestor, handed_on
@@ -233,11 +234,6 @@ def world(scheduler: Any) -> str:
     if kind == "flow" or (kind == "solver" and scheduler.config.get("use_flow_sigmas")):
         return _FLOW
     return _NOISE if kind in _NOISE_FAMILIES else f"{kind} models"
-
-
-def is_continuous(config: Mapping[str, Any]) -> bool:
-    """Whether a network is told 0.25 log sigma at any sigma, as SVD is, and not one of so many timesteps."""
-    return config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
 
 
 def check_noise(scheduler: Any, current: Any) -> None:

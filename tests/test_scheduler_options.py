@@ -25,6 +25,7 @@ from diffusers import (
 )
 
 from diffplug.noise.families import KNOWN
+from diffplug.noise.stochastic import stochastic
 from diffplug.plug import plug
 from diffplug.registry import sampler
 from diffplug.samplers import DCSolverScheduler, SolverScheduler
@@ -149,6 +150,19 @@ def test_continuous_models_keep_schedulers_that_tell_them_their_noise() -> None:
                 plug(pipe, cls)
         with plug(pipe, EulerDiscreteScheduler):
             assert pipe.scheduler.config.timestep_type == "continuous"
+        with pytest.raises(ValueError, match="steer with churn"):
+            stochastic(pipe.scheduler)
+
+
+@pytest.mark.pipe
+def test_preconditioned_models_are_a_world_of_their_own() -> None:
+    pipe = tiny("sdxl")
+    pipe.scheduler = diffusers.EDMEulerScheduler(prediction_type="v_prediction", sigma_max=120.0)
+    for cls in (SolverScheduler, DCSolverScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler):
+        with pytest.raises(ValueError, match="is for noise prediction, but .* is for edm models"):
+            plug(pipe, cls)
+    with plug(pipe, diffusers.EDMDPMSolverMultistepScheduler):
+        pipe(**tiny.inputs("sdxl"))
 
 
 @pytest.mark.pipe

@@ -6,6 +6,7 @@ from typing import Any
 
 from diffplug.noise.families import FLOW, family, known
 from diffplug.noise.position import base_name
+from diffplug.noise.prediction import is_continuous
 
 _REMEMBERS_NOISE = frozenset({"IPNDMScheduler"})
 _NOISE_TYPES = ("deis", "dpmsolver", "sde-dpmsolver", "noise_prediction")
@@ -56,6 +57,11 @@ def stochastic(scheduler: Any, order: int = 1) -> Any:
     if adds_noise(scheduler):
         return scheduler
     options: dict[str, Any] = {"algorithm_type": "sde-dpmsolver++", "solver_order": order}
+    if is_continuous(scheduler.config):
+        raise ValueError(
+            "a model with timestep_type='continuous' is told its noise, which SDE-DPM-Solver++ does not tell: "
+            "steer with churn"
+        )
     if family(scheduler) is not FLOW:
         return DPMSolverMultistepScheduler.from_config(
             scheduler.config, **options, final_sigmas_type="zero", use_karras_sigmas=False

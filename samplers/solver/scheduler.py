@@ -278,7 +278,10 @@ class SolverScheduler(DecidingScheduler):
             x = self._enter(timestep, x)
         i: int = self._step_index  # type: ignore[assignment]
         if i >= steps:
-            raise ValueError(f"all {steps} steps are done: call set_timesteps before the next run")
+            raise ValueError(
+                f"all {steps} steps are done: call set_timesteps before the next run, and give every thread "
+                "a pipeline of its own"
+            )
         keep, gain = self._mixes[i]
         data = (
             torch.mul(model_output, gain) if keep == 0 else torch.mul(x, keep).add_(model_output, alpha=gain)
