@@ -59,7 +59,7 @@ def stochastic(scheduler: Any, order: int = 1) -> Any:
     options: dict[str, Any] = {"algorithm_type": "sde-dpmsolver++", "solver_order": order}
     if is_continuous(scheduler.config):
         raise ValueError(
-            "a model with timestep_type='continuous' is told its noise, which SDE-DPM-Solver++ does not tell: "
+            "a model with timestep_type='continuous' is told its noise, SDE-DPM-Solver++ tells timesteps: "
             "steer with churn"
         )
     if family(scheduler) is not FLOW:
