@@ -55,7 +55,7 @@ def config_mix(scheduler: Any, at: Level) -> tuple[float, float]:
 
 
 def is_continuous(config: Mapping[str, Any]) -> bool:
-    """Return whether a network is told 0.25 log sigma, as SVD is, and not one of so many timesteps."""
+    """Return whether a network is told 0.25 log sigma at any sigma, as SVD is, and no timestep."""
     return config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
 
 

@@ -7,6 +7,7 @@ One that keeps the graph of pictures that require gradients says so by an attrib
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -22,7 +23,18 @@ if TYPE_CHECKING:
     from diffplug.rewards.compose import Weighted as Weighted
     from diffplug.rewards.spec import parse as parse
 
-__all__ = ["Reward", "Standardised", "Weighted", "get", "names", "parse", "score"]
+__all__ = [
+    "Reward",
+    "Standardised",
+    "Weighted",
+    "ask",
+    "check_prompts",
+    "get",
+    "names",
+    "parse",
+    "prepare",
+    "score",
+]
 
 Reward = Callable[[torch.Tensor, list[str]], Any]
 
@@ -63,7 +75,7 @@ def score(
     """
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts: give one prompt for each image")
-    returned = reward(images, list(prompts))
+    returned = ask(reward, images.clone(), list(prompts))  # it may write into what it is given
     scores = _numbers(returned, graph)
     if scores is not None and scores.shape == (len(images), 1):
         scores = scores[:, 0]
@@ -73,6 +85,29 @@ def score(
             f"it returned {_described(returned)}"
         )
     return scores
+
+
+def ask(reward: Reward, images: torch.Tensor, prompts: list[str]) -> Any:
+    """Return what a reward returns; one whose arguments are named (prompts, images) gets them that way."""
+    try:
+        named = list(inspect.signature(reward).parameters)[:2]
+    except (TypeError, ValueError):  # built-in functions have none
+        named = []
+    return reward(prompts, images) if named == ["prompts", "images"] else reward(images, prompts)  # type: ignore[arg-type]
+
+
+def prepare(reward: Any) -> None:
+    """Load what a reward needs, if it says how (`reward.prepare()`), so that bad weights are told early."""
+    own = getattr(reward, "prepare", None)
+    if callable(own):
+        own()
+
+
+def check_prompts(reward: Any, prompts: Sequence[str]) -> None:
+    """Raise ValueError for prompts that a reward cannot read, if it says so (`reward.check_prompts(...)`)."""
+    own = getattr(reward, "check_prompts", None)
+    if callable(own):
+        own(prompts)
 
 
 def _numbers(returned: Any, graph: bool) -> torch.Tensor | None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffplug.testing.gaussian_model import is_flow
+from diffplug.testing.closed_form.gaussian import is_flow
 from diffplug.testing.sampler_runs import (
     ROWS,
     SHAPE,

@@ -14,7 +14,7 @@ from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.metric import AGGREGATES, WORST, Metric
 from diffplug.samplers.search.problem import Problem
 
-__all__ = ["Contest", "Scored", "p_value"]
+__all__ = ["PairedComparison", "Scored", "p_value"]
 
 Floats = npt.NDArray[np.float64]
 SMALLEST = 16  # pairs in the first part
@@ -48,7 +48,7 @@ def p_value(candidate: Floats, known: Floats, aggregate: Callable[[Floats], Any]
 
 
 @dataclass
-class Contest:
+class PairedComparison:
     """Scores schedules on a problem by a metric; the pairs are the same for all.
 
     prune: whether a schedule is given up once a permutation test at the level 0.01 finds it worse than the
@@ -65,7 +65,7 @@ class Contest:
     _known: dict[SolverSchedule, Scored] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        n = len(self.problem.truth)
+        n = len(self.problem.prompts)
         ends = (
             [end for end in (n // 4, n // 2) if end >= SMALLEST] if self.prune and self.metric.paired else []
         )
@@ -77,7 +77,7 @@ class Contest:
             return self._limited(self._known[schedule])
         bar = None if against is None or len(self._parts) == 1 else self.score(against)
         found = self._score(schedule, bar)
-        if found.pairs == len(self.problem.truth):
+        if found.pairs == len(self.problem.reference):
             kept = found if self.metric.paired else replace(found, marks=np.zeros(0))
             self._known[schedule] = kept
         return self._limited(found)
@@ -91,10 +91,10 @@ class Contest:
         off: list[Floats] = []
         for part in self._parts:
             final = part.final(schedule)
-            off.append(np.square(final - part.truth).mean(axis=1))
+            off.append(np.square(final - part.reference).mean(axis=1))
             sound = np.isfinite(off[-1]).all()
             marks.append(self.metric.marks(part, final) if sound else np.full(len(final), np.inf))
-            self.spent += len(final) / len(self.problem.truth)
+            self.spent += len(final) / len(self.problem.reference)
             if not np.isfinite(marks[-1]).all():
                 return Scored(WORST, np.inf, np.concatenate(marks), sum(map(len, off)))
             if bar is not None and part is not self._parts[-1] and self._worse(np.concatenate(marks), bar):
@@ -107,7 +107,7 @@ class Contest:
 
     def _told(self, marks: Floats, off: Floats, bar: Scored | None) -> Scored:
         error, pairs = float(off.mean()), len(off)
-        if pairs < len(self.problem.truth) and bar is not None:
+        if pairs < len(self.problem.reference) and bar is not None:
             aggregate = AGGREGATES[self.metric.aggregate]  # type: ignore[attr-defined]
             behind = float(aggregate(marks) - aggregate(bar.marks[:pairs]))
             return Scored(bar.value + max(behind, 0.0), error, marks, pairs)

@@ -18,7 +18,16 @@ import numpy.typing as npt
 from diffplug.registry import unknown
 from diffplug.samplers.search.problem import Problem
 
-__all__ = ["AGGREGATES", "FORGIVING", "WORST", "LatentError", "Metric", "check_metric", "parse_metric"]
+__all__ = [
+    "AGGREGATES",
+    "FORGIVING",
+    "WORST",
+    "LatentError",
+    "Metric",
+    "RobustError",
+    "check_metric",
+    "parse_metric",
+]
 
 Floats = npt.NDArray[np.float64]
 WORST = 1e6
@@ -61,10 +70,10 @@ class Metric(Protocol):
     def ceiling(self) -> float | None: ...
 
     def marks(self, problem: Problem, final: Floats) -> Floats:
-        """Of samples [n, d]: [n] where paired, else [n, ...] to be compared as a whole."""
+        """Return scores [n] for a paired metric, or features [n, ...] that `value` compares as a set."""
 
     def value(self, problem: Problem, marks: Floats) -> float:
-        """The number that is minimised; `problem` has as many pairs as there are marks."""
+        """Return the number that is minimised; `problem` has as many pairs as there are marks."""
 
 
 @dataclass(frozen=True)
@@ -92,23 +101,41 @@ class LatentError(Paired):
         return "latent-mse" if self.aggregate == "mean" else f"latent-mse:{self.aggregate}"
 
     def marks(self, problem: Problem, final: Floats) -> Floats:
-        return np.asarray(np.square(final - problem.truth).mean(axis=1))
+        return np.asarray(np.square(final - problem.reference).mean(axis=1))
 
 
-def parse_metric(spec: str) -> Metric:
-    """The metric that a text describes: see `METRIC_FORMS`; ValueError quotes what it cannot read."""
+@dataclass(frozen=True)
+class RobustError(LatentError):
+    """The same by the problem's robust loss: errors of pairs beyond hope count by their logarithm."""
+
+    @property
+    def name(self) -> str:
+        return "robust"
+
+    def marks(self, problem: Problem, final: Floats) -> Floats:
+        return problem.loss(super().marks(problem, final))
+
+
+def parse_metric(spec: str, *, ceiling: float = 1.0) -> Metric:
+    """Return the metric that a text describes: see `METRIC_FORMS`; ValueError quotes what it cannot read.
+
+    ceiling: of rewards, see `RewardScore`.
+    """
     head, _, rest = spec.partition(":")
-    if head == "latent-mse":
+    if head in ("latent-mse", "error"):
         return LatentError(rest or "mean")
+    if spec == "robust":
+        return RobustError()
     if head in AGGREGATES and not rest:
         return LatentError(head)
     from diffplug.samplers.search import picture_metrics
 
-    return picture_metrics.parse_picture_metric(spec, METRIC_FORMS)
+    return picture_metrics.parse_picture_metric(spec, METRIC_FORMS, ceiling)
 
 
 METRIC_FORMS = (
-    "latent-mse[:median|trimmed|p95|log]",
+    "error[:median|trimmed|p95|log]",
+    "robust",
     "features[-AGGREGATE]:EXTRACTOR",
     "fid:EXTRACTOR",
     "kid:EXTRACTOR",
@@ -123,9 +150,9 @@ def check_metric(metric: Metric, problem: Problem, worse: Floats) -> None:
 
     worse: final samples of a solver of few steps. A reward may like them better: it is no distance.
     """
-    marks = metric.marks(problem, problem.truth)
-    if metric.paired and marks.shape != (len(problem.truth),):
-        raise ValueError(f"metric {metric.name!r} gives {marks.shape} for {len(problem.truth)} pairs")
+    marks = metric.marks(problem, problem.reference)
+    if metric.paired and marks.shape != (len(problem.reference),):
+        raise ValueError(f"metric {metric.name!r} gives {marks.shape} for {len(problem.reference)} pairs")
     if bad := int((~np.isfinite(marks)).sum()):
         raise ValueError(
             f"metric {metric.name!r} gives {bad} of {marks.size} numbers that are not finite for the "

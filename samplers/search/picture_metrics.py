@@ -87,7 +87,7 @@ class FeatureDistance(Paired):
         return f"features{'' if self.aggregate == 'mean' else f'-{self.aggregate}'}:{self.label}"
 
     def marks(self, problem: Problem, final: Floats) -> Floats:
-        wanted = self._known.get(problem, lambda: self._layers(problem, problem.truth))
+        wanted = self._known.get(problem, lambda: self._layers(problem, problem.reference))
         pairs = zip(self._layers(problem, final), wanted, strict=True)
         return np.sum([((a - b) ** 2).sum(1).flatten(1).mean(1).numpy() for a, b in pairs], axis=0)
 
@@ -108,10 +108,10 @@ class OwnDistance(Paired):
         return self.label
 
     def marks(self, problem: Problem, final: Floats) -> Floats:
-        wanted = self._known.get(problem, lambda: problem.pictures(problem.truth))
+        wanted = self._known.get(problem, lambda: problem.pictures(problem.reference))
         found = _asked(self.label, self.function, problem.pictures(final), wanted)
         try:
-            return torch.as_tensor(found).detach().double().cpu().numpy()
+            return torch.as_tensor(found).detach().cpu().double().numpy()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"metric {self.label!r} gives a {type(found).__name__}: return a number for each picture"
@@ -167,7 +167,7 @@ class _Distribution:
     def value(self, problem: Problem, marks: Floats) -> float:
         if len(marks) < 2:
             raise ValueError(f"metric {self.name!r} compares sets: give at least 2 pairs")
-        real = self._known.get(problem, lambda: self.marks(problem, problem.truth))
+        real = self._known.get(problem, lambda: self.marks(problem, problem.reference))
         return self._distance(torch.from_numpy(real), torch.from_numpy(marks))
 
     def _distance(self, real: Tensor, fake: Tensor) -> float:
@@ -215,8 +215,8 @@ class _AsTheyAre(torch.nn.Module):
         return features
 
 
-def parse_picture_metric(spec: str, forms: tuple[str, ...]) -> Metric:
-    """The metric of pictures that a text describes; ValueError quotes what it cannot read."""
+def parse_picture_metric(spec: str, forms: tuple[str, ...], ceiling: float = 1.0) -> Metric:
+    """Return the metric of pictures that a text describes; ValueError quotes what it cannot read."""
     head, _, rest = spec.partition(":")
     kind, _, aggregate = head.partition("-")
     if kind == "features" and rest and (not aggregate or aggregate in AGGREGATES):
@@ -224,7 +224,7 @@ def parse_picture_metric(spec: str, forms: tuple[str, ...]) -> Metric:
     if head in ("fid", "kid") and rest:
         return {"fid": Frechet, "kid": Kernel}[head](extractor(rest), rest)
     if head == "reward" and rest:
-        return RewardScore(reward=parse(rest), label=rest)
+        return RewardScore(reward=parse(rest), label=rest, ceiling=ceiling)
     if rest:
         return OwnDistance(function=_own("metric", spec), label=spec)
     raise ValueError(f"metric {spec!r} is unknown: write one of {', '.join(forms)}")

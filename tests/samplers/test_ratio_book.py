@@ -18,7 +18,7 @@ from diffplug.samplers.dc_solver.ratios import RatioBook
 from diffplug.samplers.schedule import presets
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search.rungs import with_ratios
+from diffplug.samplers.search.parameters import with_ratios
 from diffplug.testing import tiny
 
 FOUR, SIX = [1.0, 1.0, 0.9, 1.2], [1.0, 1.0, 0.93, 0.81, 1.22, 1.07]

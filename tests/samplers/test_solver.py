@@ -16,7 +16,7 @@ from diffplug.samplers.schedule.grids import GRIDS
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.solver.scheduler import SolverScheduler
 from diffplug.testing.check_sampler import SAMPLER_LAWS, check_sampler
-from diffplug.testing.gaussian_model import GaussianModel
+from diffplug.testing.closed_form.gaussian import GaussianModel
 
 by_name = pytest.mark.parametrize("law", SAMPLER_LAWS, ids=lambda law: law.__name__)
 UNIPC3 = {"solver_order": 3, "solver_type": "bh1", "final_sigmas_type": "sigma_min"}

@@ -12,7 +12,7 @@ from diffplug.registry import SAMPLERS
 from diffplug.samplers import DCSolverScheduler
 from diffplug.scheduler_plug import SchedulerPlug
 from diffplug.testing import SAMPLER_LAWS, check_sampler
-from diffplug.testing.gaussian_model import GaussianModel, network_levels
+from diffplug.testing.closed_form.gaussian import GaussianModel, network_levels
 
 RATIOS = {
     1: [1.0],

@@ -1,0 +1,438 @@
+"""`search`: the best few-step solver for a pipeline as it stands, found from runs of that pipeline alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from diffplug.rewards import Reward, parse
+from diffplug.samplers.fingerprint import conditioning_fingerprint
+from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.search.leader import Callbacks, Problems
+from diffplug.samplers.search.metric import FORGIVING, LatentError, Metric, RobustError, parse_metric
+from diffplug.samplers.search.pipeline_problem import (
+    PipelineProblem,
+    PipelineSetup,
+    ends_of,
+    parted,
+    text_digest,
+)
+from diffplug.samplers.search.problem import check_loss, loss_of
+from diffplug.samplers.search.reference import cache_folder
+from diffplug.samplers.search.result import FileRecord, Record, SearchResult, StageResult
+from diffplug.samplers.search.settings import Settings
+from diffplug.samplers.search.space import ScheduleSpace
+from diffplug.samplers.search.stages import FITS, check_stages, run_stages
+from diffplug.samplers.search.starts import longer, on_statistics
+
+__all__ = ["SearchFront", "budgeted", "search", "search_compensation", "search_front", "search_schedule"]
+__all__ += ["tune_schedule"]
+
+TEST, VALIDATION, TAIL = 2_000_000, 1_000_000, 3_000_000
+"""Where the seeds of the sets of pairs begin, counted from the search's own."""
+OLD_STAGES = {"coefficients": "weights", "full": "states"}
+
+
+def search(
+    pipe: Any,
+    prompts: Sequence[str],
+    num_inference_steps: int,
+    guidance_scale: float | None = None,
+    *,
+    objective: str | Metric = "error",
+    stages: Sequence[str] = FITS,
+    start: Sequence[SolverSchedule] = (),
+    settings: Settings | None = None,
+    storage: Any = None,
+    callbacks: Callbacks | None = None,
+) -> SearchResult:
+    """Return the best solver schedule of so many evaluations, with figures on pairs that it has not seen.
+
+    The target is the pipeline's own result after 200 evaluations from the same noise and prompt, or what the
+    objective says. Half of the prompts are searched on, a quarter choose, the last quarter judge; each set
+    has noises of its own, the same for every schedule. The pipeline is run as it is; but for the stage
+    "gradient" nothing is differentiated, so that compiled and quantised ones will do.
+
+    Args:
+        prompts: three at the least, sixty or more for a result that holds; used again with other noises where
+        there are fewer than pairs. objective: a text (`metric.METRIC_FORMS`) or a `Metric`. stages: names out
+        of `stages.STAGES`; `budgeted` chooses them by a budget. start: more schedules to begin with; of other
+        lengths is refused. settings: pairs, budget and the rest, `Settings.of(pairs=24, ...)`. storage: the
+        file or database of progress, to resume and, of decisions, to share between processes.
+
+    Raises ValueError for what cannot be searched, before anything is spent where that is possible.
+    """
+    settings, callbacks = settings or Settings(), callbacks or Callbacks()
+    metric = parse_metric(objective) if isinstance(objective, str) else objective
+    check_stages(stages)
+    _check_steps(num_inference_steps, start)
+    runs, pairs = settings.runs, settings.pairs
+    setup = PipelineSetup(
+        pipe, guidance_scale, dict(runs.options), runs.max_rows, pairs.seed, ends_of(pipe, runs.grid),
+        runs.truth_steps, runs.cache,
+    )  # fmt: skip
+    words = parted(prompts)
+    problems = _problems(setup, words, settings, tested=True)
+    metadata = {
+        **setup.metadata(), "analytic": settings.decisions.analytic, "prompts": text_digest(list(prompts)),
+        "first seed": pairs.seed, "evaluations": num_inference_steps, "metric": metric.name,
+        "pairs": pairs.counts[0],
+    }  # fmt: skip
+    sizes = dict(zip(("searched", "validation", "test"), pairs.counts, strict=True))
+    job = _Job(setup, problems, num_inference_steps, metric, stages, settings, callbacks)
+    return job.run(start, metadata, storage, {"pairs": {**sizes, "tail": pairs.tail}})
+
+
+def budgeted(total: float, stages: Sequence[str] | None = None) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the stages that a budget is good for, and the settings that share it out among them.
+
+    total: schedules run on all searched pairs. Few runs find ratios and a grid, more of them weights; several
+    hundred are worth a search over decisions first. A reward that has a gradient is climbed by name only.
+    """
+    chosen = _worth(total) if stages is None else tuple(stages)
+    check_stages(chosen)
+    if "decisions" not in chosen:
+        return chosen, {"fits": total}
+    most = total if not set(FITS) & set(chosen) else total / 2
+    return chosen, {"trials": most - most // 3, "refinement": int(most // 3), "fits": total - most}
+
+
+def _worth(total: float) -> tuple[str, ...]:
+    if total < 100:
+        return ("ratios",)
+    if total < 1000 or find_spec("optuna") is None:
+        return FITS
+    return ("decisions", *FITS)
+
+
+@dataclass
+class _Job:
+    """One search of a pipeline: its pairs share what the network said, its result gets its metadata."""
+
+    setup: PipelineSetup
+    problems: Problems
+    steps: int
+    metric: Metric
+    stages: Sequence[str]
+    settings: Settings
+    callbacks: Callbacks
+
+    def run(
+        self,
+        start: Sequence[SolverSchedule],
+        metadata: dict[str, Any],
+        storage: Any,
+        more: Mapping[str, Any],
+        record: Record | None = None,
+    ) -> SearchResult:
+        """Return the result; metadata: what is searched. more: what its file says besides."""
+        began = perf_counter()
+        with ExitStack() as stack:
+            cache = self._remember(stack)
+            space, seeds, study = None, list(start), None
+            if "decisions" in self.stages:
+                space, more_seeds, metadata = self._space(metadata)
+                seeds += more_seeds
+                study = self._study(storage, metadata)
+            self._set_loss()
+            found = run_stages(
+                self.problems, self.steps, self.setup.nodes, stages=self.stages, metric=self.metric,
+                start=seeds, settings=self.settings, space=space, study=study,
+                record=record or FileRecord(None if study else storage, metadata),
+                callbacks=self.callbacks,
+            )  # fmt: skip
+        cost = {"network calls": cache.evaluated, "seconds": round(perf_counter() - began, 1)}
+        meta = {**metadata, "steps": self.steps, **more, **_figures(found), **cost}
+        return replace(found, schedule=replace(found.schedule, meta=meta))
+
+    def _remember(self, stack: ExitStack) -> Any:
+        train, *others = (p for p in vars(self.problems).values() if isinstance(p, PipelineProblem))
+        cache = stack.enter_context(train.rollouts.remembering()).network_cache
+        cache.on_evaluation = self.callbacks.on_evaluation
+        for each in others:
+            each.rollouts.network_cache = cache
+        return cache
+
+    def _set_loss(self) -> None:
+        """Fits forgive the pairs that the metric forgives."""
+        train, forgiving = self.problems.train, getattr(self.metric, "aggregate", "") in FORGIVING
+        robust = isinstance(self.metric, RobustError) or (forgiving and len(train.prompts) > 1)
+        train.loss = self.problems.validation.loss = loss_of("robust" if robust else "squared", train)
+        if self.problems.test is not None:
+            self.problems.test.loss = train.loss
+
+    def _space(self, metadata: dict[str, Any]) -> tuple[ScheduleSpace, list[SolverSchedule], dict[str, Any]]:
+        train: Any = self.problems.train
+        settings = self.settings.decisions
+        if settings.analytic and train.levels.flow:
+            raise ValueError(
+                "flow models have no analytic first step: their pipelines do not scale the noise"
+            )
+        mean = train.mean() if settings.analytic else None
+        space = ScheduleSpace(self.steps, train.levels, self.setup.nodes, settings.analytic, mean)
+        if settings.statistics is None:
+            return space, [], metadata
+        from diffplug.samplers.search.model_statistics import kept_statistics
+
+        path = Path(settings.statistics)
+        space = replace(space, statistics=kept_statistics(train, path))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return space, on_statistics(space, settings.grids), {**metadata, "statistics": digest}
+
+    def _study(self, storage: Any, metadata: dict[str, Any]) -> Callable[[], Any]:
+        """Return what opens the study, after a look at what would be refused before anything is run."""
+        from diffplug.samplers.search.decision_stage import check_decisions
+        from diffplug.samplers.search.study import check_study, open_study, quiet
+
+        name = f"{self.steps} evaluations"
+        space = ScheduleSpace(self.steps, self.problems.train.levels, self.setup.nodes)
+        with quiet():
+            check_decisions(space, self.settings, ())
+            check_study(storage, name, metadata)
+        return partial(open_study, storage, name, metadata)
+
+
+def _problems(
+    setup: PipelineSetup, words: Sequence[Sequence[str]], settings: Settings, *, tested: bool
+) -> Problems:
+    """Return the sets of pairs; words: to search on, to choose by and to judge by."""
+    counts, tail = settings.pairs.counts, settings.pairs.tail
+    return Problems(
+        train=setup.problem(words[0], 0, counts[0]),
+        validation=setup.problem(words[1], VALIDATION, counts[1]),
+        test=setup.problem(words[2], TEST, counts[2]) if tested else None,
+        tail=setup.problem(words[1], TAIL, tail) if tail else None,
+        prompts=setup.problem(words[0], 0),
+    )
+
+
+def _check_steps(steps: int, start: Sequence[SolverSchedule]) -> None:
+    if steps < 2:
+        raise ValueError(f"num_inference_steps={steps}: a search needs at least 2")
+    for each in start:
+        if each.nfe != steps:
+            raise ValueError(
+                f"a schedule to begin with has {each.nfe} evaluations, the search is of {steps}: leave it "
+                "out, or search that number"
+            )
+
+
+def _figures(found: SearchResult) -> dict[str, Any]:
+    """Return what a search reached, for the schedule's own record."""
+    taken = [stage for stage in found.stages if stage.accepted]
+    baseline = {"solver": found.baseline, "validation": found.presets[found.baseline]}
+    return {
+        "metric": found.metric,
+        "stage": taken[-1].name if taken else "presets",
+        "baseline": {**baseline, "test": found.baseline_test},
+        "validation": found.validation,
+        "test": found.test,
+        "amplification": taken[-1].amplification if taken else None,
+        "spent": round(found.spent, 2),
+        "versions": {name: version(name) for name in ("diffusers", "torch")},
+    }
+
+
+def search_compensation(
+    pipe: Any,
+    prompts: Sequence[str],
+    num_inference_steps: int,
+    guidance_scale: float | None = None,
+    *,
+    held_out: Sequence[str] | None = None,
+    rungs: Sequence[str] = FITS,
+    loss: str = "squared",
+    resume: bool = True,
+    on_rung: Callable[[StageResult], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+    on_evaluation: Callable[[], None] | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Return the best solver that stages of fits find; a thin name over `search`, with few pairs in mind.
+
+    Args:
+        prompts: to fit to; ten are enough for "ratios", sixty for the stages above. held_out: to choose by;
+        default: every second prompt is kept back. rungs: out of "ratios" (DC-Solver, arXiv 2409.03755),
+        "grid", "weights" and "states". loss: "squared" errors or a "robust" loss of them, which lets go of
+        pairs that end in another picture. resume: continue after the last finished stage of an interrupted
+        search, kept in the folder of converged results. options: further settings (`Settings.of`): grid,
+        seed, tail, truth_steps, options, max_rows, cache.
+
+    Raises ValueError for fewer than two prompts, unknown names, steps below 2, and pipelines whose scheduler
+    is not one of ordinary noise levels.
+    """
+    fit_to, judge_by = _split(prompts, held_out)
+    _check_steps(num_inference_steps, ())
+    check_loss(loss)
+    stages = [OLD_STAGES.get(name, name) for name in rungs]
+    check_stages(stages)
+    settings = Settings.of(**options)
+    runs, pairs = settings.runs, settings.pairs
+    folder = cache_folder() if runs.cache is None else Path(runs.cache)
+    nodes = ends_of(pipe, runs.grid)
+    setup = PipelineSetup(
+        pipe, guidance_scale, dict(runs.options), runs.max_rows, pairs.seed, nodes, runs.truth_steps, folder
+    )
+    problems = Problems(
+        train=setup.problem(fit_to, 0),
+        validation=setup.problem(judge_by, len(fit_to)),
+        tail=setup.problem(judge_by, TAIL, pairs.tail) if pairs.tail else None,
+    )
+    nodes.sigmas(problems.train.levels, num_inference_steps)  # refuses a grid that the model cannot have
+    metadata = {
+        **setup.metadata(),
+        "loss": loss,
+        "pairs": {"fitted": len(fit_to), "held out": len(judge_by), "first seed": pairs.seed},
+        "prompts": text_digest(fit_to, judge_by),
+    }
+    known = {**metadata, "conditioning": conditioning_fingerprint(pipe), "evaluations": num_inference_steps}
+    given = {"on_result": on_rung, "on_stage": on_stage, "on_evaluation": on_evaluation}
+    callbacks = Callbacks(**{name: each for name, each in given.items() if each is not None})  # type: ignore[arg-type]
+    metric = LatentError() if loss == "squared" else RobustError()
+    job = _Job(setup, problems, num_inference_steps, metric, stages, settings, callbacks)
+    return job.run((), metadata, None, {}, FileRecord.named(folder, known, anew=not resume))
+
+
+def _split(prompts: Sequence[str], held_out: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    fit_to, judge_by = list(prompts), list(held_out or ())
+    if held_out is None:
+        fit_to, judge_by = fit_to[::2], fit_to[1::2]
+    if not fit_to or not judge_by:
+        raise ValueError(
+            f"{len(fit_to)} prompts to fit to and {len(judge_by)} to judge by: give at least one of each, "
+            "and ten or more for a result that holds"
+        )
+    return fit_to, judge_by
+
+
+def search_schedule(
+    pipe: Any,
+    prompts: Sequence[str],
+    num_inference_steps: int,
+    guidance_scale: float | None = None,
+    *,
+    metric: str | Metric = "latent-mse",
+    seeds: Sequence[SolverSchedule] = (),
+    storage: Any = None,
+    on_trial: Callable[[float, float], None] | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Return the best schedule that a search over every decision finds (arXiv 2312.07243), polished by fits.
+
+    A thin name over `search` with the stage "decisions" alone. options: further settings (`Settings.of`):
+    trials (400), refinement (100), seconds, prune, pairs, validation, test, tail, seed, method, grid, grids,
+    analytic, statistics, truth_steps, options, max_rows, cache. Raises ValueError as `search` does.
+    """
+    callbacks = Callbacks() if on_trial is None else Callbacks(on_trial=on_trial)
+    return search(
+        pipe, prompts, num_inference_steps, guidance_scale, objective=metric, stages=("decisions",),
+        start=seeds, settings=Settings.of(**{"trials": 400, "refinement": 100, **options}), storage=storage,
+        callbacks=callbacks,
+    )  # fmt: skip
+
+
+def tune_schedule(
+    pipe: Any,
+    prompts: Sequence[str],
+    schedule: SolverSchedule,
+    reward: str | Reward,
+    guidance_scale: float | None = None,
+    *,
+    ceiling: float = 1.0,
+    storage: Any = None,
+    on_step: Callable[[int, float, float], None] | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Return a schedule whose pictures a reward likes better, by gradients through the pipeline.
+
+    A thin name over `search` with the stage "gradient" alone. reward: a spec or a callable with a gradient
+    with respect to its pictures. ceiling: rewards can be flattered, so that what has more than this many
+    times the start's latent error on the validation pairs is not taken. storage: a JSON file to resume from.
+    options: further settings (`Settings.of`): steps (400), batch, rate, check_every, checkpoints, validation
+    and test (64), tail, seed, truth_steps, options, max_rows, cache.
+
+    A step costs about 3 times (4 with checkpoints) the evaluations of `batch` pictures. Raises ValueError for
+    a reward or a pipeline without gradients, settings that cannot be, and a file of another search.
+    """
+    from diffplug.samplers.search.picture_metrics import RewardScore
+
+    called, label = (parse(reward), reward) if isinstance(reward, str) else (reward, _name(reward))
+    metric = RewardScore(reward=called, label=label, ceiling=ceiling)
+    settings = Settings.of(**{"pairs": 64, "validation": 64, "test": 64, **options})
+    return search(
+        pipe, prompts, schedule.nfe, guidance_scale, objective=metric, stages=("gradient",),
+        start=(schedule,), settings=settings, storage=storage,
+        callbacks=Callbacks() if on_step is None else Callbacks(on_step=on_step),
+    )  # fmt: skip
+
+
+def _name(reward: Reward) -> str:
+    return getattr(reward, "__name__", type(reward).__name__)
+
+
+@dataclass(frozen=True)
+class SearchFront:
+    """Searches by their number of evaluations."""
+
+    searches: Mapping[int, SearchResult]
+
+    @property
+    def pareto(self) -> list[tuple[int, float]]:
+        """(evaluations, value on the test pairs) of those that none with fewer evaluations equals."""
+        best, found = np.inf, []
+        for steps, each in sorted(self.searches.items()):
+            value = (each.test or each.validation)["value"]
+            if value < best:
+                best = value
+                found.append((steps, value))
+        return found
+
+    @property
+    def schedules(self) -> list[SolverSchedule]:
+        """The schedules, ready for `Solver(...)`."""
+        return [each.schedule for _, each in sorted(self.searches.items())]
+
+
+def search_front(
+    pipe: Any,
+    prompts: Sequence[str],
+    num_inference_steps: Sequence[int],
+    guidance_scale: float | None = None,
+    *,
+    on_search: Callable[[int], None] | None = None,
+    find: Callable[..., SearchResult] = search_schedule,
+    **options: Any,
+) -> SearchFront:
+    """Return the best schedules of several numbers of evaluations, fewest first, each by `search_schedule`.
+
+    A search begins with the winner of the one before, lengthened (S3 shares its population so). on_search:
+    called with the number whose turn it is. find: what searches. options: its keywords. Raises ValueError as
+    that does.
+    """
+    counts = sorted(set(num_inference_steps))
+    if not counts:
+        raise ValueError("no numbers of evaluations: give one or more, such as [4, 5, 6, 8]")
+    found: dict[int, SearchResult] = {}
+    given = tuple(options.pop("seeds", ()))
+    if idle := [each.nfe for each in given if each.nfe not in counts]:
+        raise ValueError(
+            f"a schedule to begin with has {idle[0]} evaluations, the searches are of "
+            f"{', '.join(map(str, counts))}: leave it out, or search that number as well"
+        )
+    for steps in counts:
+        if on_search is not None:
+            on_search(steps)
+        seeds = [*(each for each in given if each.nfe == steps)]
+        seeds += [longer(each.schedule, steps) for each in list(found.values())[-1:]]
+        found[steps] = find(pipe, prompts, steps, guidance_scale, seeds=seeds, **options)
+    return SearchFront(found)
