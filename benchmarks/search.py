@@ -320,7 +320,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--guidance", type=float, default=5.0, help="of the Shapes model")
     add("--pairs", type=int, default=64, help="of the Shapes model, to search on; twice as many choose")
     add("--fresh", type=int, default=400, help="of the Shapes model, to judge by")
-    add("--metric", default="latent-mse:log", help="of the Shapes model, as for diffplug search s3")
+    add("--metric", default="latent-mse:log", help="of the Shapes model, as for diffplug search --for")
     add("--device", default="cpu", help="of the Shapes model")
     add("--studies", type=Path, default=Path("runs") / "studies", help="folder for unfinished studies")
     add("--json", type=Path, default=RESULTS / "search.json")

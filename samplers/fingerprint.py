@@ -88,7 +88,7 @@ def check_origin(what: str, metas: Iterable[Mapping[str, Any]], pipe: Any) -> No
         if meta.get("architecture", shape) != shape:
             raise ValueError(
                 f"the {what} for {meta.get('steps')} steps belong to another model than this "
-                f"{type(pipe).__name__}: search your own (diffplug search dc)"
+                f"{type(pipe).__name__}: search your own (diffplug search)"
             )
         warnings.warn(
             f"the {what} for {meta.get('steps')} steps were searched for other weights "

@@ -55,7 +55,7 @@ def _loaded(name: str, pattern: str) -> list[SolverSchedule]:
     found = [SolverSchedule.load(path) for path in sorted(shipped_folder(name).glob(pattern))]
     if not found:
         raise ValueError(
-            f"no {pattern} comes with diffplug for {name!r}: search your own (diffplug search dc)"
+            f"no {pattern} comes with diffplug for {name!r}: search your own (diffplug search)"
         )
     return found
 

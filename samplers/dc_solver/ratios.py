@@ -129,7 +129,7 @@ class RatioBook:
             return list(known[scales[0]]), ""
         raise ValueError(
             f"DC ratios are for {self.steps()} steps, the pipeline asked for {steps}: run one of those, or "
-            f"search ratios for {steps} (diffplug search dc)"
+            f"search ratios for {steps} (diffplug search)"
         )
 
     def steps(self) -> str:

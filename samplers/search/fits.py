@@ -87,7 +87,7 @@ def corrector_policies(steps: int, nodes: Nodes, times: Sequence[float]) -> list
 
 
 def multistep(steps: int, nodes: Nodes) -> list[SolverSchedule]:
-    """Return samplers without a corrector on these nodes: what the rungs above the ratios start from."""
+    """Return samplers without a corrector on these nodes: what the stages above the ratios start from."""
     return [dpmpp(steps, nodes), res_multistep(steps, nodes), ipndm(steps, nodes, order=3)]
 
 

@@ -120,7 +120,7 @@ class ModelStatistics:
         except FileNotFoundError as error:
             raise ValueError(
                 f"the statistics in {os.fspath(path)!r} are not there: put the file beside the schedule, or "
-                "measure them (diffplug search statistics)"
+                "measure them (diffplug schedule measure)"
             ) from error
         except (SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)!r} holds no statistics of a model: {error}") from error
