@@ -111,7 +111,7 @@ class _Search:
         return StageResult(
             name=name,
             schedule=schedule,
-            searched=errors(self.problems.train, schedule).figures(),
+            searched={} if name == "gradient" else errors(self.problems.train, schedule).figures(),
             validation=figures(self.judge, schedule),
             evaluations=self._evaluations() - before,
             seconds=round(perf_counter() - began, 1),
