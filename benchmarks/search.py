@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from rich.progress import Progress as Bars
 
+from benchmarks.closed_form import ModelProblem
 from benchmarks.command import opened
 from benchmarks.compact import kept_results, thinned, written
 from benchmarks.search_methods import method as searcher
@@ -35,7 +36,6 @@ from diffplug.rollout import Rollouts
 from diffplug.samplers.fingerprint import fingerprint
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search.closed_form import ModelProblem
 from diffplug.samplers.search.leader import Callbacks, Problems
 from diffplug.samplers.search.metric import FORGIVING, parse_metric
 from diffplug.samplers.search.model_statistics import measure_statistics

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.closed_form import ModelProblem
 from benchmarks.command import opened
 from benchmarks.solver_peers import PEERS, SD, steps_for
 from diffplug import latents
@@ -21,7 +22,6 @@ from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import dpmpp
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search.closed_form import ModelProblem
 from diffplug.samplers.search.pipeline_problem import PipelineProblem
 from diffplug.samplers.search.problem import Errors, Floats, Problem
 from diffplug.samplers.search.reference import refined

@@ -21,7 +21,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage reached: its best schedule, figures on both sets of pairs (the gradient: on one), and its cost.
+    """What a stage reached: its best schedule, figures on both sets of pairs, and what it cost.
 
     evaluations: of the network, each over all pairs of a set, both sets counted; seconds: wall clock.
     amplification: of the schedule's table, see `stability`. accepted: better than what was there, on

@@ -72,25 +72,10 @@ def search(
 
     Raises ValueError for what cannot be searched, before anything is spent where that is possible.
     """
-    settings, callbacks = settings or Settings(), callbacks or Callbacks()
     metric = parse_metric(objective) if isinstance(objective, str) else objective
-    check_stages(stages)
     _check_steps(num_inference_steps, start)
-    runs, pairs = settings.runs, settings.pairs
-    setup = PipelineSetup(
-        pipe, guidance_scale, dict(runs.options), runs.max_rows, pairs.seed, ends_of(pipe, runs.grid),
-        runs.truth_steps, runs.cache,
-    )  # fmt: skip
-    words = parted(prompts)
-    problems = _problems(setup, words, settings, tested=True)
-    metadata = {
-        **setup.metadata(), "analytic": settings.decisions.analytic, "prompts": text_digest(list(prompts)),
-        "first seed": pairs.seed, "evaluations": num_inference_steps, "metric": metric.name,
-        "pairs": pairs.counts[0],
-    }  # fmt: skip
-    sizes = dict(zip(("searched", "validation", "test"), pairs.counts, strict=True))
-    job = _Job(setup, problems, num_inference_steps, metric, stages, settings, callbacks)
-    return job.run(start, metadata, storage, {"pairs": {**sizes, "tail": pairs.tail}})
+    call = (pipe, num_inference_steps, guidance_scale, metric, stages)
+    return _Job.of(call, parted(prompts), settings or Settings(), callbacks).run(start, storage)
 
 
 def budgeted(total: float, stages: Sequence[str] | None = None) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -126,17 +111,44 @@ class _Job:
     stages: Sequence[str]
     settings: Settings
     callbacks: Callbacks
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        call: tuple[Any, ...],
+        words: Sequence[Sequence[str]],
+        settings: Settings,
+        callbacks: Callbacks | None,
+    ) -> _Job:
+        """Return the search of a call; words: prompts to search on, to choose by, perhaps to judge by."""
+        pipe, steps, guidance, metric, stages = call
+        check_stages(stages)
+        runs, pairs = settings.runs, settings.pairs
+        nodes = ends_of(pipe, runs.grid)
+        setup = PipelineSetup(
+            pipe, guidance, dict(runs.options), runs.max_rows, pairs.seed, nodes, runs.truth_steps, runs.cache
+        )
+        problems = Problems(
+            train=setup.problem(words[0], 0, pairs.counts[0]),
+            validation=setup.problem(words[1], VALIDATION, pairs.counts[1]),
+            test=setup.problem(words[2], TEST, pairs.counts[2]) if len(words) > 2 else None,
+            tail=setup.problem(words[1], TAIL, pairs.tail) if pairs.tail else None,
+            prompts=setup.problem(words[0], 0),
+        )
+        nodes.sigmas(problems.train.levels, steps)  # refuses a grid that the model cannot have
+        metadata = {
+            **setup.metadata(), "analytic": settings.decisions.analytic, "metric": metric.name,
+            "evaluations": steps, "first seed": pairs.seed, "pairs": pairs.counts[0],
+            "prompts": text_digest(words),
+        }  # fmt: skip
+        return cls(setup, problems, steps, metric, stages, settings, callbacks or Callbacks(), metadata)
 
     def run(
-        self,
-        start: Sequence[SolverSchedule],
-        metadata: dict[str, Any],
-        storage: Any,
-        more: Mapping[str, Any],
-        record: Record | None = None,
+        self, start: Sequence[SolverSchedule], storage: Any, record: Record | None = None
     ) -> SearchResult:
-        """Return the result; metadata: what is searched. more: what its file says besides."""
-        began = perf_counter()
+        """Return the result; its file says what was searched, how far it came and what that cost."""
+        began, metadata = perf_counter(), self.metadata
         with ExitStack() as stack:
             cache = self._remember(stack)
             space, seeds, study = None, list(start), None
@@ -151,9 +163,11 @@ class _Job:
                 record=record or FileRecord(None if study else storage, metadata),
                 callbacks=self.callbacks,
             )  # fmt: skip
+        pairs = self.settings.pairs
+        sizes = dict(zip(("searched", "validation", "test"), pairs.counts, strict=True))
         cost = {"network calls": cache.evaluated, "seconds": round(perf_counter() - began, 1)}
-        meta = {**metadata, "steps": self.steps, **more, **_figures(found), **cost}
-        return replace(found, schedule=replace(found.schedule, meta=meta))
+        meta = {**metadata, "steps": self.steps, "pairs": {**sizes, "tail": pairs.tail}, **_figures(found)}
+        return replace(found, schedule=replace(found.schedule, meta={**meta, **cost}))
 
     def _remember(self, stack: ExitStack) -> Any:
         train, *others = (p for p in vars(self.problems).values() if isinstance(p, PipelineProblem))
@@ -200,20 +214,6 @@ class _Job:
             check_decisions(space, self.settings, ())
             check_study(storage, name, metadata)
         return partial(open_study, storage, name, metadata)
-
-
-def _problems(
-    setup: PipelineSetup, words: Sequence[Sequence[str]], settings: Settings, *, tested: bool
-) -> Problems:
-    """Return the sets of pairs; words: to search on, to choose by and to judge by."""
-    counts, tail = settings.pairs.counts, settings.pairs.tail
-    return Problems(
-        train=setup.problem(words[0], 0, counts[0]),
-        validation=setup.problem(words[1], VALIDATION, counts[1]),
-        test=setup.problem(words[2], TEST, counts[2]) if tested else None,
-        tail=setup.problem(words[1], TAIL, tail) if tail else None,
-        prompts=setup.problem(words[0], 0),
-    )
 
 
 def _check_steps(steps: int, start: Sequence[SolverSchedule]) -> None:
@@ -275,32 +275,13 @@ def search_compensation(
     _check_steps(num_inference_steps, ())
     check_loss(loss)
     stages = [OLD_STAGES.get(name, name) for name in rungs]
-    check_stages(stages)
-    settings = Settings.of(**options)
-    runs, pairs = settings.runs, settings.pairs
-    folder = cache_folder() if runs.cache is None else Path(runs.cache)
-    nodes = ends_of(pipe, runs.grid)
-    setup = PipelineSetup(
-        pipe, guidance_scale, dict(runs.options), runs.max_rows, pairs.seed, nodes, runs.truth_steps, folder
-    )
-    problems = Problems(
-        train=setup.problem(fit_to, 0),
-        validation=setup.problem(judge_by, len(fit_to)),
-        tail=setup.problem(judge_by, TAIL, pairs.tail) if pairs.tail else None,
-    )
-    nodes.sigmas(problems.train.levels, num_inference_steps)  # refuses a grid that the model cannot have
-    metadata = {
-        **setup.metadata(),
-        "loss": loss,
-        "pairs": {"fitted": len(fit_to), "held out": len(judge_by), "first seed": pairs.seed},
-        "prompts": text_digest(fit_to, judge_by),
-    }
-    known = {**metadata, "conditioning": conditioning_fingerprint(pipe), "evaluations": num_inference_steps}
+    settings = Settings.of(**{"pairs": len(fit_to), "validation": len(judge_by), **options})
     given = {"on_result": on_rung, "on_stage": on_stage, "on_evaluation": on_evaluation}
     callbacks = Callbacks(**{name: each for name, each in given.items() if each is not None})  # type: ignore[arg-type]
-    metric = LatentError() if loss == "squared" else RobustError()
-    job = _Job(setup, problems, num_inference_steps, metric, stages, settings, callbacks)
-    return job.run((), metadata, None, {}, FileRecord.named(folder, known, anew=not resume))
+    call = (pipe, num_inference_steps, guidance_scale, LatentError() if loss == "squared" else RobustError())
+    job = _Job.of((*call, stages), (fit_to, judge_by), settings, callbacks)
+    known = {**job.metadata, "conditioning": conditioning_fingerprint(pipe)}
+    return job.run((), None, FileRecord.named(cache_folder(settings.runs.cache), known, anew=not resume))
 
 
 def _split(prompts: Sequence[str], held_out: Sequence[str] | None) -> tuple[list[str], list[str]]:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
+from benchmarks.closed_form import ModelProblem
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
-from diffplug.samplers.search.closed_form import ModelProblem
 from diffplug.samplers.search.evolution import random_values
 from diffplug.samplers.search.problem import errors
 from diffplug.samplers.search.space import ScheduleSpace

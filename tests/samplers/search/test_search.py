@@ -12,12 +12,12 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
+from benchmarks.closed_form import ModelProblem
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import ddim, unipc
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search import fits
-from diffplug.samplers.search.closed_form import ModelProblem
 from diffplug.samplers.search.leader import Callbacks, Problems
 from diffplug.samplers.search.least_squares import fit, simplex
 from diffplug.samplers.search.parameters import with_ratios
