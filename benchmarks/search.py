@@ -37,8 +37,9 @@ from diffplug.samplers.fingerprint import fingerprint
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.leader import Callbacks, Problems
-from diffplug.samplers.search.metric import FORGIVING, parse_metric
+from diffplug.samplers.search.metric import FORGIVING
 from diffplug.samplers.search.model_statistics import measure_statistics
+from diffplug.samplers.search.picture_metrics import parse_metric
 from diffplug.samplers.search.pipeline_problem import PipelineProblem
 from diffplug.samplers.search.problem import Problem, errors, loss_of
 from diffplug.samplers.search.result import SearchResult

@@ -33,7 +33,8 @@ from diffplug.samplers.library import shipped_folder
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.comparison import PairedComparison, p_value
 from diffplug.samplers.search.leader import Callbacks
-from diffplug.samplers.search.metric import AGGREGATES, Metric, parse_metric
+from diffplug.samplers.search.metric import AGGREGATES, Metric
+from diffplug.samplers.search.picture_metrics import parse_metric
 from diffplug.samplers.search.pipeline_problem import PipelineProblem
 from diffplug.samplers.search.problem import Problem
 from diffplug.samplers.search.result import SearchResult

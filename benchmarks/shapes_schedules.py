@@ -3,10 +3,10 @@
     python -m benchmarks.shapes_schedules
 
 For every number of steps: the best solver that all stages find at guidance 5 (`solver-*.json`), and the
-ratios of DC-Solver on the method's own recipe at several guidance scales (`ratios-*.json`); `polynomial.json` is
-fitted to the latter. Prompts are those of the search split only; half of the pairs judge. What is not better
-than the stock solver is not shipped. The loss is the robust one: with few steps many of these pictures get
-another layout than the converged one has. Prints held-out errors and writes them as JSON.
+ratios of DC-Solver on the method's own recipe at several guidance scales (`ratios-*.json`), to which
+`polynomial.json` is fitted. Prompts are those of the search split only; half of the pairs judge. What is not
+better than the stock solver is not shipped. The loss is the robust one: with few steps many of these pictures
+get another layout than the converged one has. Prints held-out errors and writes them as JSON.
 
 Takes hours. What is finished is kept in a folder of --work that is named by model and settings, and a second
 run goes on from there; shipped files are replaced at the very end. Several processes may search at once, each

@@ -54,9 +54,7 @@ def shipped_polynomial(name: str) -> CompensationPolynomial | None:
 def _loaded(name: str, pattern: str) -> list[SolverSchedule]:
     found = [SolverSchedule.load(path) for path in sorted(shipped_folder(name).glob(pattern))]
     if not found:
-        raise ValueError(
-            f"no {pattern} comes with diffplug for {name!r}: search your own (diffplug search)"
-        )
+        raise ValueError(f"no {pattern} comes with diffplug for {name!r}: search your own (diffplug search)")
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,13 +13,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 from diffplug.rewards import Reward, parse
 from diffplug.samplers.fingerprint import conditioning_fingerprint
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.leader import Callbacks, Problems
-from diffplug.samplers.search.metric import FORGIVING, LatentError, Metric, RobustError, parse_metric
+from diffplug.samplers.search.metric import FORGIVING, LatentError, Metric, RobustError
+from diffplug.samplers.search.picture_metrics import parse_metric
 from diffplug.samplers.search.pipeline_problem import (
     PipelineProblem,
     PipelineSetup,
@@ -33,9 +32,9 @@ from diffplug.samplers.search.result import FileRecord, Record, SearchResult, St
 from diffplug.samplers.search.settings import Settings
 from diffplug.samplers.search.space import ScheduleSpace
 from diffplug.samplers.search.stages import FITS, check_stages, run_stages
-from diffplug.samplers.search.starts import longer, on_statistics
+from diffplug.samplers.search.starts import on_statistics
 
-__all__ = ["SearchFront", "budgeted", "search", "search_compensation", "search_front", "search_schedule"]
+__all__ = ["budgeted", "search", "search_compensation", "search_schedule"]
 __all__ += ["tune_schedule"]
 
 TEST, VALIDATION, TAIL = 2_000_000, 1_000_000, 3_000_000
@@ -65,9 +64,9 @@ def search(
 
     Args:
         prompts: three at the least, sixty or more for a result that holds; used again with other noises where
-        there are fewer than pairs. objective: a text (`metric.METRIC_FORMS`) or a `Metric`. stages: names out
-        of `stages.STAGES`; `budgeted` chooses them by a budget. start: more schedules to begin with; of other
-        lengths is refused. settings: pairs, budget and the rest, `Settings.of(pairs=24, ...)`. storage: the
+        there are fewer than pairs. objective: a text (`picture_metrics.METRIC_FORMS`) or a `Metric`. stages:
+        names out of `stages.STAGES`; `budgeted` chooses them by a budget. start: more schedules to begin
+        with; another length is refused. settings: pairs, budget and the rest, `Settings.of(pairs=24, ...)`. storage: the
         file or database of progress, to resume and, of decisions, to share between processes.
 
     Raises ValueError for what cannot be searched, before anything is spent where that is possible.
@@ -359,61 +358,3 @@ def tune_schedule(
 
 def _name(reward: Reward) -> str:
     return getattr(reward, "__name__", type(reward).__name__)
-
-
-@dataclass(frozen=True)
-class SearchFront:
-    """Searches by their number of evaluations."""
-
-    searches: Mapping[int, SearchResult]
-
-    @property
-    def pareto(self) -> list[tuple[int, float]]:
-        """(evaluations, value on the test pairs) of those that none with fewer evaluations equals."""
-        best, found = np.inf, []
-        for steps, each in sorted(self.searches.items()):
-            value = (each.test or each.validation)["value"]
-            if value < best:
-                best = value
-                found.append((steps, value))
-        return found
-
-    @property
-    def schedules(self) -> list[SolverSchedule]:
-        """The schedules, ready for `Solver(...)`."""
-        return [each.schedule for _, each in sorted(self.searches.items())]
-
-
-def search_front(
-    pipe: Any,
-    prompts: Sequence[str],
-    num_inference_steps: Sequence[int],
-    guidance_scale: float | None = None,
-    *,
-    on_search: Callable[[int], None] | None = None,
-    find: Callable[..., SearchResult] = search_schedule,
-    **options: Any,
-) -> SearchFront:
-    """Return the best schedules of several numbers of evaluations, fewest first, each by `search_schedule`.
-
-    A search begins with the winner of the one before, lengthened (S3 shares its population so). on_search:
-    called with the number whose turn it is. find: what searches. options: its keywords. Raises ValueError as
-    that does.
-    """
-    counts = sorted(set(num_inference_steps))
-    if not counts:
-        raise ValueError("no numbers of evaluations: give one or more, such as [4, 5, 6, 8]")
-    found: dict[int, SearchResult] = {}
-    given = tuple(options.pop("seeds", ()))
-    if idle := [each.nfe for each in given if each.nfe not in counts]:
-        raise ValueError(
-            f"a schedule to begin with has {idle[0]} evaluations, the searches are of "
-            f"{', '.join(map(str, counts))}: leave it out, or search that number as well"
-        )
-    for steps in counts:
-        if on_search is not None:
-            on_search(steps)
-        seeds = [*(each for each in given if each.nfe == steps)]
-        seeds += [longer(each.schedule, steps) for each in list(found.values())[-1:]]
-        found[steps] = find(pipe, prompts, steps, guidance_scale, seeds=seeds, **options)
-    return SearchFront(found)

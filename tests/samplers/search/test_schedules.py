@@ -243,7 +243,7 @@ def test_bad_requests_are_refused() -> None:
 def test_what_was_fitted_to_a_seed_is_not_lost() -> None:
     """The space encodes decisions; a seed's weights are not among them, and are the best there is here."""
     from diffplug.samplers.schedule.presets import dpmpp
-    from diffplug.samplers.search.refine import refine
+    from diffplug.samplers.search.fits import refine
 
     train, judge = mixture(16, 1), mixture(16, 2)
     fitted, _ = refine(train, dpmpp(4, LINSPACE), score=lambda s: errors(judge, s).mean, evaluations=90)
