@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from rich.progress import Progress as Bars
 
+from benchmarks.closed_form import ModelProblem
 from benchmarks.command import opened
 from benchmarks.compact import kept_results, thinned, written
 from benchmarks.search_methods import method as searcher
@@ -35,10 +36,10 @@ from diffplug.rollout import Rollouts
 from diffplug.samplers.fingerprint import fingerprint
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search.closed_form import ModelProblem
 from diffplug.samplers.search.leader import Callbacks, Problems
-from diffplug.samplers.search.metric import FORGIVING, parse_metric
+from diffplug.samplers.search.metric import FORGIVING
 from diffplug.samplers.search.model_statistics import measure_statistics
+from diffplug.samplers.search.picture_metrics import parse_metric
 from diffplug.samplers.search.pipeline_problem import PipelineProblem
 from diffplug.samplers.search.problem import Problem, errors, loss_of
 from diffplug.samplers.search.result import SearchResult
@@ -320,7 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--guidance", type=float, default=5.0, help="of the Shapes model")
     add("--pairs", type=int, default=64, help="of the Shapes model, to search on; twice as many choose")
     add("--fresh", type=int, default=400, help="of the Shapes model, to judge by")
-    add("--metric", default="latent-mse:log", help="of the Shapes model, as for diffplug search s3")
+    add("--metric", default="latent-mse:log", help="of the Shapes model, as for diffplug search --for")
     add("--device", default="cpu", help="of the Shapes model")
     add("--studies", type=Path, default=Path("runs") / "studies", help="folder for unfinished studies")
     add("--json", type=Path, default=RESULTS / "search.json")

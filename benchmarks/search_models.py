@@ -8,10 +8,10 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
+from benchmarks.closed_form import ModelProblem
 from diffplug.network_cache import NetworkCache
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
-from diffplug.samplers.search.closed_form import ModelProblem
 from diffplug.testing.closed_form.posterior_means import digits, round_mixture
 
 SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

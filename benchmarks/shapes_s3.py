@@ -1,6 +1,6 @@
 """Searches whole schedules for the Shapes model and ships what is better: run again for new weights.
 
-    python -m benchmarks.shapes_schedules     first: the solvers that the rungs find
+    python -m benchmarks.shapes_schedules     first: the solvers that the fits find
     python -m benchmarks.shapes_s3            then: schedules for 4, 5, 6, 8 and 10 evaluations
 
 Prompts to search on and to choose by are those of the search split, the judging ones those of the test split.
@@ -33,7 +33,8 @@ from diffplug.samplers.library import shipped_folder
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.comparison import PairedComparison, p_value
 from diffplug.samplers.search.leader import Callbacks
-from diffplug.samplers.search.metric import AGGREGATES, Metric, parse_metric
+from diffplug.samplers.search.metric import AGGREGATES, Metric
+from diffplug.samplers.search.picture_metrics import parse_metric
 from diffplug.samplers.search.pipeline_problem import PipelineProblem
 from diffplug.samplers.search.problem import Problem
 from diffplug.samplers.search.result import SearchResult
@@ -163,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fresh", type=int, default=300, help="test prompts that judge")
     add("--trials", type=int, default=200, help="schedules for each number of evaluations")
     add("--refinement", type=int, default=80, help="runs for least squares at the end")
-    add("--metric", default="latent-mse:log", help="as for diffplug search s3")
+    add("--metric", default="latent-mse:log", help="as for diffplug search --for")
     add("--device", default="cpu")
     add("--out", type=Path, default=shipped_folder("shapes"))
     add("--studies", type=Path, default=Path("runs") / "studies", help="folder for unfinished studies")

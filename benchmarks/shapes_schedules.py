@@ -2,15 +2,15 @@
 
     python -m benchmarks.shapes_schedules
 
-For every number of steps: the best solver that all rungs find at guidance 5 (`solver-*.json`), and the ratios
-of DC-Solver on the method's own recipe at several guidance scales (`ratios-*.json`); `polynomial.json` is
-fitted to the latter. Prompts are those of the search split only; half of the pairs judge. What is not better
-than the stock solver is not shipped. The loss is the robust one: with few steps many of these pictures get
-another layout than the converged one has. Prints held-out errors and writes them as JSON.
+For every number of steps: the best solver that all stages find at guidance 5 (`solver-*.json`), and the
+ratios of DC-Solver on the method's own recipe at several guidance scales (`ratios-*.json`), to which
+`polynomial.json` is fitted. Prompts are those of the search split only; half of the pairs judge. What is not
+better than the stock solver is not shipped. The loss is the robust one: with few steps many of these pictures
+get another layout than the converged one has. Prints held-out errors and writes them as JSON.
 
 Takes hours. What is finished is kept in a folder of --work that is named by model and settings, and a second
 run goes on from there; shipped files are replaced at the very end. Several processes may search at once, each
-with its own --steps, --rungs and --only-search; a last one without these collects what they found.
+with its own --steps, --stages and --only-search; a last one without these collects what they found.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Workshop:
         return Found(replace(fitted, meta=self.origin).to_json(), rows)
 
     def solver(self, steps: int, guidance: float, stages: Sequence[str], say: Say) -> Found:
-        """The best solver of all rungs; no file where it does not beat the stock solvers."""
+        """Return the best solver of all stages; no file where it does not beat the stock solvers."""
         found = search_compensation(
             self.pipe, self.prompts, steps, guidance, rungs=stages, loss=self.loss,
             truth_steps=self.truth, cache=self.cache, on_stage=lambda stage: say(f"solver-{steps}: {stage}"),

@@ -11,8 +11,8 @@ from diffplug.files import atomic_path
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.schedule.steps import Linear, SolverStep
+from diffplug.samplers.search.fits import explicit
 from diffplug.samplers.search.metric import WORST
-from diffplug.samplers.search.refine import explicit
 from diffplug.samplers.search.result import SearchResult
 
 __all__ = ["plot_history", "plot_schedule"]

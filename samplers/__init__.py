@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from diffplug.samplers.schedule.nodes import Nodes as Nodes
     from diffplug.samplers.schedule.presets import PRESETS as PRESETS
     from diffplug.samplers.schedule.schedule import SolverSchedule as SolverSchedule
+    from diffplug.samplers.search.front import search_front as search_front
     from diffplug.samplers.search.search import search_compensation as search_compensation
-    from diffplug.samplers.search.search import search_front as search_front
     from diffplug.samplers.search.search import search_schedule as search_schedule
     from diffplug.samplers.search.search import tune_schedule as tune_schedule
     from diffplug.samplers.solver.compile import compile_schedule as compile_schedule
@@ -47,7 +47,7 @@ _HOMES = {
     "SolverTable": "diffplug.samplers.solver.table",
     "compile_schedule": "diffplug.samplers.solver.compile",
     "search_compensation": "diffplug.samplers.search.search",
-    "search_front": "diffplug.samplers.search.search",
+    "search_front": "diffplug.samplers.search.front",
     "search_schedule": "diffplug.samplers.search.search",
     "tune_schedule": "diffplug.samplers.search.search",
 }

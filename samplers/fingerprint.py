@@ -118,7 +118,7 @@ def check_origin(what: str, metas: Iterable[Mapping[str, Any]], pipe: Any) -> No
         if meta.get("architecture", shape) != shape:
             raise ValueError(
                 f"the {what} for {shown(meta.get('steps'))} steps belong{'s' if one else ''} to another "
-                f"model than this {type(pipe).__name__}: search your own (diffplug search dc)"
+                f"model than this {type(pipe).__name__}: search your own (diffplug search)"
             )
         warnings.warn(
             f"the {what} for {shown(meta.get('steps'))} steps {'was' if one else 'were'} searched for other "

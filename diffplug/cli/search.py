@@ -97,8 +97,9 @@ def search(
     """
     if old is not None:
         raise ValueError(f"`search {old}` is one command now: {OLD.get(old, 'leave the word out')}")
-    from diffplug.samplers.search.metric import parse_metric
-    from diffplug.samplers.search.search import budgeted, search_front
+    from diffplug.samplers.search.front import search_front
+    from diffplug.samplers.search.picture_metrics import parse_metric
+    from diffplug.samplers.search.search import budgeted
     from diffplug.samplers.search.search import search as run
     from diffplug.samplers.search.settings import Settings
 
@@ -109,8 +110,8 @@ def search(
     chosen, shares = budgeted(budget, names)
     options = Settings.of(**{"pairs": pairs, "seed": seed, **shares, **given})
     files = {n: out if len(counts) == 1 else out.with_stem(f"{out.stem}-{n}") for n in counts}
-    suffix = ".progress.db" if "decisions" in chosen else ".progress.json"
-    places = {n: progress or path.with_suffix(suffix) for n, path in files.items()}
+    kind = "db" if "decisions" in chosen else "json"
+    places = {n: progress or path.with_suffix(f".progress.{kind}") for n, path in files.items()}
     known = _starts(start or [], counts)
     pipe, words = pipe_and_prompts(model, device, dtype, prompts, max(4 * pairs, 12), seed)
     guidance = with_few_step(pipe, few_step, guidance)
@@ -144,8 +145,7 @@ def _given(words: list[str]) -> dict[str, Any]:
     """Return settings as Python values."""
     if wrong := [word for word in words if "=" not in word]:
         raise ValueError(f"--set {wrong[0]!r}: write NAME=VALUE, such as --set validation=48")
-    pairs = (word.split("=", 1) for word in words)
-    found = {name.strip(): _value(value.strip()) for name, value in pairs}
+    found = {name.strip(): _value(value.strip()) for name, value in (word.split("=", 1) for word in words)}
     if isinstance(found.get("grids"), str):
         found["grids"] = [name.strip() for name in found["grids"].split(",")]
     return found

@@ -91,7 +91,7 @@ class CompensationPolynomial:
             if not low <= value <= high:
                 raise ValueError(
                     f"{name}={value:g} lies outside {low:g} to {high:g}, where this polynomial was fitted: "
-                    "search ratios for it (diffplug search dc)"
+                    "search ratios for it (diffplug search)"
                 )
 
     @classmethod

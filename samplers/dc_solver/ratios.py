@@ -164,7 +164,7 @@ class RatioBook:
             return list(known[scales[0]]), f"{note} its own: plug this very pipeline" if several else ""
         raise ValueError(
             f"DC ratios are for {self.steps()} steps, the pipeline asked for {steps}: run one of those, or "
-            f"search ratios for {steps} (diffplug search dc)"
+            f"search ratios for {steps} (diffplug search)"
         )
 
     def steps(self) -> str:

@@ -14,9 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.comparison import PairedComparison
 from diffplug.samplers.search.evolution import distributions
+from diffplug.samplers.search.fits import refine
 from diffplug.samplers.search.leader import Leader
 from diffplug.samplers.search.metric import WORST
-from diffplug.samplers.search.refine import refine
 from diffplug.samplers.search.result import Record
 from diffplug.samplers.search.settings import BATCH, Settings
 from diffplug.samplers.search.space import ScheduleSpace

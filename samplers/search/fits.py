@@ -1,4 +1,4 @@
-"""Fits of a schedule's numbers from runs alone: ratios, grid, weights. None needs a gradient of the network.
+"""Fits of a schedule's numbers from runs alone: ratios, grid, weights, all of them. None needs a gradient.
 
 Every fit takes a problem and a schedule and gives a schedule; whether it is kept is decided elsewhere, on
 pairs that no fit has seen.
@@ -17,13 +17,25 @@ import numpy.typing as npt
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import dpmpp, ipndm, res_multistep, unipc
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.schedule.steps import Delta
+from diffplug.samplers.schedule.steps import Delta, SolverStep
 from diffplug.samplers.search.least_squares import fit, simplex
 from diffplug.samplers.search.parameters import Parameters, explicit, with_ratios
 from diffplug.samplers.search.problem import Problem, Run, errors
 
-__all__ = ["Metered", "Watch", "best", "coefficients", "corrector_policies", "fitted", "grid", "multistep"]
-__all__ += ["ratios", "regressed"]
+__all__ = [
+    "Metered",
+    "Spent",
+    "Watch",
+    "best",
+    "coefficients",
+    "corrector_policies",
+    "fitted",
+    "grid",
+    "multistep",
+    "ratios",
+    "refine",
+    "regressed",
+]
 
 Floats = npt.NDArray[np.float64]
 Watch = Callable[[SolverSchedule], None]
@@ -87,7 +99,7 @@ def corrector_policies(steps: int, nodes: Nodes, times: Sequence[float]) -> list
 
 
 def multistep(steps: int, nodes: Nodes) -> list[SolverSchedule]:
-    """Return samplers without a corrector on these nodes: what the rungs above the ratios start from."""
+    """Return samplers without a corrector on these nodes: what the stages above the ratios start from."""
     return [dpmpp(steps, nodes), res_multistep(steps, nodes), ipndm(steps, nodes, order=3)]
 
 
@@ -256,3 +268,110 @@ def regressed(
         gram = design.T @ design / len(missing) + ridge * np.eye(i + 1)
         deltas[i] = Delta(tuple(np.linalg.solve(gram, design.T @ missing / len(missing)).tolist()))
     return replace(schedule, deltas=tuple(deltas))
+
+
+LOOK = 0.3  # the share of the runs in which a simplex explores other nodes,
+LEAST_LOOK = 3  # and how many it needs for each of them to be of use
+ENOUGH = 0.7  # a step down that leaves more of the loss is a small one;
+TRIES = 2  # more than one length is tried
+FINER = 10  # steps of the converged run for each of the schedule's, in a regression
+STAGES = (("grid", "weights"), ("grid", "relaxations", "mixtures", "ratios", "weights"))
+"""What is fitted together: the table that the decisions make on their grid, then everything there is."""
+
+
+def refine(
+    problem: Problem,
+    schedule: SolverSchedule,
+    *,
+    score: Callable[[SolverSchedule], float],
+    evaluations: int,
+    stages: Sequence[Sequence[str]] = STAGES,
+    iterations: int = 16,
+    on_better: Callable[[SolverSchedule, int], None] | None = None,
+) -> tuple[SolverSchedule, int]:
+    """Return the schedule with the lowest score that the fits pass through, and how many runs they took.
+
+    They lower the problem's loss (Levenberg-Marquardt, arXiv 2409.03755 for the ratios); `score`, on other
+    pairs, decides what is kept. Where the first step down wins little, least squares are at the wrong place,
+    as when pictures tip over into others: then regressions on converged states propose weights (`regressed`;
+    not for schedules with an analytic first step), on the decisions as they are and on first-order steps, and
+    a simplex explores other nodes, for which weights are proposed again. Each stage begins at the best so far
+    and gets the same share of the runs that are left, of which there are at most `evaluations` in all: where
+    they are too few for one step of every stage, the first gets all of them. on_better: called with every new
+    best one, and the runs so far.
+    """
+    meter, best = Metered(problem, evaluations), schedule
+    known = {best: score(best)}
+
+    def watch(passed: SolverSchedule) -> None:
+        nonlocal best
+        if passed not in known:
+            known[passed] = score(passed)
+        if known[passed] < known[best]:
+            best = passed
+            if on_better is not None:
+                on_better(best, meter.used)
+
+    begin = explicit(best, problem.levels)
+    costs = [2 + sum(Parameters(begin, names).counts) for names in stages]  # of one step down: differences
+    look, least = int(LOOK * evaluations), LEAST_LOOK * sum(Parameters(begin, ("grid",)).counts)
+    if schedule.first == "model" and least <= look <= evaluations - 2 * costs[0]:
+        losses: list[float] = []
+        with meter.at_most(costs[0] + TRIES):
+            fitted(meter, begin, stages[0], iterations=2 + TRIES, watch=watch, losses=losses)
+        if losses and min(losses) > ENOUGH * losses[0]:
+            kept = costs[0]  # the runs of one step down from what is found here
+            for each in dict.fromkeys((replace(begin, deltas=None), _plain(begin))):
+                _propose(meter, each, kept, watch)
+            start = replace(explicit(best, problem.levels), deltas=None)
+            look = int(min(look, meter.left - kept - _proposal_cost(start)))
+            if least <= look:
+                _propose(meter, _explored(meter, start, look, score), costs[0], watch)
+    if max(costs) > meter.left // len(stages):
+        stages = stages[:1]
+    for left, names in zip(range(len(stages), 0, -1), stages, strict=True):
+        with meter.at_most(meter.left // left):
+            fitted(meter, explicit(best, problem.levels), names, iterations=iterations, watch=watch)
+    return best, meter.used
+
+
+def _plain(schedule: SolverSchedule) -> SolverSchedule:
+    """Return first-order steps on the same nodes: with few pairs it matters what weights are added to."""
+    return replace(schedule, steps=(SolverStep(),) * len(schedule.steps), deltas=None, statistics=None)
+
+
+def _proposal_cost(schedule: SolverSchedule) -> int:
+    return len(schedule.steps) + FINER
+
+
+def _propose(meter: Metered, schedule: SolverSchedule, kept: int, watch: Watch) -> None:
+    """Show `watch` the weights of a regression, where it leaves `kept` runs."""
+    cost = _proposal_cost(schedule)
+    if cost > meter.left - kept:
+        return
+    meter.pay(cost)
+    bare = replace(schedule, deltas=None)
+    with suppress(ValueError, np.linalg.LinAlgError):  # states that are not finite
+        watch(regressed(meter.problem, bare, evaluations=FINER * len(schedule.steps)))
+
+
+def _explored(
+    meter: Metered, schedule: SolverSchedule, runs: int, score: Callable[[SolverSchedule], float]
+) -> SolverSchedule:
+    """Return the schedule with the lowest score that a simplex over the nodes has passed."""
+    numbers, passed = Parameters(schedule, ("grid",)), [schedule]
+
+    def value(theta: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+        try:
+            return errors(meter, numbers.write(theta)).mean_loss
+        except ValueError:  # nodes that ran into each other
+            return np.inf
+
+    with meter.at_most(runs):
+        simplex(
+            value,
+            numbers.read(),
+            evaluations=runs,
+            on_better=lambda theta: passed.append(numbers.write(theta)),
+        )
+    return min(passed, key=score)

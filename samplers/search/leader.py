@@ -8,11 +8,10 @@ from itertools import islice
 from typing import Any
 
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search.comparison import PairedComparison
+from diffplug.samplers.search.comparison import PairedComparison, amplification, blows_up
 from diffplug.samplers.search.metric import LatentError
 from diffplug.samplers.search.problem import Problem, errors
 from diffplug.samplers.search.result import StageResult
-from diffplug.samplers.search.stability import amplification, blows_up
 
 __all__ = ["Callbacks", "Leader", "Problems", "figures"]
 

@@ -26,7 +26,6 @@ __all__ = [
     "Metric",
     "RobustError",
     "check_metric",
-    "parse_metric",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -114,35 +113,6 @@ class RobustError(LatentError):
 
     def marks(self, problem: Problem, final: Floats) -> Floats:
         return problem.loss(super().marks(problem, final))
-
-
-def parse_metric(spec: str, *, ceiling: float = 1.0) -> Metric:
-    """Return the metric that a text describes: see `METRIC_FORMS`; ValueError quotes what it cannot read.
-
-    ceiling: of rewards, see `RewardScore`.
-    """
-    head, _, rest = spec.partition(":")
-    if head in ("latent-mse", "error"):
-        return LatentError(rest or "mean")
-    if spec == "robust":
-        return RobustError()
-    if head in AGGREGATES and not rest:
-        return LatentError(head)
-    from diffplug.samplers.search import picture_metrics
-
-    return picture_metrics.parse_picture_metric(spec, METRIC_FORMS, ceiling)
-
-
-METRIC_FORMS = (
-    "error[:median|trimmed|p95|log]",
-    "robust",
-    "features[-AGGREGATE]:EXTRACTOR",
-    "fid:EXTRACTOR",
-    "kid:EXTRACTOR",
-    "reward:SPEC",
-    "FILE.py:FUNCTION",
-)
-"""How a metric is written on the command line."""
 
 
 def check_metric(metric: Metric, problem: Problem, worse: Floats) -> None:

@@ -1,4 +1,4 @@
-"""Metrics of pictures: distances of features, FID and KID over any extractor, rewards under a ceiling."""
+"""Metrics by name, and those of pictures: feature distances, FID and KID over any extractor, rewards."""
 
 from __future__ import annotations
 
@@ -16,15 +16,28 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from diffplug.rewards import parse, score
 from diffplug.rewards.user_function import user_function
-from diffplug.samplers.search.metric import AGGREGATES, Metric, Paired
+from diffplug.samplers.search.metric import AGGREGATES, LatentError, Metric, Paired, RobustError
 from diffplug.samplers.search.problem import Problem
 
-__all__ = ["EXTRACTORS", "FeatureDistance", "Frechet", "Kernel", "OwnDistance", "RewardScore", "extractor"]
+__all__ = ["EXTRACTORS", "METRIC_FORMS", "FeatureDistance", "Frechet", "Kernel", "OwnDistance", "RewardScore"]
+__all__ += ["extractor", "parse_metric"]
 
 Floats = npt.NDArray[np.float64]
 Extractor = Callable[[Tensor], Any]
 """Features of pictures [n, 3, h, w] in [0, 1]: a tensor [n, ...], or a list of them, one for each layer."""
 BATCH = 16
+
+
+METRIC_FORMS = (
+    "error[:median|trimmed|p95|log]",
+    "robust",
+    "features[-AGGREGATE]:EXTRACTOR",
+    "fid:EXTRACTOR",
+    "kid:EXTRACTOR",
+    "reward:SPEC",
+    "FILE.py:FUNCTION",
+)
+"""How a metric is written on the command line."""
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -215,10 +228,19 @@ class _AsTheyAre(torch.nn.Module):
         return features
 
 
-def parse_picture_metric(spec: str, forms: tuple[str, ...], ceiling: float = 1.0) -> Metric:
-    """Return the metric of pictures that a text describes; ValueError quotes what it cannot read."""
+def parse_metric(spec: str, *, ceiling: float = 1.0) -> Metric:
+    """Return the metric that a text describes: see `METRIC_FORMS`; ValueError quotes what it cannot read.
+
+    ceiling: of rewards, see `RewardScore`.
+    """
     head, _, rest = spec.partition(":")
     kind, _, aggregate = head.partition("-")
+    if head in ("latent-mse", "error"):
+        return LatentError(rest or "mean")
+    if spec == "robust":
+        return RobustError()
+    if spec in AGGREGATES:
+        return LatentError(spec)
     if kind == "features" and rest and (not aggregate or aggregate in AGGREGATES):
         return FeatureDistance(aggregate or "mean", extractor(rest), rest)
     if head in ("fid", "kid") and rest:
@@ -227,7 +249,7 @@ def parse_picture_metric(spec: str, forms: tuple[str, ...], ceiling: float = 1.0
         return RewardScore(reward=parse(rest), label=rest, ceiling=ceiling)
     if rest:
         return OwnDistance(function=_own("metric", spec), label=spec)
-    raise ValueError(f"metric {spec!r} is unknown: write one of {', '.join(forms)}")
+    raise ValueError(f"metric {spec!r} is unknown: write one of {', '.join(METRIC_FORMS)}")
 
 
 def _own(kind: str, place: str) -> Any:

@@ -212,6 +212,6 @@ def parted(prompts: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     return [*words[::4], *words[3::4]], words[1::4], words[2::4]
 
 
-def text_digest(*prompts: Any) -> str:
-    """Return a hash of prompts."""
-    return hashlib.sha256(json.dumps(prompts if len(prompts) > 1 else prompts[0]).encode()).hexdigest()[:16]
+def text_digest(prompts: Sequence[Sequence[str]]) -> str:
+    """Return a hash of sets of prompts."""
+    return hashlib.sha256(json.dumps([list(each) for each in prompts]).encode()).hexdigest()[:16]

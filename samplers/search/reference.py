@@ -76,7 +76,7 @@ def reference_solution(rollouts: Rollouts, scheduler: Any, cache: Path | None = 
     """
     text = json.dumps(_depends_on(rollouts, scheduler), sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:32]
-    path = (cache_folder() if cache is None else Path(cache)) / f"truth-{name}.safetensors"
+    path = cache_folder(cache) / f"truth-{name}.safetensors"
     if path.exists():
         return _read(path, text, len(rollouts.prompts))
     latents = rollouts.final(scheduler)
@@ -115,8 +115,10 @@ def _settings(scheduler: Any) -> dict[str, str]:
     return {name: repr(value) for name, value in sorted(scheduler.config.items()) if not name.startswith("_")}
 
 
-def cache_folder() -> Path:
-    """Return $DIFFPLUG_CACHE, or `diffplug` in the system's cache folder ($XDG_CACHE_HOME, ~/.cache)."""
+def cache_folder(given: Path | None = None) -> Path:
+    """Return the given folder, $DIFFPLUG_CACHE, or `diffplug` in $XDG_CACHE_HOME or ~/.cache."""
+    if given is not None:
+        return Path(given)
     if named := os.environ.get("DIFFPLUG_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffplug"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,13 +13,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 from diffplug.rewards import Reward, parse
 from diffplug.samplers.fingerprint import conditioning_fingerprint
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.leader import Callbacks, Problems
-from diffplug.samplers.search.metric import FORGIVING, LatentError, Metric, RobustError, parse_metric
+from diffplug.samplers.search.metric import FORGIVING, LatentError, Metric, RobustError
+from diffplug.samplers.search.picture_metrics import parse_metric
 from diffplug.samplers.search.pipeline_problem import (
     PipelineProblem,
     PipelineSetup,
@@ -33,9 +32,9 @@ from diffplug.samplers.search.result import FileRecord, Record, SearchResult, St
 from diffplug.samplers.search.settings import Settings
 from diffplug.samplers.search.space import ScheduleSpace
 from diffplug.samplers.search.stages import FITS, check_stages, run_stages
-from diffplug.samplers.search.starts import longer, on_statistics
+from diffplug.samplers.search.starts import on_statistics
 
-__all__ = ["SearchFront", "budgeted", "search", "search_compensation", "search_front", "search_schedule"]
+__all__ = ["budgeted", "search", "search_compensation", "search_schedule"]
 __all__ += ["tune_schedule"]
 
 TEST, VALIDATION, TAIL = 2_000_000, 1_000_000, 3_000_000
@@ -65,32 +64,17 @@ def search(
 
     Args:
         prompts: three at the least, sixty or more for a result that holds; used again with other noises where
-        there are fewer than pairs. objective: a text (`metric.METRIC_FORMS`) or a `Metric`. stages: names out
-        of `stages.STAGES`; `budgeted` chooses them by a budget. start: more schedules to begin with; of other
-        lengths is refused. settings: pairs, budget and the rest, `Settings.of(pairs=24, ...)`. storage: the
+        there are fewer than pairs. objective: a text (`picture_metrics.METRIC_FORMS`) or a `Metric`. stages:
+        names out of `stages.STAGES`; `budgeted` chooses them by a budget. start: more schedules to begin
+        with; another length is refused. settings: pairs, budget and the rest, `Settings.of(pairs=24, ...)`. storage: the
         file or database of progress, to resume and, of decisions, to share between processes.
 
     Raises ValueError for what cannot be searched, before anything is spent where that is possible.
     """
-    settings, callbacks = settings or Settings(), callbacks or Callbacks()
     metric = parse_metric(objective) if isinstance(objective, str) else objective
-    check_stages(stages)
     _check_steps(num_inference_steps, start)
-    runs, pairs = settings.runs, settings.pairs
-    setup = PipelineSetup(
-        pipe, guidance_scale, dict(runs.options), runs.max_rows, pairs.seed, ends_of(pipe, runs.grid),
-        runs.truth_steps, runs.cache,
-    )  # fmt: skip
-    words = parted(prompts)
-    problems = _problems(setup, words, settings, tested=True)
-    metadata = {
-        **setup.metadata(), "analytic": settings.decisions.analytic, "prompts": text_digest(list(prompts)),
-        "first seed": pairs.seed, "evaluations": num_inference_steps, "metric": metric.name,
-        "pairs": pairs.counts[0],
-    }  # fmt: skip
-    sizes = dict(zip(("searched", "validation", "test"), pairs.counts, strict=True))
-    job = _Job(setup, problems, num_inference_steps, metric, stages, settings, callbacks)
-    return job.run(start, metadata, storage, {"pairs": {**sizes, "tail": pairs.tail}})
+    call = (pipe, num_inference_steps, guidance_scale, metric, stages)
+    return _Job.of(call, parted(prompts), settings or Settings(), callbacks).run(start, storage)
 
 
 def budgeted(total: float, stages: Sequence[str] | None = None) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -126,17 +110,44 @@ class _Job:
     stages: Sequence[str]
     settings: Settings
     callbacks: Callbacks
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        call: tuple[Any, ...],
+        words: Sequence[Sequence[str]],
+        settings: Settings,
+        callbacks: Callbacks | None,
+    ) -> _Job:
+        """Return the search of a call; words: prompts to search on, to choose by, perhaps to judge by."""
+        pipe, steps, guidance, metric, stages = call
+        check_stages(stages)
+        runs, pairs = settings.runs, settings.pairs
+        nodes = ends_of(pipe, runs.grid)
+        setup = PipelineSetup(
+            pipe, guidance, dict(runs.options), runs.max_rows, pairs.seed, nodes, runs.truth_steps, runs.cache
+        )
+        problems = Problems(
+            train=setup.problem(words[0], 0, pairs.counts[0]),
+            validation=setup.problem(words[1], VALIDATION, pairs.counts[1]),
+            test=setup.problem(words[2], TEST, pairs.counts[2]) if len(words) > 2 else None,
+            tail=setup.problem(words[1], TAIL, pairs.tail) if pairs.tail else None,
+            prompts=setup.problem(words[0], 0),
+        )
+        nodes.sigmas(problems.train.levels, steps)  # refuses a grid that the model cannot have
+        metadata = {
+            **setup.metadata(), "analytic": settings.decisions.analytic, "metric": metric.name,
+            "evaluations": steps, "first seed": pairs.seed, "pairs": pairs.counts[0],
+            "prompts": text_digest(words),
+        }  # fmt: skip
+        return cls(setup, problems, steps, metric, stages, settings, callbacks or Callbacks(), metadata)
 
     def run(
-        self,
-        start: Sequence[SolverSchedule],
-        metadata: dict[str, Any],
-        storage: Any,
-        more: Mapping[str, Any],
-        record: Record | None = None,
+        self, start: Sequence[SolverSchedule], storage: Any, record: Record | None = None
     ) -> SearchResult:
-        """Return the result; metadata: what is searched. more: what its file says besides."""
-        began = perf_counter()
+        """Return the result; its file says what was searched, how far it came and what that cost."""
+        began, metadata = perf_counter(), self.metadata
         with ExitStack() as stack:
             cache = self._remember(stack)
             space, seeds, study = None, list(start), None
@@ -151,9 +162,11 @@ class _Job:
                 record=record or FileRecord(None if study else storage, metadata),
                 callbacks=self.callbacks,
             )  # fmt: skip
+        pairs = self.settings.pairs
+        sizes = dict(zip(("searched", "validation", "test"), pairs.counts, strict=True))
         cost = {"network calls": cache.evaluated, "seconds": round(perf_counter() - began, 1)}
-        meta = {**metadata, "steps": self.steps, **more, **_figures(found), **cost}
-        return replace(found, schedule=replace(found.schedule, meta=meta))
+        meta = {**metadata, "steps": self.steps, "pairs": {**sizes, "tail": pairs.tail}, **_figures(found)}
+        return replace(found, schedule=replace(found.schedule, meta={**meta, **cost}))
 
     def _remember(self, stack: ExitStack) -> Any:
         train, *others = (p for p in vars(self.problems).values() if isinstance(p, PipelineProblem))
@@ -200,20 +213,6 @@ class _Job:
             check_decisions(space, self.settings, ())
             check_study(storage, name, metadata)
         return partial(open_study, storage, name, metadata)
-
-
-def _problems(
-    setup: PipelineSetup, words: Sequence[Sequence[str]], settings: Settings, *, tested: bool
-) -> Problems:
-    """Return the sets of pairs; words: to search on, to choose by and to judge by."""
-    counts, tail = settings.pairs.counts, settings.pairs.tail
-    return Problems(
-        train=setup.problem(words[0], 0, counts[0]),
-        validation=setup.problem(words[1], VALIDATION, counts[1]),
-        test=setup.problem(words[2], TEST, counts[2]) if tested else None,
-        tail=setup.problem(words[1], TAIL, tail) if tail else None,
-        prompts=setup.problem(words[0], 0),
-    )
 
 
 def _check_steps(steps: int, start: Sequence[SolverSchedule]) -> None:
@@ -275,32 +274,13 @@ def search_compensation(
     _check_steps(num_inference_steps, ())
     check_loss(loss)
     stages = [OLD_STAGES.get(name, name) for name in rungs]
-    check_stages(stages)
-    settings = Settings.of(**options)
-    runs, pairs = settings.runs, settings.pairs
-    folder = cache_folder() if runs.cache is None else Path(runs.cache)
-    nodes = ends_of(pipe, runs.grid)
-    setup = PipelineSetup(
-        pipe, guidance_scale, dict(runs.options), runs.max_rows, pairs.seed, nodes, runs.truth_steps, folder
-    )
-    problems = Problems(
-        train=setup.problem(fit_to, 0),
-        validation=setup.problem(judge_by, len(fit_to)),
-        tail=setup.problem(judge_by, TAIL, pairs.tail) if pairs.tail else None,
-    )
-    nodes.sigmas(problems.train.levels, num_inference_steps)  # refuses a grid that the model cannot have
-    metadata = {
-        **setup.metadata(),
-        "loss": loss,
-        "pairs": {"fitted": len(fit_to), "held out": len(judge_by), "first seed": pairs.seed},
-        "prompts": text_digest(fit_to, judge_by),
-    }
-    known = {**metadata, "conditioning": conditioning_fingerprint(pipe), "evaluations": num_inference_steps}
+    settings = Settings.of(**{"pairs": len(fit_to), "validation": len(judge_by), **options})
     given = {"on_result": on_rung, "on_stage": on_stage, "on_evaluation": on_evaluation}
     callbacks = Callbacks(**{name: each for name, each in given.items() if each is not None})  # type: ignore[arg-type]
-    metric = LatentError() if loss == "squared" else RobustError()
-    job = _Job(setup, problems, num_inference_steps, metric, stages, settings, callbacks)
-    return job.run((), metadata, None, {}, FileRecord.named(folder, known, anew=not resume))
+    call = (pipe, num_inference_steps, guidance_scale, LatentError() if loss == "squared" else RobustError())
+    job = _Job.of((*call, stages), (fit_to, judge_by), settings, callbacks)
+    known = {**job.metadata, "conditioning": conditioning_fingerprint(pipe)}
+    return job.run((), None, FileRecord.named(cache_folder(settings.runs.cache), known, anew=not resume))
 
 
 def _split(prompts: Sequence[str], held_out: Sequence[str] | None) -> tuple[list[str], list[str]]:
@@ -378,61 +358,3 @@ def tune_schedule(
 
 def _name(reward: Reward) -> str:
     return getattr(reward, "__name__", type(reward).__name__)
-
-
-@dataclass(frozen=True)
-class SearchFront:
-    """Searches by their number of evaluations."""
-
-    searches: Mapping[int, SearchResult]
-
-    @property
-    def pareto(self) -> list[tuple[int, float]]:
-        """(evaluations, value on the test pairs) of those that none with fewer evaluations equals."""
-        best, found = np.inf, []
-        for steps, each in sorted(self.searches.items()):
-            value = (each.test or each.validation)["value"]
-            if value < best:
-                best = value
-                found.append((steps, value))
-        return found
-
-    @property
-    def schedules(self) -> list[SolverSchedule]:
-        """The schedules, ready for `Solver(...)`."""
-        return [each.schedule for _, each in sorted(self.searches.items())]
-
-
-def search_front(
-    pipe: Any,
-    prompts: Sequence[str],
-    num_inference_steps: Sequence[int],
-    guidance_scale: float | None = None,
-    *,
-    on_search: Callable[[int], None] | None = None,
-    find: Callable[..., SearchResult] = search_schedule,
-    **options: Any,
-) -> SearchFront:
-    """Return the best schedules of several numbers of evaluations, fewest first, each by `search_schedule`.
-
-    A search begins with the winner of the one before, lengthened (S3 shares its population so). on_search:
-    called with the number whose turn it is. find: what searches. options: its keywords. Raises ValueError as
-    that does.
-    """
-    counts = sorted(set(num_inference_steps))
-    if not counts:
-        raise ValueError("no numbers of evaluations: give one or more, such as [4, 5, 6, 8]")
-    found: dict[int, SearchResult] = {}
-    given = tuple(options.pop("seeds", ()))
-    if idle := [each.nfe for each in given if each.nfe not in counts]:
-        raise ValueError(
-            f"a schedule to begin with has {idle[0]} evaluations, the searches are of "
-            f"{', '.join(map(str, counts))}: leave it out, or search that number as well"
-        )
-    for steps in counts:
-        if on_search is not None:
-            on_search(steps)
-        seeds = [*(each for each in given if each.nfe == steps)]
-        seeds += [longer(each.schedule, steps) for each in list(found.values())[-1:]]
-        found[steps] = find(pipe, prompts, steps, guidance_scale, seeds=seeds, **options)
-    return SearchFront(found)

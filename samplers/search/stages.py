@@ -20,14 +20,13 @@ from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import ddim
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search import fits
-from diffplug.samplers.search.comparison import PairedComparison
+from diffplug.samplers.search.comparison import PairedComparison, amplification
 from diffplug.samplers.search.leader import LARGEST, Callbacks, Leader, Problems, figures
 from diffplug.samplers.search.metric import LatentError, Metric, check_metric
 from diffplug.samplers.search.problem import errors
 from diffplug.samplers.search.result import FileRecord, Record, SearchResult, StageResult, StudyRecord
 from diffplug.samplers.search.settings import Settings
 from diffplug.samplers.search.space import ScheduleSpace
-from diffplug.samplers.search.stability import amplification
 from diffplug.samplers.search.starts import other_grids, stock_schedules
 
 __all__ = ["FITS", "STAGES", "check_stages", "run_stages"]
@@ -111,7 +110,7 @@ class _Search:
         return StageResult(
             name=name,
             schedule=schedule,
-            searched=errors(self.problems.train, schedule).figures(),
+            searched={} if name == "gradient" else errors(self.problems.train, schedule).figures(),
             validation=figures(self.judge, schedule),
             evaluations=self._evaluations() - before,
             seconds=round(perf_counter() - began, 1),

@@ -236,7 +236,7 @@ class _Compiler:
         if self.statistics is None:
             raise ValueError(
                 "param 'ems' needs the model's statistics (DPM-Solver-v3), and the schedule names no file of "
-                "them: measure them (diffplug search statistics), then replace(schedule, statistics=FILE)"
+                "them: measure them (diffplug schedule measure), then replace(schedule, statistics=FILE)"
             )
         return self.statistics
 

@@ -125,7 +125,7 @@ class ModelStatistics:
         except FileNotFoundError as error:
             raise ValueError(
                 f"the statistics in {os.fspath(path)!r} are not there: put the file beside the schedule, or "
-                "measure them (diffplug search statistics)"
+                "measure them (diffplug schedule measure)"
             ) from error
         except (SafetensorError, OSError, ValueError, MemoryError) as error:
             raise ValueError(

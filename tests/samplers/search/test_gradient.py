@@ -18,7 +18,7 @@ from diffplug.samplers import tune_schedule
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import unipc
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search.gradient_descent import LEARNED, Descent, run_with_graph
+from diffplug.samplers.search.gradient_stage import LEARNED, Descent, run_with_graph
 from diffplug.samplers.search.parameters import Parameters
 from diffplug.samplers.search.pipeline_problem import PipelineProblem, ends_of
 from diffplug.testing import tiny

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_search import LINSPACE, mixture
 
-from diffplug.samplers.search.closed_form import ModelProblem
+from benchmarks.closed_form import ModelProblem
 from diffplug.samplers.search.fits import coefficients, multistep
 from diffplug.samplers.search.problem import SQUARED, Loss, check_loss, errors, loss_of
 

@@ -12,13 +12,14 @@ from diffusers import UniPCMultistepScheduler
 from planted import Planted
 
 from diffplug.samplers.model_noise import NoiseLevels
-from diffplug.samplers.search.metric import AGGREGATES, LatentError, check_metric, parse_metric
+from diffplug.samplers.search.metric import AGGREGATES, LatentError, check_metric
 from diffplug.samplers.search.picture_metrics import (
     FeatureDistance,
     Frechet,
     Kernel,
     OwnDistance,
     RewardScore,
+    parse_metric,
     pixels,
 )
 

@@ -15,10 +15,10 @@ pytest.importorskip("sklearn")
 
 from test_schedules import LEVELS, LINSPACE, mixture
 
+from benchmarks.closed_form import ModelProblem
 from diffplug.rollout import Rollouts
 from diffplug.samplers import ModelStatistics, SolverSchedule
 from diffplug.samplers.schedule.presets import ddim, unipc
-from diffplug.samplers.search.closed_form import ModelProblem
 from diffplug.samplers.search.model_statistics import measure_statistics
 from diffplug.samplers.search.pipeline_problem import PipelineProblem
 from diffplug.samplers.search.problem import errors

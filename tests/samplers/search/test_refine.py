@@ -13,9 +13,9 @@ from diffplug.samplers.schedule.presets import ddim, dpmpp, unipc
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search import fits
 from diffplug.samplers.search.evolution import random_values
+from diffplug.samplers.search.fits import refine
 from diffplug.samplers.search.parameters import BLOCKS, explicit
 from diffplug.samplers.search.problem import SQUARED, Loss, errors
-from diffplug.samplers.search.refine import refine
 from diffplug.samplers.solver.compile import compile_schedule
 
 LINSPACE = Nodes(kind="name", name="linspace", final="sigma_min")
@@ -93,13 +93,14 @@ def test_a_budget_too_small_for_every_stage_is_spent_on_the_first_one() -> None:
 def test_other_nodes_are_looked_for_where_a_step_down_wins_little(
     enough: float, looks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffplug.samplers.search import refine as module
+    from diffplug.samplers.search import fits as module
 
     asked: list[SolverSchedule] = []
+    own = fits.regressed
 
     def regressed(problem: Any, schedule: SolverSchedule, **options: Any) -> SolverSchedule:
         asked.append(schedule)
-        return fits.regressed(problem, schedule, **options)
+        return own(problem, schedule, **options)
 
     monkeypatch.setattr(module, "ENOUGH", enough)
     monkeypatch.setattr(module, "regressed", regressed)
@@ -127,7 +128,7 @@ def test_other_nodes_are_looked_for_where_a_step_down_wins_little(
 def test_looking_round_never_takes_more_than_there_is(
     evaluations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffplug.samplers.search import refine as module
+    from diffplug.samplers.search import fits as module
 
     monkeypatch.setattr(module, "ENOUGH", 0.0)
     train, judge, start = mixture(16, 1), mixture(16, 2), dpmpp(4, LINSPACE)

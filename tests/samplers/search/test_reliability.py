@@ -24,11 +24,11 @@ from diffplug.rollout import Rollouts  # noqa: E402
 from diffplug.samplers import search_compensation, tune_schedule  # noqa: E402
 from diffplug.samplers.schedule import presets  # noqa: E402
 from diffplug.samplers.search import study as studies  # noqa: E402
+from diffplug.samplers.search.comparison import amplification, blows_up  # noqa: E402
 from diffplug.samplers.search.leader import LARGEST, Leader, Problems  # noqa: E402
 from diffplug.samplers.search.parameters import with_ratios  # noqa: E402
 from diffplug.samplers.search.reference import reference_solution  # noqa: E402
 from diffplug.samplers.search.settings import Pairs, Settings  # noqa: E402
-from diffplug.samplers.search.stability import amplification, blows_up  # noqa: E402
 from diffplug.samplers.search.stages import run_stages  # noqa: E402
 from diffplug.testing import tiny  # noqa: E402
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
+from benchmarks.closed_form import ModelProblem
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
-from diffplug.samplers.search.closed_form import ModelProblem
 from diffplug.samplers.search.evolution import random_values
 from diffplug.samplers.search.problem import errors
 from diffplug.samplers.search.space import ScheduleSpace
@@ -243,7 +243,7 @@ def test_bad_requests_are_refused() -> None:
 def test_what_was_fitted_to_a_seed_is_not_lost() -> None:
     """The space encodes decisions; a seed's weights are not among them, and are the best there is here."""
     from diffplug.samplers.schedule.presets import dpmpp
-    from diffplug.samplers.search.refine import refine
+    from diffplug.samplers.search.fits import refine
 
     train, judge = mixture(16, 1), mixture(16, 2)
     fitted, _ = refine(train, dpmpp(4, LINSPACE), score=lambda s: errors(judge, s).mean, evaluations=90)

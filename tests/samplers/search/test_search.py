@@ -12,12 +12,12 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
+from benchmarks.closed_form import ModelProblem
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import ddim, unipc
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search import fits
-from diffplug.samplers.search.closed_form import ModelProblem
 from diffplug.samplers.search.leader import Callbacks, Problems
 from diffplug.samplers.search.least_squares import fit, simplex
 from diffplug.samplers.search.parameters import with_ratios
@@ -110,7 +110,7 @@ def test_a_simplex_leaves_a_basin_that_least_squares_cannot() -> None:
 
 
 @pytest.mark.law
-def test_the_grid_rung_finds_nodes_that_carry_the_secret() -> None:
+def test_the_grid_stage_finds_nodes_that_carry_the_secret() -> None:
     """The truth is what DDIM does on an uneven grid: starting from the even one, its end is found again."""
     plain = mixture(12, seed=1)
     problem = SecretProblem(plain.epsilon, plain.noises, plain.levels, LINSPACE)
@@ -138,8 +138,8 @@ def test_the_truth_goes_through_the_nodes_of_a_schedule() -> None:
 
 @pytest.mark.law
 @pytest.mark.slow
-def test_every_rung_beats_the_stock_solvers_on_fresh_pairs() -> None:
-    """Guidance 7.5, 5 evaluations: the bars are half the error for DC-Solver, a tenth for the best rung."""
+def test_every_stage_beats_the_stock_solvers_on_fresh_pairs() -> None:
+    """Guidance 7.5, 5 evaluations: the bars are half the error for DC-Solver, a tenth for the best stage."""
     train, held_out, fresh = mixture(48, seed=1), mixture(64, seed=3), mixture(200, seed=2)
     stages: list[str] = []
     found = run_stages(
