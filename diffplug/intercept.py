@@ -269,3 +269,11 @@ def _copy_as_original(obj: Any, memo: dict[int, Any] | None) -> Any:
         memo[id(obj)] = clone
         vars(clone).update(copy.deepcopy(vars(obj), memo))
     return clone
+
+
+def current_scheduler(pipe: Any) -> Any:
+    """The scheduler of a pipeline; ValueError when it has none."""
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None:
+        raise ValueError(f"{type(pipe).__name__} has no scheduler: it takes no plug that works on one.")
+    return scheduler

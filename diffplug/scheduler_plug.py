@@ -10,7 +10,15 @@ from typing import Any, ClassVar
 import torch
 from diffusers import SchedulerMixin
 
-from diffplug.intercept import Around, PipelineCall, Undo, bare_copy, intercept_call, original_class
+from diffplug.intercept import (
+    Around,
+    PipelineCall,
+    Undo,
+    bare_copy,
+    current_scheduler,
+    intercept_call,
+    original_class,
+)
 from diffplug.noise import families as noise
 from diffplug.noise.prediction import is_continuous
 from diffplug.pipeline_quirks import lost_arguments
@@ -50,14 +58,6 @@ class SchedulerPlug:
 def is_scheduler(plug: Any) -> bool:
     """Whether a plug is a Diffusers scheduler, as a class or as an object."""
     return isinstance(plug, SchedulerMixin) or (isinstance(plug, type) and issubclass(plug, SchedulerMixin))
-
-
-def current_scheduler(pipe: Any) -> Any:
-    """The scheduler of a pipeline; ValueError when it has none."""
-    scheduler = getattr(pipe, "scheduler", None)
-    if scheduler is None:
-        raise ValueError(f"{type(pipe).__name__} has no scheduler: it takes no plug that works on one.")
-    return scheduler
 
 
 def swap(pipe: Any, scheduler: Any) -> Undo:

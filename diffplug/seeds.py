@@ -21,12 +21,12 @@ from diffplug.intercept import (
     StepCall,
     StepInterceptor,
     Undo,
+    current_scheduler,
     intercept_call,
     intercept_step,
     interceptors,
     original_class,
 )
-from diffplug.scheduler_plug import current_scheduler
 
 _LARGEST = 2**63 - 1
 

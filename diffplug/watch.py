@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from diffplug import noise
-from diffplug.intercept import StepCall, StepInterceptor, Undo, intercept_step
-from diffplug.scheduler_plug import current_scheduler
+from diffplug.intercept import StepCall, StepInterceptor, Undo, current_scheduler, intercept_step
 
 __all__ = ["Watch"]
 

@@ -19,6 +19,7 @@ else:  # pytest brings tomli to Python 3.10
     import tomli as tomllib
 
 import diffplug
+from benchmarks import house
 
 ROOT = Path(__file__).resolve().parents[1]
 WINGS = ("samplers", "steering", "training", "demos")
@@ -138,6 +139,14 @@ def test_the_doctor_asks_for_what_the_project_needs() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     for name, extra in EXTRAS.items():
         assert any(line.startswith(name) for line in extras[extra])
+
+
+def test_nobody_imports_in_a_circle_and_the_house_stays_low() -> None:
+    """Circles count imports inside functions too; floors are those of `benchmarks.house`."""
+    files = house.sources()
+    deep = {name: house.imports(path, set(files), inside_functions=True) for name, path in files.items()}
+    assert [group for group in house.circles(deep) if len(group) > 1] == []
+    assert house.floors({name: house.imports(path, set(files)) for name, path in files.items()}) <= 12
 
 
 def test_no_file_grows_out_of_hand() -> None:

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diffplug.denoiser import denoisers
-from diffplug.intercept import StepCall, StepInterceptor, intercept_step
-from diffplug.scheduler_plug import current_scheduler
+from diffplug.intercept import StepCall, StepInterceptor, current_scheduler, intercept_step
 
 __all__ = ["CallForm", "Conditions", "encode", "null_condition", "one_denoiser", "quiet"]
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from diffplug.lazy import hand_on
 from diffplug.registry import REWARDS
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def get(name: str, **options: Any) -> Reward:
             raise ValueError(
                 f"reward {name!r} is no plain name and takes no options, got {', '.join(options)}"
             )
-        return import_module("diffplug.rewards.spec").parse(name)
+        return __getattr__("parse")(name)
     found: Any = REWARDS.get(name)
     if isinstance(found, type):
         return found(**options)
@@ -146,10 +146,9 @@ def _described(returned: Any) -> str:
     )
 
 
-_HOMES = {"Standardised": "compose", "Weighted": "compose", "parse": "spec"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"diffplug.rewards.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'diffplug.rewards' has no attribute {name!r}")
+_HOMES = {
+    "Standardised": "diffplug.rewards.compose",
+    "Weighted": "diffplug.rewards.compose",
+    "parse": "diffplug.rewards.spec",
+}
+__getattr__, _ = hand_on(__name__, _HOMES)

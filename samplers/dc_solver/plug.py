@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from diffplug.intercept import Undo
+from diffplug.intercept import Undo, current_scheduler
 from diffplug.samplers.dc_solver.ratios import RatioBook
 from diffplug.samplers.dc_solver.scheduler import CONSTRUCTOR, DCSolverScheduler
 from diffplug.samplers.fingerprint import check_origin
 from diffplug.samplers.solver.around_call import AroundCall
 from diffplug.samplers.solver.attach import check_names, fitted, remade
-from diffplug.scheduler_plug import current_scheduler, plugged_in, world
+from diffplug.scheduler_plug import plugged_in, world
 
 RECIPE: Mapping[str, Any] = MappingProxyType(
     {

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffplug.intercept import Undo, intercept_call, intercept_step, interceptors
+from diffplug.intercept import Undo, current_scheduler, intercept_call, intercept_step, interceptors
 from diffplug.samplers.few_step import lookup
 from diffplug.samplers.few_step.catalogue import MERGES, Row
 from diffplug.samplers.few_step.checkpoint import Installed, Paths, Strength, install
 from diffplug.samplers.few_step.families import denoiser_name, family_of, unwrapped
 from diffplug.samplers.few_step.run import FewStepCall, FewStepSteps
 from diffplug.samplers.few_step.schedule import scheduler_for, takes_eta
-from diffplug.scheduler_plug import current_scheduler, swap
+from diffplug.scheduler_plug import swap
 
 
 class FewStep:

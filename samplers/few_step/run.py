@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from diffplug.call_arguments import asked
-from diffplug.intercept import PipelineCall, StepCall, StepInterceptor, original_class
+from diffplug.intercept import PipelineCall, StepCall, StepInterceptor, current_scheduler, original_class
 from diffplug.samplers.few_step.adapter import set_strength
 from diffplug.samplers.few_step.catalogue import Row
 from diffplug.samplers.few_step.checkpoint import Installed
@@ -24,7 +24,6 @@ from diffplug.samplers.few_step.guidance import (
     parameters,
 )
 from diffplug.samplers.few_step.schedule import takes_eta
-from diffplug.scheduler_plug import current_scheduler
 
 STEPS = "num_inference_steps"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from diffplug.intercept import original_class
+from diffplug.intercept import current_scheduler, original_class
 from diffplug.samplers.few_step.catalogue import Row
-from diffplug.scheduler_plug import build, check, current_scheduler
+from diffplug.scheduler_plug import build, check
 
 _OURS = {
     "ListedDDIMScheduler": "diffplug.samplers.few_step.listed_ddim",

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from diffplug.scheduler_plug import build, check, check_noise, current_scheduler
+from diffplug.intercept import current_scheduler
+from diffplug.scheduler_plug import build, check, check_noise
 
 
 def fitted(cls: Any, pipe: Any, **options: Any) -> Any:
