@@ -26,20 +26,28 @@ import numpy as np
 import torch
 from rich.progress import Progress as Bars
 
+from benchmarks.closed_form import ModelProblem
 from benchmarks.command import opened
 from benchmarks.compact import kept_results, thinned, written
+from benchmarks.search_methods import method as searcher
 from benchmarks.search_models import LEVELS, MODELS, NODES, problems
 from diffplug.files import output_folder
 from diffplug.rollout import Rollouts
 from diffplug.samplers.fingerprint import fingerprint
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search.measure import measure_statistics
-from diffplug.samplers.search.metric import parse_metric
-from diffplug.samplers.search.preset_schedules import on_statistics, preset_schedules
-from diffplug.samplers.search.problem import ModelProblem, PipelineProblem, Problem, errors
-from diffplug.samplers.search.schedules import search_space
+from diffplug.samplers.search.leader import Callbacks, Problems
+from diffplug.samplers.search.metric import FORGIVING
+from diffplug.samplers.search.model_statistics import measure_statistics
+from diffplug.samplers.search.picture_metrics import parse_metric
+from diffplug.samplers.search.pipeline_problem import PipelineProblem
+from diffplug.samplers.search.problem import Problem, errors, loss_of
+from diffplug.samplers.search.result import SearchResult
+from diffplug.samplers.search.settings import Settings
 from diffplug.samplers.search.space import ScheduleSpace
+from diffplug.samplers.search.stages import run_stages
+from diffplug.samplers.search.starts import on_statistics, preset_schedules
+from diffplug.samplers.search.study import check_study, open_study
 from diffplug.shapes import grade, sample_prompts
 
 RESULTS = Path(__file__).parent / "results"
@@ -64,7 +72,7 @@ class Bench:
         """Errors on the fresh pairs; for Shapes also the share of pictures that are right in every fact."""
         off = errors(self.fresh, schedule)
         share = float((off.of_pairs > 0.1).mean())
-        found = {**off.told(), "median": float(np.median(off.of_pairs)), "above .1": share}
+        found = {**off.figures(), "median": float(np.median(off.of_pairs)), "above .1": share}
         if any(self.fresh.prompts):
             found["strict"] = shown_strict(self.fresh, self.fresh.final(schedule))
         return found
@@ -89,7 +97,7 @@ def shown_strict(problem: Problem, final: Any) -> float:
 def closed_form(name: str, steps: int) -> Bench:
     """A model in closed form, with analytic first steps allowed."""
     train, validation, fresh = problems(name, SIZES[name])
-    mean = tuple(train.truth.mean(axis=0).tolist())
+    mean = tuple(train.reference.mean(axis=0).tolist())
     return Bench(train, validation, fresh, ScheduleSpace(steps, LEVELS, NODES, analytic=True, mean=mean))
 
 
@@ -104,8 +112,8 @@ def shapes(pipe: Any, steps: int, guidance: float, pairs: int, fresh: int) -> Be
 
 def on_pairs(pipe: Any, words: list[str], first: int, steps: int, guidance: float) -> PipelineProblem:
     """The pipeline on some prompts, with seeds that count up from the first one."""
-    trials = Rollouts(pipe, words, list(range(first, first + len(words))), steps, guidance)
-    return PipelineProblem(trials, Nodes(kind="name", name="linspace", final="sigma_min"))
+    rollouts = Rollouts(pipe, words, list(range(first, first + len(words))), steps, guidance)
+    return PipelineProblem(rollouts, Nodes(kind="name", name="linspace", final="sigma_min"))
 
 
 def prompts(n: int, split: str) -> list[str]:
@@ -127,16 +135,14 @@ def run(
     refinement = int(REFINEMENT * budget) if method.endswith("refinement") else 0
     began, worked = perf_counter(), process_time()
     found = search_space(
-        bench.train,
-        bench.validation,
-        bench.space,
+        bench,
         trials=budget - refinement,
-        method=method.partition(" ")[0],
+        method=searcher(method.partition(" ")[0]),
         metric=parse_metric(told.get("metric", "latent-mse")),
         refinement=refinement,
         seeds=on_statistics(bench.space),
         seed=seed,
-        told={**told, "method": method, "seed": seed, "statistics": bench.space.statistics is not None},
+        metadata={**told, "method": method, "seed": seed, "statistics": bench.space.statistics is not None},
         storage=storage,
         study_name=f"{method}, seed {seed}, {budget} schedules, {len(bench.space.params)} kinds",
     )
@@ -146,13 +152,36 @@ def run(
         **bench.figures(found.schedule),
         "seed": seed,
         "spent": found.spent,
-        "schedules": found.trials,
+        "schedules": len(found.study.trials),
         "searched": min(train for train, _ in found.finalists),
         "seconds": round(perf_counter() - began),
         "processor seconds": round(process_time() - worked),
         "history": thinned(found.history),
         **kept,
     }
+
+
+def search_space(
+    bench: Bench,
+    *,
+    metric: Any,
+    seeds: Sequence[SolverSchedule],
+    metadata: dict[str, Any],
+    storage: Path | None,
+    study_name: str,
+    callbacks: Callbacks | None = None,
+    **settings: Any,
+) -> SearchResult:
+    """Return what the stage "decisions" finds on a bench, in a study that is kept where `storage` says."""
+    known = {"evaluations": bench.space.evaluations, "metric": metric.name, "pairs": len(bench.train.prompts)}
+    what = (storage, study_name, {**known, **metadata})
+    check_study(*what)
+    bench.train.loss = loss_of("robust" if metric.aggregate in FORGIVING else "squared", bench.train)
+    return run_stages(
+        Problems(bench.train, bench.validation), bench.space.evaluations, bench.space.nodes,
+        stages=("decisions",), metric=metric, start=seeds, settings=Settings.of(**settings),
+        space=bench.space, study=lambda: open_study(*what), callbacks=callbacks,
+    )  # fmt: skip
 
 
 def summary(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -272,7 +301,7 @@ def _bench(
         return closed_form(model, given.steps), {"model": model, "steps": given.steps}, None
     pipe = opened(model, given.device)
     bench = shapes(pipe, given.steps, given.guidance, given.pairs, given.fresh)
-    stack.enter_context(bench.train.trials.remembering())  # type: ignore[attr-defined]
+    stack.enter_context(bench.train.rollouts.remembering())  # type: ignore[attr-defined]
     mark = fingerprint(pipe)
     told = {"model": mark, "steps": given.steps, "guidance_scale": given.guidance}
     told |= {"metric": given.metric, "searched": given.pairs, "fresh": given.fresh}
@@ -292,7 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--guidance", type=float, default=5.0, help="of the Shapes model")
     add("--pairs", type=int, default=64, help="of the Shapes model, to search on; twice as many choose")
     add("--fresh", type=int, default=400, help="of the Shapes model, to judge by")
-    add("--metric", default="latent-mse:log", help="of the Shapes model, as for diffplug search s3")
+    add("--metric", default="latent-mse:log", help="of the Shapes model, as for diffplug search --for")
     add("--device", default="cpu", help="of the Shapes model")
     add("--studies", type=Path, default=Path("runs") / "studies", help="folder for unfinished studies")
     add("--json", type=Path, default=RESULTS / "search.json")

@@ -1,6 +1,6 @@
 """Searches whole schedules for the Shapes model and ships what is better: run again for new weights.
 
-    python -m benchmarks.shapes_schedules     first: the solvers that the rungs find
+    python -m benchmarks.shapes_schedules     first: the solvers that the fits find
     python -m benchmarks.shapes_s3            then: schedules for 4, 5, 6, 8 and 10 evaluations
 
 Prompts to search on and to choose by are those of the search split, the judging ones those of the test split.
@@ -16,7 +16,7 @@ and what lowers it is to blur: so the mean logarithm of the errors is what count
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,33 +26,35 @@ from rich.progress import Progress
 
 from benchmarks.command import opened
 from benchmarks.compact import thinned, written
-from benchmarks.search import Bench, on_pairs, prompts, shapes
+from benchmarks.search import Bench, on_pairs, prompts, search_space, shapes
 from diffplug.files import output_folder
 from diffplug.samplers.fingerprint import architecture, fingerprint
 from diffplug.samplers.library import shipped_folder
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search.comparison import Contest, p_value
-from diffplug.samplers.search.front import longer
-from diffplug.samplers.search.metric import AGGREGATES, Metric, parse_metric
-from diffplug.samplers.search.problem import PipelineProblem, Problem
-from diffplug.samplers.search.schedules import Progress as Told
-from diffplug.samplers.search.schedules import ScheduleSearch, search_space
+from diffplug.samplers.search.comparison import PairedComparison, p_value
+from diffplug.samplers.search.leader import Callbacks
+from diffplug.samplers.search.metric import AGGREGATES, Metric
+from diffplug.samplers.search.picture_metrics import parse_metric
+from diffplug.samplers.search.pipeline_problem import PipelineProblem
+from diffplug.samplers.search.problem import Problem
+from diffplug.samplers.search.result import SearchResult
+from diffplug.samplers.search.starts import longer
 
 RESULTS = Path(__file__).parent / "results"
 PLACES = ("out", "studies", "json")
 LEVEL = 0.05  # of the test that a schedule has to pass to take another one's place
 
 
-def summary(search: ScheduleSearch, figures: dict[str, Any]) -> dict[str, Any]:
+def summary(search: SearchResult, figures: dict[str, Any]) -> dict[str, Any]:
     """What a study came to, JSON: some points of its history, its finalists, its figures."""
     return {
         "evaluations": search.schedule.nfe,
         "metric": search.metric,
-        "schedules": search.trials,
+        "schedules": len(search.study.trials),
         "spent": round(search.spent, 2),
         "history": thinned(search.history),
         "finalists": search.finalists,
-        "baseline": {"solver": search.baseline[0], "validation": search.baseline[1]},
+        "baseline": {"solver": search.baseline, "validation": search.presets[search.baseline]},
         "validation": search.validation,
         **figures,
     }
@@ -85,7 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def searched(
-    pipe: Any, steps: int, given: argparse.Namespace, previous: SolverSchedule | None, say: Told
+    pipe: Any,
+    steps: int,
+    given: argparse.Namespace,
+    previous: SolverSchedule | None,
+    say: Callable[[float, float], None],
 ) -> tuple[dict[str, Any], SolverSchedule]:
     """(the row of a number of evaluations, its schedule), which is shipped if it is the best there is."""
     bench, metric = shapes(pipe, steps, given.guidance, given.pairs, given.fresh), parse_metric(given.metric)
@@ -95,10 +101,11 @@ def searched(
     old = SolverSchedule.load(path) if path.exists() else None
     seeds = [] if previous is None else [longer(previous, steps)]
     seeds += [] if old is None else [old]
-    with bench.train.trials.remembering():  # type: ignore[attr-defined]
+    with bench.train.rollouts.remembering():  # type: ignore[attr-defined]
         search = search_space(
-            bench.train, bench.validation, bench.space, trials=given.trials, refinement=given.refinement,
-            metric=metric, seeds=seeds, told=told, on_trial=say, storage=storage,
+            bench, trials=given.trials, refinement=given.refinement, metric=metric, seeds=seeds,
+            metadata=told, storage=storage, study_name=f"{steps} evaluations",
+            callbacks=Callbacks(on_trial=say),
         )  # fmt: skip
         found = search.schedule
         name, preset = bench.best_preset()
@@ -123,7 +130,7 @@ def referee(pipe: Any, bench: Bench, given: argparse.Namespace) -> PipelineProbl
 
 def surely_worse(problem: Problem, metric: Metric, one: SolverSchedule, other: SolverSchedule) -> bool:
     """Whether a paired test finds `one` worse; metrics of whole sets of pictures are only compared."""
-    judge = Contest(problem, metric, prune=False)
+    judge = PairedComparison(problem, metric, prune=False)
     first, second = judge.score(one), judge.score(other)
     if not metric.paired:
         return first.value > second.value
@@ -157,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fresh", type=int, default=300, help="test prompts that judge")
     add("--trials", type=int, default=200, help="schedules for each number of evaluations")
     add("--refinement", type=int, default=80, help="runs for least squares at the end")
-    add("--metric", default="latent-mse:log", help="as for diffplug search s3")
+    add("--metric", default="latent-mse:log", help="as for diffplug search --for")
     add("--device", default="cpu")
     add("--out", type=Path, default=shipped_folder("shapes"))
     add("--studies", type=Path, default=Path("runs") / "studies", help="folder for unfinished studies")

@@ -2,15 +2,15 @@
 
     python -m benchmarks.shapes_schedules
 
-For every number of steps: the best solver that all rungs find at guidance 5 (`solver-*.json`), and the ratios
-of DC-Solver on the method's own recipe at several guidance scales (`ratios-*.json`); `polynomial.json` is
-fitted to the latter. Prompts are those of the search split only; half of the pairs judge. What is not better
-than the stock solver is not shipped. The loss is the robust one: with few steps many of these pictures get
-another layout than the converged one has. Prints held-out errors and writes them as JSON.
+For every number of steps: the best solver that all stages find at guidance 5 (`solver-*.json`), and the
+ratios of DC-Solver on the method's own recipe at several guidance scales (`ratios-*.json`), to which
+`polynomial.json` is fitted. Prompts are those of the search split only; half of the pairs judge. What is not
+better than the stock solver is not shipped. The loss is the robust one: with few steps many of these pictures
+get another layout than the converged one has. Prints held-out errors and writes them as JSON.
 
 Takes hours. What is finished is kept in a folder of --work that is named by model and settings, and a second
 run goes on from there; shipped files are replaced at the very end. Several processes may search at once, each
-with its own --steps, --rungs and --only-search; a last one without these collects what they found.
+with its own --steps, --stages and --only-search; a last one without these collects what they found.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ from diffplug.samplers.library import shipped_folder
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import unipc
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search.climb import RUNGS
-from diffplug.samplers.search.compensation import search_compensation
-from diffplug.samplers.search.loss import LOSSES, loss_of
-from diffplug.samplers.search.problem import PipelineProblem, errors
-from diffplug.samplers.search.rungs import ratios, with_ratios
+from diffplug.samplers.search.fits import ratios
+from diffplug.samplers.search.parameters import with_ratios
+from diffplug.samplers.search.pipeline_problem import PipelineProblem
+from diffplug.samplers.search.problem import LOSSES, errors, loss_of
+from diffplug.samplers.search.search import search_compensation
+from diffplug.samplers.search.stages import FITS
 from diffplug.shapes import sample_prompts
 
 RESULTS = Path(__file__).parent / "results"
@@ -77,9 +78,9 @@ class Workshop:
         """Pairs to fit to and to judge by, which share what the network said."""
         half = self.pairs // 2
         parts = [(self.prompts[:half], range(half)), (self.prompts[half:], range(half, self.pairs))]
-        trials = [Rollouts(self.pipe, prompts, list(seeds), 4, guidance) for prompts, seeds in parts]
-        trials[1].memo = trials[0].memo
-        train, judge = (PipelineProblem(each, NODES, self.truth, self.cache) for each in trials)
+        rollouts = [Rollouts(self.pipe, prompts, list(seeds), 4, guidance) for prompts, seeds in parts]
+        rollouts[1].network_cache = rollouts[0].network_cache
+        train, judge = (PipelineProblem(each, NODES, self.truth, self.cache) for each in rollouts)
         train.loss = judge.loss = loss_of(self.loss, train)
         return train, judge
 
@@ -87,17 +88,17 @@ class Workshop:
         """DC-Solver's ratios on the method's recipe; neutral where that is better."""
         train, judge = self.problems(guidance)
         plain, began = unipc(steps, NODES, disable_corrector=(0,)), perf_counter()
-        with train.trials.remembering() as run:
-            judge.trials.memo = run.memo
+        with train.rollouts.remembering() as run:
+            judge.rollouts.network_cache = run.network_cache
             seen = [plain]
             ratios(train, plain, watch=seen.append)
             stock, best = errors(judge, plain), min(seen, key=lambda each: errors(judge, each).mean_loss)
             reached = errors(judge, best)
             if reached.mean > stock.mean or reached.p95 > stock.p95:
                 best, reached = plain, stock
-            figures = {"baseline": stock.told(), "held out": reached.told()}
-            cost = {"evaluations": run.memo.evaluated, "seconds": round(perf_counter() - began, 1)}
-        row = {"steps": steps, "guidance_scale": guidance, "rung": "ratios", **figures, **cost}
+            figures = {"baseline": stock.figures(), "held out": reached.figures()}
+            cost = {"evaluations": run.network_cache.evaluated, "seconds": round(perf_counter() - began, 1)}
+        row = {"steps": steps, "guidance_scale": guidance, "stage": "ratios", **figures, **cost}
         meta = {**self.origin, **row, "truth_steps": self.truth, "pairs": self.pairs, "loss": self.loss}
         return Found(replace(best, meta=meta).to_json(), [{"kind": "ratios", **row}])
 
@@ -109,18 +110,24 @@ class Workshop:
             for steps in sorted({count for count, _ in searched}):
                 plain = unipc(steps, NODES, disable_corrector=(0,))
                 curve = with_ratios(plain, dict(enumerate(fitted.ratios(steps, guidance))))
-                told = {"steps": steps, "guidance_scale": guidance, "held out": errors(judge, curve).told()}
-                rows.append({"kind": "polynomial", **told, "baseline": errors(judge, plain).told()})
+                told = {
+                    "steps": steps,
+                    "guidance_scale": guidance,
+                    "held out": errors(judge, curve).figures(),
+                }
+                rows.append({"kind": "polynomial", **told, "baseline": errors(judge, plain).figures()})
         return Found(replace(fitted, meta=self.origin).to_json(), rows)
 
-    def solver(self, steps: int, guidance: float, rungs: Sequence[str], say: Say) -> Found:
-        """The best solver of all rungs; no file where it does not beat the stock solvers."""
+    def solver(self, steps: int, guidance: float, stages: Sequence[str], say: Say) -> Found:
+        """Return the best solver of all stages; no file where it does not beat the stock solvers."""
         found = search_compensation(
-            self.pipe, self.prompts, steps, guidance, rungs=rungs, loss=self.loss,
+            self.pipe, self.prompts, steps, guidance, rungs=stages, loss=self.loss,
             truth_steps=self.truth, cache=self.cache, on_stage=lambda stage: say(f"solver-{steps}: {stage}"),
         )  # fmt: skip
-        names = ("steps", "guidance_scale", "rung", "baseline", "held out", "evaluations", "seconds")
-        row = {"kind": "solver", **{name: found.schedule.meta[name] for name in names}}
+        meta = found.schedule.meta
+        row = {"kind": "solver", **{name: meta[name] for name in ("steps", "guidance_scale", "seconds")}}
+        row |= {"stage": meta["stage"], "baseline": meta["baseline"]["validation"]}
+        row |= {"held out": found.validation, "evaluations": meta["network calls"]}
         return Found(found.schedule.to_json() if found.improved else None, [row])
 
 
@@ -161,7 +168,7 @@ def searches(
         of = hashlib.sha256(repr(sorted(searched.items())).encode()).hexdigest()[:8]
         yield "polynomial", unfinished.kept(f"polynomial-{of}", partial(work.polynomial, searched))
     for steps in told.steps:
-        search = partial(work.solver, steps, told.guidance, told.rungs, say)
+        search = partial(work.solver, steps, told.guidance, told.stages, say)
         yield f"solver-{steps}", unfinished.kept(f"solver-{steps}", search)
 
 
@@ -241,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pairs", type=int, default=128, help="of prompt and noise: half to fit to, half to judge by")
     add("--truth", type=int, default=200, help="evaluations of the converged result")
     add("--loss", default="robust", choices=LOSSES, help="what the searches make small")
-    add("--rungs", nargs="+", default=list(RUNGS), choices=RUNGS)
+    add("--stages", nargs="+", default=list(FITS), choices=FITS)
     add("--out", type=Path, default=shipped_folder("shapes"), help="folder to ship to, at the end")
     add("--work", type=Path, default=Path("runs"), help="where finished searches wait for the end")
     add("--only-search", action="store_true", help="ship nothing yet: several runs may share the steps")

@@ -27,7 +27,7 @@ from diffplug.files import output_folder, write_json
 from diffplug.samplers.library import shipped_folder, shipped_schedules
 from diffplug.samplers.schedule.presets import ddim, dpmpp
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search.problem import PipelineProblem
+from diffplug.samplers.search.pipeline_problem import PipelineProblem
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
@@ -46,7 +46,7 @@ def rows(bench: PipelineBench, steps: int) -> Iterator[Row]:
     problem = bench.fresh
     assert isinstance(problem, PipelineProblem)  # noqa: S101 - a pipeline's bench has no others
     for name, schedule in solvers(steps).items():
-        states = problem.truth_states(schedule)
+        states = problem.reference_states(schedule)
         for k in range(1, steps + 1):
             final = problem.final_from(schedule, states[:k])
             yield {"steps": steps, "solver": name, "converged": k, **bench.judged(final, problem)}
@@ -60,8 +60,8 @@ def moved(bench: PipelineBench, share: float) -> Row:
     other = np.random.default_rng(0).standard_normal(start.shape)
     mixed = np.sqrt(1 - share) * start + np.sqrt(share) * other
     latents = torch.from_numpy(mixed).float().reshape(-1, *problem.sample_shape).to(bench.pipe.device)
-    trials = replace(problem.trials, options={"latents": latents}, max_rows=len(latents))
-    return {"share": share, **bench.judged(replace(problem, trials=trials).truth, problem)}
+    rollouts = replace(problem.rollouts, options={"latents": latents}, max_rows=len(latents))
+    return {"share": share, **bench.judged(replace(problem, rollouts=rollouts).reference, problem)}
 
 
 def table(steps: int, found: Sequence[Row]) -> str:
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench = PipelineBench(
         told.model, told.guidance, 1, 1, told.fresh, told.truth, device=told.device, folder=told.truths
     )
-    converged = bench.judged(bench.fresh.truth, bench.fresh)
+    converged = bench.judged(bench.fresh.reference, bench.fresh)
     document: dict[str, Any] = {"setting": {"model": bench.weights}, "variance": _variance(bench)}
     document["converged strict"] = converged["strict"]
     document["results"], document["moved"] = {}, []
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _variance(bench: PipelineBench) -> float:
-    return float(bench.fresh.truth.var(axis=0).mean())
+    return float(bench.fresh.reference.var(axis=0).mean())
 
 
 def _parser() -> argparse.ArgumentParser:

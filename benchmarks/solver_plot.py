@@ -20,7 +20,10 @@ from benchmarks.command import command
 from diffplug.files import atomic_path, read_json
 
 STOCK = {"DDIM": "o", "LMS": "P", "DEIS": "s", "DPM-Solver++": "^", "UniPC": "D"}
-OURS = {"given": ("#dc2626", 3.5, "searched, all rungs"), "DC-Solver": ("#2563eb", 1.8, "DC-Solver (ratios)")}
+OURS = {
+    "given": ("#dc2626", 3.5, "searched"),
+    "DC-Solver": ("#2563eb", 1.8, "DC-Solver (ratios)"),
+}
 TITLES = {
     "mixture": {7.5: "mixture, guidance 7.5", 1.0: "one component, guidance 1", 0.0: "mixture, no guidance"}
 }

@@ -29,14 +29,15 @@ from benchmarks.solver_peers import PEERS
 from diffplug.files import output_folder, read_json, write_json
 from diffplug.samplers.library import shipped_ratios, shipped_schedules
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search.climb import RUNGS, climb
+from diffplug.samplers.search.leader import Callbacks, Problems
+from diffplug.samplers.search.stages import FITS, run_stages
 
 RESULTS = Path(__file__).parent / "results"
 BARS: dict[tuple[str, float], dict[str, float]] = {
-    ("mixture", 7.5): {"DC-Solver": 0.5, "best rung": 0.1},
-    ("mixture", 1.0): {"best rung": 0.3},
-    ("mixture", 0.0): {"best rung": 0.3},
-    ("shapes", 5.0): {"DC-Solver": 0.8, "best rung": 0.5},
+    ("mixture", 7.5): {"DC-Solver": 0.5, "best stage": 0.1},
+    ("mixture", 1.0): {"best stage": 0.3},
+    ("mixture", 0.0): {"best stage": 0.3},
+    ("shapes", 5.0): {"DC-Solver": 0.8, "best stage": 0.5},
 }
 """Of the error of the best Diffusers scheduler, at every number of evaluations (Shapes: at 5 and 6)."""
 
@@ -66,15 +67,17 @@ def compare(
     return rows, found
 
 
-def searched(bench: Bench, steps: int, rungs: Sequence[str], say: Say) -> Ours:
-    """What every rung of a search finds, and what the search gives."""
+def searched(bench: Bench, steps: int, stages: Sequence[str], say: Say) -> Ours:
+    """Return what every stage of a search finds, and what the search gives."""
     with bench.searching():
-        found = climb(bench.train, bench.held_out, steps, NODES, climbed=rungs, on_stage=say)
+        problems = Problems(bench.train, bench.held_out, tail=bench.tail)
+        found = run_stages(problems, steps, NODES, stages=stages, callbacks=Callbacks(on_stage=say))
     ours = []
-    for result in found.rungs:
+    for result in found.stages:
         cost = {"evaluations": result.evaluations, "seconds": result.seconds, "accepted": result.accepted}
+        cost["amplification"] = result.amplification
         ours.append(("DC-Solver" if result.name == "ratios" else result.name, result.schedule, cost))
-    cost = {name: sum(getattr(each, name) for each in found.rungs) for name in ("evaluations", "seconds")}
+    cost = {name: sum(getattr(each, name) for each in found.stages) for name in ("evaluations", "seconds")}
     return [*ours, ("given", found.schedule, cost)]
 
 
@@ -95,11 +98,11 @@ def shipped(model: str, steps: int, guidance: float) -> Ours:
 
 
 def ratios_to_stock(rows: Sequence[Row]) -> dict[str, float]:
-    """Of the best Diffusers scheduler's mean error: DC-Solver, the best rung, what the search gives."""
+    """Of the best Diffusers scheduler's mean error: DC-Solver, the best stage, what the search gives."""
     stock = min(row["mean"] for row in rows if row["family"] != "ours")
     ours = {row["solver"]: row["mean"] / stock for row in rows if row["family"] == "ours"}
     told = {name: ours[name] for name in ("DC-Solver", "given") if name in ours}
-    return {**told, "best rung": min(ours.values())}
+    return {**told, "best stage": min(ours.values())}
 
 
 def table(steps: int, rows: Sequence[Row]) -> str:
@@ -150,7 +153,7 @@ def measure(bench: Bench, told: argparse.Namespace, guidance: float, bars: Progr
         def say(stage: str, steps: int = steps) -> None:
             bars.update(task, description=f"guidance {guidance:g}, {steps} evaluations: {stage}")
 
-        find = partial(searched, bench, steps, told.rungs, say)
+        find = partial(searched, bench, steps, told.stages, say)
         if told.shipped:
             find = partial(shipped, told.model, steps, guidance)
         rows, found = compare(bench, steps, find, say, [row for row in known if row["family"] != "ours"])
@@ -171,7 +174,7 @@ def setting(bench: Bench, told: argparse.Namespace, guidance: float) -> dict[str
     return {
         "model": Path(told.model).name, "weights": bench.weights, "guidance": guidance, "pairs": told.pairs,
         "held out": held_out(told), "fresh": told.fresh, "truth": told.truth,
-        "rungs": "shipped" if told.shipped else told.rungs,
+        "stages": "shipped" if told.shipped else told.stages,
     }  # fmt: skip
 
 
@@ -207,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--held-out", type=int, help="to choose by; default: 400 for the mixture, else as many as to fit to")
     add("--fresh", type=int, default=400, help="to judge by at the end")
     add("--truth", type=int, default=1000, help="evaluations of the converged result")
-    add("--rungs", nargs="+", default=list(RUNGS), choices=RUNGS)
+    add("--stages", nargs="+", default=list(FITS), choices=FITS)
     add("--results", type=Path, default=RESULTS, help="folder for solvers_MODEL_GUIDANCE.json")
     add("--truths", type=Path, help="folder for the converged latents of pipelines; default: the cache")
     add("--shipped", action="store_true", help="judge what comes with the package, instead of searching")

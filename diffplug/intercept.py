@@ -118,7 +118,8 @@ def intercept_call(
 
     `around(call, kwargs)` returns the pipeline's output; kwargs are the arguments of this call by name,
     without defaults, and `call(**kwargs)` runs what lies further in. The last attached is the outermost,
-    unless `innermost` puts it next to the pipeline. Interceptors can be undone in any order, and twice.
+    unless `innermost` puts it next to the pipeline. Interceptors can be undone in any order, and twice. One
+    with an attribute `follows_copies` that is true stands around copies of the pipeline as well, for good.
     takes: arguments that a call may have although the pipeline has not; `around` has to take them out.
     """
     if not callable(pipe):
@@ -261,6 +262,8 @@ def _copy_with_followers(obj: Any, memo: dict[int, Any] | None) -> Any:
             follower = layer.target.follower()
             if type(follower) is not StepInterceptor:
                 intercept_step(clone, follower)
+        elif getattr(layer.target, "follows_copies", False):
+            intercept_call(clone, layer.target)
     return clone
 
 
@@ -279,3 +282,11 @@ def _copy_as_original(obj: Any, memo: dict[int, Any] | None) -> Any:
         memo[id(obj)] = clone
         vars(clone).update(copy.deepcopy(vars(obj), memo))
     return clone
+
+
+def current_scheduler(pipe: Any) -> Any:
+    """The scheduler of a pipeline; ValueError when it has none."""
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None:
+        raise ValueError(f"{type(pipe).__name__} has no scheduler: it takes no plug that works on one.")
+    return scheduler

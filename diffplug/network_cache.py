@@ -76,34 +76,34 @@ def remember(pipe: Any, limit: int = 2**30) -> Iterator[NetworkCache]:
     limit: bytes of outputs to keep. The weights must not change inside the block, and no gradient flows.
     Raises ValueError for a pipeline in which no denoiser is found.
     """
-    memo = NetworkCache(limit)
+    cache = NetworkCache(limit)
     with ExitStack() as undo:
         for module in denoisers(pipe):
-            undo.callback(wrap_forward(module, _recalled(memo)))
-        undo.callback(_remember_prompts(pipe, memo))
-        yield memo
+            undo.callback(wrap_forward(module, _recalled(cache)))
+        undo.callback(_remember_prompts(pipe, cache))
+        yield cache
 
 
-def _remember_prompts(pipe: Any, memo: NetworkCache) -> Callable[[], None]:
-    """Put the memo before a pipeline's `encode_prompt`, if it has one; returns what takes it away again."""
+def _remember_prompts(pipe: Any, cache: NetworkCache) -> Callable[[], None]:
+    """Put the cache before a pipeline's `encode_prompt`, if it has one; returns what takes it away again."""
     encode = getattr(pipe, "encode_prompt", None)
     if encode is None or "encode_prompt" in vars(pipe):
         return lambda: None
 
     def remembered(*args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
-            return memo.text(encode, args, kwargs)
+            return cache.text(encode, args, kwargs)
 
     pipe.encode_prompt = remembered
     return lambda: delattr(pipe, "encode_prompt")
 
 
-def _recalled(memo: NetworkCache) -> Callable[..., Any]:
-    """Return what stands around a forward so that the memo answers for it."""
+def _recalled(cache: NetworkCache) -> Callable[..., Any]:
+    """Return what stands around a forward so that the cache answers for it."""
 
     def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
-            return memo.call(forward, args, kwargs)
+            return cache.call(forward, args, kwargs)
 
     return around
 

@@ -36,7 +36,7 @@ class Trajectory:
 
 @dataclass
 class Rollouts:
-    """Runs of `pipe` from fixed prompts and seeds; `memo` counts what they cost.
+    """Runs of `pipe` from fixed prompts and seeds; `network_cache` counts what they cost.
 
     prompts, seeds: n of each. steps: the pipeline's num_inference_steps. guidance: its guidance_scale, None
     for its own. options: further keywords of the call. max_rows: prompts in one call of the pipeline.
@@ -50,7 +50,7 @@ class Rollouts:
     guidance: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     max_rows: int = 64
-    memo: NetworkCache = field(default_factory=NetworkCache, init=False)
+    network_cache: NetworkCache = field(default_factory=NetworkCache, init=False)
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.seeds) or not self.prompts:
@@ -61,13 +61,13 @@ class Rollouts:
     @contextmanager
     def remembering(self, limit: int = 2**30) -> Iterator[Rollouts]:
         """Inside the block an evaluation that was made before costs nothing."""
-        with remember(self.pipe, limit) as self.memo:
+        with remember(self.pipe, limit) as self.network_cache:
             yield self
 
     @property
     def evaluations(self) -> int:
         """Evaluations of the network, a guided pair counted once, for all prompts together."""
-        return self.memo.evaluated
+        return self.network_cache.evaluated
 
     def final(self, scheduler: Any) -> Tensor:
         """The final latents [n, ...] of a run with this scheduler, float64 on the host."""
@@ -101,7 +101,7 @@ class Rollouts:
         return [slice(i, i + self.max_rows) for i in range(0, len(self.prompts), self.max_rows)]
 
     def _call(self, scheduler: Any, part: slice) -> Tensor:
-        return self.latents(scheduler, part).detach().double().cpu()
+        return self.latents(scheduler, part).detach().cpu().double()
 
     def latents(self, scheduler: Any, part: slice, *plugs: Any) -> Tensor:
         """What one call of the pipeline gives with this scheduler, and more plugs, for some of the pairs."""
@@ -128,14 +128,14 @@ class _Recorder(StepInterceptor):
         self.timesteps: list[float] = []
 
     def on_step(self, call: StepCall) -> Any:
-        self.samples.append(call.sample.detach().double().cpu())
-        self.outputs.append(call.model_output.detach().double().cpu())
+        self.samples.append(call.sample.detach().cpu().double())
+        self.outputs.append(call.model_output.detach().cpu().double())
         self.timesteps.append(float(call.timestep))
         result = call.run()
         states = getattr(call.scheduler, "solver_states", None) or [
             getattr(call.scheduler, "last_sample", None)
         ]
-        self.corrected.append(self.samples[-1] if states[-1] is None else states[-1].detach().double().cpu())
+        self.corrected.append(self.samples[-1] if states[-1] is None else states[-1].detach().cpu().double())
         if len(self.samples) == self.until:
             raise _Enough
         if self.shown is None or len(self.samples) >= len(self.shown):

@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from diffplug.samplers.few_step.nag import NAG as NAG
     from diffplug.samplers.few_step.negative_guidance import NegativeGuidance as NegativeGuidance
     from diffplug.samplers.few_step.speedupnet import SpeedUpNet as SpeedUpNet
+    from diffplug.samplers.few_step.plug import FewStep as FewStep
     from diffplug.samplers.model_noise import NoiseLevels as NoiseLevels
     from diffplug.samplers.schedule import presets as presets
     from diffplug.samplers.schedule.grids import GRIDS as GRIDS
     from diffplug.samplers.schedule.nodes import Nodes as Nodes
     from diffplug.samplers.schedule.presets import PRESETS as PRESETS
     from diffplug.samplers.schedule.schedule import SolverSchedule as SolverSchedule
-    from diffplug.samplers.search.compensation import search_compensation as search_compensation
     from diffplug.samplers.search.front import search_front as search_front
-    from diffplug.samplers.search.schedule_search import search_schedule as search_schedule
-    from diffplug.samplers.search.tuning import tune_schedule as tune_schedule
+    from diffplug.samplers.search.search import search_compensation as search_compensation
+    from diffplug.samplers.search.search import search_schedule as search_schedule
+    from diffplug.samplers.search.search import tune_schedule as tune_schedule
     from diffplug.samplers.solver.compile import compile_schedule as compile_schedule
     from diffplug.samplers.solver.plug import Solver as Solver
     from diffplug.samplers.solver.scheduler import SolverScheduler as SolverScheduler
@@ -37,6 +38,7 @@ _HOMES = {
     "CompensationPolynomial": "diffplug.samplers.dc_solver.polynomial",
     "DCSolver": "diffplug.samplers.dc_solver.plug",
     "DCSolverScheduler": "diffplug.samplers.dc_solver.scheduler",
+    "FewStep": "diffplug.samplers.few_step.plug",
     "GRIDS": "diffplug.samplers.schedule.grids",
     "NAG": "diffplug.samplers.few_step.nag",
     "NegativeGuidance": "diffplug.samplers.few_step.negative_guidance",
@@ -50,10 +52,10 @@ _HOMES = {
     "SolverScheduler": "diffplug.samplers.solver.scheduler",
     "SolverTable": "diffplug.samplers.solver.table",
     "compile_schedule": "diffplug.samplers.solver.compile",
-    "search_compensation": "diffplug.samplers.search.compensation",
+    "search_compensation": "diffplug.samplers.search.search",
     "search_front": "diffplug.samplers.search.front",
-    "search_schedule": "diffplug.samplers.search.schedule_search",
-    "tune_schedule": "diffplug.samplers.search.tuning",
+    "search_schedule": "diffplug.samplers.search.search",
+    "tune_schedule": "diffplug.samplers.search.search",
 }
 
 __all__ = [*_HOMES]

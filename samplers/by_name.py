@@ -8,6 +8,7 @@ six.json, ratios.npy        a searched schedule, or compensation ratios
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from diffplug.files import read_json
@@ -28,7 +29,7 @@ _DIFFUSERS: dict[str, tuple[str, dict[str, Any]]] = {
     "heun": ("HeunDiscreteScheduler", {}),
     "lcm": ("LCMScheduler", {}),
     "lms": ("LMSDiscreteScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "tcd": ("TCDScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
@@ -49,6 +50,8 @@ def sampler(name: str, pipe: Any, steps: int | None = None) -> Any:
     """
     if name.endswith((".json", ".npy")):
         return _from_file(name)
+    if is_few_step(name):
+        return _few_step(name, steps)
     if "@" in name:
         return _on_grid(name)
     if name in SAMPLERS:
@@ -57,8 +60,36 @@ def sampler(name: str, pipe: Any, steps: int | None = None) -> Any:
         return _of_diffusers(name, pipe)
     if name in _presets():
         return _on_grid(name)
-    hint = "A preset goes on a grid as in dpm++@karras."
+    hint = "A preset goes on a grid as in dpm++@karras; few-step recipes: diffplug names --few-step."
     raise unknown("sampler", name, names(), hint)
+
+
+def is_few_step(name: str) -> bool:
+    """Return whether a name is a few-step checkpoint's ("hyper-sd@4"), or a folder with the recipe of one."""
+    if name in SAMPLERS or name in _DIFFUSERS or name in _presets() or name.endswith((".json", ".npy")):
+        return False
+    from diffplug.samplers.few_step.lookup import knows
+
+    return Path(name, "recipe.json").is_file() or bool(knows(name))
+
+
+def told_steps(name: str) -> int | None:
+    """Return the steps that a name says by itself: "hyper-sd@4" four, a recipe's folder its default."""
+    if not is_few_step(name):
+        return None
+    from diffplug.samplers.few_step.catalogue import Row
+    from diffplug.samplers.few_step.lookup import split
+
+    steps: int | None = Row.load(name).default_steps if Path(name).is_dir() else split(name)[1]
+    return steps
+
+
+def _few_step(name: str, steps: int | None) -> Any:
+    """Return the plug of a few-step checkpoint; a bare name takes the steps of the calls to come."""
+    from diffplug.samplers.few_step import named
+
+    bare = not Path(name).is_dir() and told_steps(name) is None
+    return named(f"{name}@{steps}" if bare and steps is not None else name)
 
 
 def _presets() -> list[str]:
@@ -83,16 +114,20 @@ def _on_grid(name: str) -> Any:
 def _of_diffusers(name: str, pipe: Any) -> Any:
     import diffusers
 
+    from diffplug.scheduler_plug import build
+
     class_name, options = _DIFFUSERS[name]
     cls = getattr(diffusers, class_name)
-    return cls.from_config(pipe.scheduler.config, **options) if options else cls
+    return build(cls, pipe, **options) if options else cls
 
 
 def _from_file(path: str) -> Any:
-    """Return the plug for a file: DC-Solver for ratios and polynomials, else a schedule."""
+    """Return the plug for a file: DC-Solver for ratios, FewStep for a recipe, else a schedule."""
     from diffplug import samplers
 
     document = None if path.endswith(".npy") else read_json(path)
+    if isinstance(document, dict) and document.get("format") == "few-step-recipe":
+        return samplers.FewStep(path)
     schedule = isinstance(document, dict) and document.get("format") != "compensation-polynomial"
     return samplers.Solver(path) if schedule else samplers.DCSolver(path)
 

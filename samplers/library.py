@@ -6,12 +6,11 @@ They lie in `shipped/NAME/`: `solver-*.json` are schedules of any kind, `ratios-
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from diffplug.registry import unknown
 from diffplug.samplers.dc_solver.polynomial import CompensationPolynomial
+from diffplug.samplers.schedule.book import book_to_config as book_to_config
 from diffplug.samplers.schedule.schedule import SolverSchedule
 
 __all__ = ["shipped_folder", "shipped_names", "shipped_polynomial", "shipped_ratios", "shipped_schedules"]
@@ -59,35 +58,3 @@ def _loaded(name: str, pattern: str) -> list[SolverSchedule]:
     if not list(folder.glob(f"{pattern.split('-')[0]}-*.json")):
         raise ValueError(f"no {pattern} comes with diffplug for {name!r}: search your own (diffplug search)")
     return [SolverSchedule.load(path) for path in sorted(folder.glob(pattern))]
-
-
-def book_to_config(schedules: Any) -> dict[str, Any] | None:
-    """{"5": JSON of the schedule with 5 evaluations, ...}; None for none.
-
-    schedules: a `SolverSchedule` or its JSON, a list of them, or such a dictionary. Raises ValueError for two
-    of one number, and for what is no schedule.
-    """
-    if schedules is None:
-        return None
-    if isinstance(schedules, SolverSchedule) or (isinstance(schedules, Mapping) and "format" in schedules):
-        schedules = [schedules]
-    book: dict[str, Any] = {}
-    for each in schedules.values() if isinstance(schedules, Mapping) else schedules:
-        schedule = each if isinstance(each, SolverSchedule) else SolverSchedule.from_json(each)
-        if str(schedule.nfe) in book:
-            raise ValueError(f"two schedules have {schedule.nfe} evaluations: give one for each number")
-        book[str(schedule.nfe)] = schedule.to_json()
-    if not book:
-        raise ValueError("schedules is empty: give at least one, or None")
-    return book
-
-
-def entry(book: Mapping[str, Any], steps: int) -> SolverSchedule:
-    """The schedule for so many evaluations; ValueError where there is none."""
-    if str(steps) not in book:
-        known = ", ".join(sorted(book, key=int))
-        raise ValueError(
-            f"schedules are for {known} steps, the pipeline asked for {steps}: run one of those, search one "
-            f"for {steps} steps, or name a preset for all others (solver='unipc')"
-        )
-    return SolverSchedule.from_json(book[str(steps)])

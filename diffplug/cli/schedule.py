@@ -1,4 +1,4 @@
-"""`diffplug search statistics`, `import`, `export`: what schedules stand on, and schedules from elsewhere."""
+"""`diffplug schedule measure`, `import`, `export`, `plot`: schedules from elsewhere, what they stand on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from diffplug.cli.pipeline import levels_of_model, pipe_and_prompts
 from diffplug.files import output_file
 
 SUFFIX = ".statistics.safetensors"
+app = typer.Typer(no_args_is_help=True, help="Schedules from elsewhere, for elsewhere, and drawn.")
 
 
+@app.command()
 @guarded
-def statistics(
+def measure(
     model: Model = "shapes",
     prompts: Prompts = None,
     guidance: Guidance = None,
@@ -35,26 +37,27 @@ def statistics(
     dtype: Dtype = "auto",
     json: Json = False,
 ) -> None:
-    """Measures what "ems" steps (DPM-Solver-v3) need to know of a model; twice --points evaluations.
+    """Measure what "ems" steps (DPM-Solver-v3) need to know of a model; twice --points evaluations.
 
-    Example: `diffplug search statistics --model FOLDER --prompts prompts.txt --guidance 7.5 -o s.safetensors`
+    Example: `diffplug schedule measure --model FOLDER --prompts prompts.txt --guidance 7.5 -o s.safetensors`
     """
     output_file(out)
     pipe, words = pipe_and_prompts(model, device, dtype, prompts, pairs, seed)
-    from diffplug.samplers.search import schedule_search as search
+    from diffplug.samplers.search.model_statistics import pipeline_statistics
 
-    found = search.pipeline_statistics(
+    found = pipeline_statistics(
         pipe, words, guidance, points=points, elements=elements, max_rows=rows, seed=seed
     )
     found.save(out)
-    told = {"file": str(out), "shape": list(found.shape), "points": len(found.lambdas), **found.told}
     if json:
-        print_json(told)
+        figures = {"shape": list(found.shape), "points": len(found.lambdas)}
+        print_json({"file": str(out), **figures, **found.told})
         return
     shape = " x ".join(map(str, found.shape)) or "one number"
     typer.echo(f"{len(found.lambdas)} noise levels, {shape}, guidance {found.told['guidance']}: {out}")
 
 
+@app.command(name="import")
 @guarded
 def from_usf(
     file: Annotated[Path, typer.Argument(help="A .pth file of thu-nics/USF.")],
@@ -67,13 +70,18 @@ def from_usf(
     ] = None,
     statistics: Annotated[
         Path | None,
-        typer.Option(help="For steps that need them: a file of `statistics`, or a folder of DPM-Solver-v3."),
+        typer.Option(
+            help="For steps that need them: a file of `schedule measure`, or a folder of DPM-Solver-v3."
+        ),
+    ] = None,
+    ends: Annotated[
+        str | None, typer.Option(help="Smallest and largest time of a folder of DPM-Solver-v3: 0.002,80.")
     ] = None,
     out: ScheduleOut = Path("schedule.json"),
 ) -> None:
-    """Reads a published schedule of USF; the file's code is not run.
+    """Read a published schedule of USF; the file's code is not run.
 
-    Example: `diffplug search import stable_diffusion_nfe5.pth --model runwayml/... -o five.json`
+    Example: `diffplug schedule import stable_diffusion_nfe5.pth --model runwayml/... -o five.json`
     """
     from dataclasses import replace
 
@@ -84,17 +92,17 @@ def from_usf(
     schedule = load_usf(file, clock, mean=_floats(mean))
     needs = [i for i, step in enumerate(schedule.steps) if step.param == "ems"]
     if statistics is not None and needs:
-        schedule = replace(schedule, statistics=str(_statistics(statistics, clock, out)))
+        schedule = replace(schedule, statistics=str(_statistics(statistics, clock, _floats(ends), out)))
     schedule.save(out)
     typer.echo(f"{schedule.nfe} evaluations, {len(schedule.steps)} steps: {out}")
     if needs and statistics is None:
         typer.echo(
             f"steps {needs} need the model's statistics (DPM-Solver-v3), and the file names none: measure "
-            "them (diffplug search statistics), and import again with --statistics"
+            "them (diffplug schedule measure), and import again with --statistics"
         )
 
 
-def _statistics(given: Path, clock: Any, out: Path) -> Path:
+def _statistics(given: Path, clock: Any, ends: Any, out: Path) -> Path:
     """A file of statistics, checked; those of a folder of DPM-Solver-v3 are written beside the schedule."""
     if not given.is_dir():
         from diffplug.samplers.solver.statistics import ModelStatistics
@@ -104,10 +112,11 @@ def _statistics(given: Path, clock: Any, out: Path) -> Path:
     made = out.with_suffix(SUFFIX)
     from diffplug.samplers.usf import load_ems
 
-    load_ems(given, clock).save(made)
+    load_ems(given, clock, ends=ends).save(made)
     return made.absolute()
 
 
+@app.command(name="export")
 @guarded
 def to_list(
     file: Annotated[Path, typer.Argument(help="A schedule, JSON.")],
@@ -116,9 +125,9 @@ def to_list(
         str, typer.Option(help="sigmas (ComfyUI, k-diffusion) or timesteps (Diffusers).")
     ] = "sigmas",
 ) -> None:
-    """Prints a schedule's grid as a plain list, for programs that take one; the rest of the solver is lost.
+    """Print a schedule's grid as a plain list, for programs that take one; the rest of the solver is lost.
 
-    Example: `diffplug search export five.json --kind sigmas`
+    Example: `diffplug schedule export five.json --kind sigmas`
     """
     from diffplug.samplers.schedule.schedule import SolverSchedule
 
@@ -129,8 +138,30 @@ def to_list(
     typer.echo(", ".join(f"{value:.7g}" for value in numbers))
 
 
+@app.command()
+@guarded
+def plot(
+    file: Annotated[Path, typer.Argument(help="A schedule, JSON.")],
+    model: Levels = "shapes",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="PNG file; else beside the schedule.")
+    ] = None,
+) -> None:
+    """Draw a schedule: a bar from node to node, as high as the order, a ring where a corrector follows.
+
+    Example: `diffplug schedule plot five.json`
+    """
+    from diffplug.demos.schedule_plots import plot_schedule
+    from diffplug.samplers.schedule.schedule import SolverSchedule
+
+    schedule = SolverSchedule.load(file)
+    picture = output_file(out or file.with_suffix(".png"))
+    plot_schedule(schedule, levels_of_model(model), picture)
+    typer.echo(str(picture))
+
+
 def _floats(text: str | None) -> tuple[float, ...] | None:
     try:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"mean {text!r}: give numbers with commas, one or one for each channel") from None
+        raise ValueError(f"mean or ends {text!r}: give numbers with commas") from None

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from diffplug.lazy import hand_on
 
 if TYPE_CHECKING:
-    from diffplug.samplers.search.compensation import search_compensation
-    from diffplug.samplers.search.front import search_front
-    from diffplug.samplers.search.schedule_search import search_schedule
-    from diffplug.samplers.search.tuning import tune_schedule
+    from diffplug.samplers.search.front import search_front as search_front
+    from diffplug.samplers.search.search import search_compensation as search_compensation
+    from diffplug.samplers.search.search import search_schedule as search_schedule
+    from diffplug.samplers.search.search import tune_schedule as tune_schedule
 
-__all__ = ["search_compensation", "search_front", "search_schedule", "tune_schedule"]
-
+_NAMES = ("search_compensation", "search_schedule", "tune_schedule")
 _HOMES = {
-    "search_compensation": "compensation",
-    "search_front": "front",
-    "search_schedule": "schedule_search",
-    "tune_schedule": "tuning",
+    **dict.fromkeys(_NAMES, "diffplug.samplers.search.search"),
+    "search_front": "diffplug.samplers.search.front",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"diffplug.samplers.search.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [*_HOMES]
+__getattr__, __dir__ = hand_on(__name__, _HOMES)

@@ -18,7 +18,15 @@ import numpy.typing as npt
 from diffplug.registry import unknown
 from diffplug.samplers.search.problem import Problem
 
-__all__ = ["AGGREGATES", "FORGIVING", "WORST", "LatentError", "Metric", "check_metric", "parse_metric"]
+__all__ = [
+    "AGGREGATES",
+    "FORGIVING",
+    "WORST",
+    "LatentError",
+    "Metric",
+    "RobustError",
+    "check_metric",
+]
 
 Floats = npt.NDArray[np.float64]
 WORST = 1e6
@@ -61,10 +69,10 @@ class Metric(Protocol):
     def ceiling(self) -> float | None: ...
 
     def marks(self, problem: Problem, final: Floats) -> Floats:
-        """Of samples [n, d]: [n] where paired, else [n, ...] to be compared as a whole."""
+        """Return scores [n] for a paired metric, or features [n, ...] that `value` compares as a set."""
 
     def value(self, problem: Problem, marks: Floats) -> float:
-        """The number that is minimised; `problem` has as many pairs as there are marks."""
+        """Return the number that is minimised; `problem` has as many pairs as there are marks."""
 
 
 @dataclass(frozen=True)
@@ -92,30 +100,19 @@ class LatentError(Paired):
         return "latent-mse" if self.aggregate == "mean" else f"latent-mse:{self.aggregate}"
 
     def marks(self, problem: Problem, final: Floats) -> Floats:
-        return np.asarray(np.square(final - problem.truth).mean(axis=1))
+        return np.asarray(np.square(final - problem.reference).mean(axis=1))
 
 
-def parse_metric(spec: str) -> Metric:
-    """The metric that a text describes: see `METRIC_FORMS`; ValueError quotes what it cannot read."""
-    head, _, rest = spec.partition(":")
-    if head == "latent-mse":
-        return LatentError(rest or "mean")
-    if head in AGGREGATES and not rest:
-        return LatentError(head)
-    from diffplug.samplers.search import picture_metrics
+@dataclass(frozen=True)
+class RobustError(LatentError):
+    """The same by the problem's robust loss: errors of pairs beyond hope count by their logarithm."""
 
-    return picture_metrics.parse_picture_metric(spec, METRIC_FORMS)
+    @property
+    def name(self) -> str:
+        return "robust"
 
-
-METRIC_FORMS = (
-    "latent-mse[:median|trimmed|p95|log]",
-    "features[-AGGREGATE]:EXTRACTOR",
-    "fid:EXTRACTOR",
-    "kid:EXTRACTOR",
-    "reward:SPEC",
-    "FILE.py:FUNCTION",
-)
-"""How a metric is written on the command line."""
+    def marks(self, problem: Problem, final: Floats) -> Floats:
+        return problem.loss(super().marks(problem, final))
 
 
 def check_metric(metric: Metric, problem: Problem, worse: Floats) -> None:
@@ -123,9 +120,9 @@ def check_metric(metric: Metric, problem: Problem, worse: Floats) -> None:
 
     worse: final samples of a solver of few steps. A reward may like them better: it is no distance.
     """
-    marks = metric.marks(problem, problem.truth)
-    if metric.paired and marks.shape != (len(problem.truth),):
-        raise ValueError(f"metric {metric.name!r} gives {marks.shape} for {len(problem.truth)} pairs")
+    marks = metric.marks(problem, problem.reference)
+    if metric.paired and marks.shape != (len(problem.reference),):
+        raise ValueError(f"metric {metric.name!r} gives {marks.shape} for {len(problem.reference)} pairs")
     if bad := int((~np.isfinite(marks)).sum()):
         raise ValueError(
             f"metric {metric.name!r} gives {bad} of {marks.size} numbers that are not finite for the "

@@ -1,4 +1,4 @@
-"""Metrics of pictures: distances of features, FID and KID over any extractor, rewards under a ceiling."""
+"""Metrics by name, and those of pictures: feature distances, FID and KID over any extractor, rewards."""
 
 from __future__ import annotations
 
@@ -16,15 +16,28 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from diffplug.rewards import parse, score
 from diffplug.rewards.user_function import user_function
-from diffplug.samplers.search.metric import AGGREGATES, Metric, Paired
+from diffplug.samplers.search.metric import AGGREGATES, LatentError, Metric, Paired, RobustError
 from diffplug.samplers.search.problem import Problem
 
-__all__ = ["EXTRACTORS", "FeatureDistance", "Frechet", "Kernel", "OwnDistance", "RewardScore", "extractor"]
+__all__ = ["EXTRACTORS", "METRIC_FORMS", "FeatureDistance", "Frechet", "Kernel", "OwnDistance", "RewardScore"]
+__all__ += ["extractor", "parse_metric"]
 
 Floats = npt.NDArray[np.float64]
 Extractor = Callable[[Tensor], Any]
 """Features of pictures [n, 3, h, w] in [0, 1]: a tensor [n, ...], or a list of them, one for each layer."""
 BATCH = 16
+
+
+METRIC_FORMS = (
+    "error[:median|trimmed|p95|log]",
+    "robust",
+    "features[-AGGREGATE]:EXTRACTOR",
+    "fid:EXTRACTOR",
+    "kid:EXTRACTOR",
+    "reward:SPEC",
+    "FILE.py:FUNCTION",
+)
+"""How a metric is written on the command line."""
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -87,7 +100,7 @@ class FeatureDistance(Paired):
         return f"features{'' if self.aggregate == 'mean' else f'-{self.aggregate}'}:{self.label}"
 
     def marks(self, problem: Problem, final: Floats) -> Floats:
-        wanted = self._known.get(problem, lambda: self._layers(problem, problem.truth))
+        wanted = self._known.get(problem, lambda: self._layers(problem, problem.reference))
         pairs = zip(self._layers(problem, final), wanted, strict=True)
         return np.sum([((a - b) ** 2).sum(1).flatten(1).mean(1).numpy() for a, b in pairs], axis=0)
 
@@ -108,10 +121,10 @@ class OwnDistance(Paired):
         return self.label
 
     def marks(self, problem: Problem, final: Floats) -> Floats:
-        wanted = self._known.get(problem, lambda: problem.pictures(problem.truth))
+        wanted = self._known.get(problem, lambda: problem.pictures(problem.reference))
         found = _asked(self.label, self.function, problem.pictures(final), wanted)
         try:
-            return torch.as_tensor(found).detach().double().cpu().numpy()
+            return torch.as_tensor(found).detach().cpu().double().numpy()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"metric {self.label!r} gives a {type(found).__name__}: return a number for each picture"
@@ -167,7 +180,7 @@ class _Distribution:
     def value(self, problem: Problem, marks: Floats) -> float:
         if len(marks) < 2:
             raise ValueError(f"metric {self.name!r} compares sets: give at least 2 pairs")
-        real = self._known.get(problem, lambda: self.marks(problem, problem.truth))
+        real = self._known.get(problem, lambda: self.marks(problem, problem.reference))
         return self._distance(torch.from_numpy(real), torch.from_numpy(marks))
 
     def _distance(self, real: Tensor, fake: Tensor) -> float:
@@ -215,19 +228,28 @@ class _AsTheyAre(torch.nn.Module):
         return features
 
 
-def parse_picture_metric(spec: str, forms: tuple[str, ...]) -> Metric:
-    """The metric of pictures that a text describes; ValueError quotes what it cannot read."""
+def parse_metric(spec: str, *, ceiling: float = 1.0) -> Metric:
+    """Return the metric that a text describes: see `METRIC_FORMS`; ValueError quotes what it cannot read.
+
+    ceiling: of rewards, see `RewardScore`.
+    """
     head, _, rest = spec.partition(":")
     kind, _, aggregate = head.partition("-")
+    if head in ("latent-mse", "error"):
+        return LatentError(rest or "mean")
+    if spec == "robust":
+        return RobustError()
+    if spec in AGGREGATES:
+        return LatentError(spec)
     if kind == "features" and rest and (not aggregate or aggregate in AGGREGATES):
         return FeatureDistance(aggregate or "mean", extractor(rest), rest)
     if head in ("fid", "kid") and rest:
         return {"fid": Frechet, "kid": Kernel}[head](extractor(rest), rest)
     if head == "reward" and rest:
-        return RewardScore(reward=parse(rest), label=rest)
+        return RewardScore(reward=parse(rest), label=rest, ceiling=ceiling)
     if rest:
         return OwnDistance(function=_own("metric", spec), label=spec)
-    raise ValueError(f"metric {spec!r} is unknown: write one of {', '.join(forms)}")
+    raise ValueError(f"metric {spec!r} is unknown: write one of {', '.join(METRIC_FORMS)}")
 
 
 def _own(kind: str, place: str) -> Any:

@@ -31,7 +31,7 @@ def gradients() -> Any:
 
 def search(model: Path, home: Path, *more: str) -> None:
     """The command on a tiny model: three steps, three guidance scales, four pairs."""
-    words = ["--model", str(model), "--steps", "3", "--guidances", "3", "5", "7", "--rungs", "ratios"]
+    words = ["--model", str(model), "--steps", "3", "--guidances", "3", "5", "7", "--stages", "ratios"]
     words += ["--pairs", "4", "--truth", "4", "--out", str(home / "shipped"), "--work", str(home / "work")]
     words += ["--cache", str(home / "cache"), "--json", str(home / "figures.json"), *more]
     shapes_schedules.main(words)
@@ -93,7 +93,7 @@ def test_processes_share_a_search_and_the_last_one_ships(home: Path, tiny_folder
     """Searches alone leave the shipped files as they are; who comes last finds all of them finished."""
     before = shipped(home)
     search(tiny_folder, home, "--guidances", "3", "--only-search")
-    search(tiny_folder, home, "--guidances", "5", "7", "--only-search", "--rungs", "grid")
+    search(tiny_folder, home, "--guidances", "5", "7", "--only-search", "--stages", "grid")
     assert shipped(home) == before and not (home / "figures.json").exists()
     (work,) = (home / "work").iterdir()
     found = {path.name: path.read_text() for path in work.iterdir()}
@@ -101,7 +101,7 @@ def test_processes_share_a_search_and_the_last_one_ships(home: Path, tiny_folder
     search(tiny_folder, home)
     assert shipped(home).keys() - before.keys() == {"ratios-3-3.json", "ratios-3-7.json"}
     solver = next(row for row in read_json(home / "figures.json")["results"] if row["kind"] == "solver")
-    assert solver["rung"] in ("ratios", "none")
+    assert solver["stage"] in ("ratios", "presets")
 
 
 def check_shipped(home: Path, rows: list[dict[str, Any]]) -> None:
@@ -141,7 +141,7 @@ def test_a_searched_schedule_of_the_same_weights_is_not_overwritten(home: Path) 
 def measure(home: Path, *more: str) -> dict[str, Any]:
     """The figures of the mixture at guidance 7.5, on a few pairs."""
     words = ["--guidance", "7.5", "--pairs", "6", "--held-out", "6", "--fresh", "8", "--truth", "60"]
-    words += ["--rungs", "ratios", "--results", str(home), "--schedules", str(home / "found")]
+    words += ["--stages", "ratios", "--results", str(home), "--schedules", str(home / "found")]
     solvers.main([*words, *more])
     document: dict[str, Any] = read_json(home / "solvers_mixture_7.5.json")
     return document
@@ -157,7 +157,7 @@ def test_solvers_are_measured_and_drawn(tmp_path: Path) -> None:
         assert len(stock) == len(solvers.PEERS) and min(stock) > measured["floor"]["mean"] > 0
         assert all(row["median"] <= row["p95"] and 0.1 <= row["worst tenth"] <= 1 for row in rows)
         (given,) = (row for row in rows if row["solver"] == "given")
-        assert found["of the best stock"]["best rung"] <= given["mean"] / min(stock) + 1e-12
+        assert found["of the best stock"]["best stage"] <= given["mean"] / min(stock) + 1e-12
         assert SolverSchedule.load(tmp_path / "found" / f"{steps}-7.5.json").nfe == int(steps)
     solver_plot.main([str(tmp_path / "solvers_mixture_7.5.json"), "-o", str(tmp_path / "plot.png")])
     assert np.asarray(Image.open(tmp_path / "plot.png").convert("L")).std() > 5  # lines, not an empty page
@@ -208,7 +208,7 @@ def test_what_is_shipped_can_be_judged_instead(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.law
 def test_bars_are_told_as_reached_or_missed() -> None:
     stock = {"solver": "UniPC-2", "family": "UniPC", "mean": 1.0, "p95": 2.0}
-    ours = [{"solver": name, "family": "ours", "mean": 0.3, "p95": 1.0} for name in ("DC-Solver", "full")]
+    ours = [{"solver": name, "family": "ours", "mean": 0.3, "p95": 1.0} for name in ("DC-Solver", "states")]
     told = solvers.verdict("mixture", 7.5, 5, [stock, *ours])
     assert [line.rpartition(": ")[2] for line in told] == ["reached", "MISSED"]
     assert solvers.verdict("shapes", 5.0, 8, [stock, *ours]) == []  # the bars there are at 5 and 6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,42 +188,3 @@ def test_the_command_line_says_it_in_a_line(text: str, said: str, tmp_path: Path
     (line,) = [each for each in done.stderr.splitlines() if each.startswith("error: ")]
     assert said in line
     assert path.read_text() == text and not list(out.glob("*.png"))
-
-
-@pytest.mark.pipe
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--rungs", ","], "--rungs names none"),
-        (["--rungs", "ratio"], "Did you mean 'ratios'"),
-        (["--grid", "karas"], "Did you mean 'karras'"),
-        (["--loss", "robst"], "Did you mean 'robust'"),
-        (["--prompts", "nowhere.txt"], "nowhere.txt"),
-        (["--model", "shapez"], "which prompts"),
-        (["-o", "."], "is a folder"),
-    ],
-    ids=range(7),
-)
-def test_a_search_is_refused_before_it_begins(
-    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DIFFPLUG_CACHE", str(tmp_path / "cache"))
-    Path("schedule.json").write_text(json.dumps("kept"))
-    done = CliRunner().invoke(app, ["search", "dc", "--steps", "4", "--pairs", "4", *options])
-    assert done.exit_code == 2 and said in done.stderr
-    assert json.loads(Path("schedule.json").read_text()) == "kept" and not Path("cache").exists()
-
-
-@pytest.mark.pipe
-def test_a_stopped_search_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffplug.samplers.search import compensation
-
-    def stopped(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(compensation, "search_compensation", stopped)
-    words = ["search", "dc", "--steps", "4", "--pairs", "4", "-o", str(tmp_path / "four.json")]
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 130 and "the same command goes on" in done.stderr
-    assert not (tmp_path / "four.json").exists()

@@ -20,7 +20,7 @@ from PIL import Image
 from diffplug.plug import plug
 from diffplug.samplers import CompensationPolynomial, DCSolver, DCSolverScheduler, Solver
 from diffplug.samplers.schedule import presets
-from diffplug.samplers.search.rungs import with_ratios
+from diffplug.samplers.search.parameters import with_ratios
 from diffplug.testing import tiny
 
 TEN = [1.0, 1.0, *[0.9, 1.1] * 4]

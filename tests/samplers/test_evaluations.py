@@ -83,12 +83,14 @@ def test_a_search_tells_what_it_cost(tmp_path: Path) -> None:
 
     pipe.unet.forward = forward
     found = search_compensation(
-        pipe, PROMPTS, 3, rungs=("ratios",), truth_steps=6, options=SMALL, cache=tmp_path,
+        pipe, PROMPTS, 3, rungs=("ratios",), truth_steps=6, options=SMALL, cache=tmp_path, tail=3,
         on_evaluation=lambda: told.append(1),
     )  # fmt: skip
-    assert found.schedule.meta["evaluations"] == len(seen) == len(told) > 2 * 6
+    assert found.schedule.meta["network calls"] == len(seen) == len(told) > 2 * 6
     assert found.schedule.meta["guidance_scale"] == 7.5  # the pipeline's own
-    assert sum(rung.evaluations for rung in found.rungs) < len(seen)  # truths and stock solvers come before
+    assert sum(stage.evaluations for stage in found.stages) < len(
+        seen
+    )  # truths and stock solvers come before
 
 
 @pytest.mark.pipe
@@ -96,8 +98,8 @@ def test_secret_ratios_are_found_through_a_pipeline(tmp_path: Path) -> None:
     """The truth is a DC-Solver run of the same pipeline: the search gives its ratio back."""
     from diffplug.rollout import Rollouts
     from diffplug.samplers.schedule.nodes import Nodes
-    from diffplug.samplers.search import rungs
-    from diffplug.samplers.search.problem import PipelineProblem
+    from diffplug.samplers.search import fits
+    from diffplug.samplers.search.pipeline_problem import PipelineProblem
 
     pipe, secret = tiny("sd15"), [1.0, 1.0, 0.8, 1.3]
     nodes = Nodes(kind="name", name="linspace", final="sigma_min")
@@ -105,11 +107,11 @@ def test_secret_ratios_are_found_through_a_pipeline(tmp_path: Path) -> None:
     problem = PipelineProblem(trials, nodes, cache=tmp_path)
     run = trials.trajectory(DCSolverScheduler.from_config(pipe.scheduler.config, **RECIPE, dc_ratios=secret))
     states = torch.cat([run.corrected, run.final[None]]).reshape(5, 4, -1).numpy()  # type: ignore[index]
-    problem.__dict__["truth"] = states[-1]
-    problem.truth_states = lambda schedule: states  # type: ignore[method-assign]
+    problem.__dict__["reference"] = states[-1]
+    problem.reference_states = lambda schedule: states  # type: ignore[method-assign]
     with trials.remembering():
         plain = presets.unipc(4, nodes, disable_corrector=(0,))
-        found = rungs.ratios(problem, plain, iterations=4)
+        found = fits.ratios(problem, plain, iterations=4)
     assert found.ratios == pytest.approx(secret, abs=5e-3)
 
 

@@ -81,7 +81,9 @@ def test_the_forty_survive_their_own_layout(name: str, tmp_path: Path) -> None:
     told = document(schedule, times)
     path = save(tmp_path / "one.pth", [told, np.float64(3.25)] if "lsun" in name else told)
     found = load_usf(path, "edm", mean=(0.0,))
-    assert found.steps == schedule.steps and found.first == schedule.first and found.mean == schedule.mean
+    assert found.steps == schedule.steps
+    first = "mean" if schedule.first == "zero_x0" else schedule.first  # EDM's x / sigma: the data are 0
+    assert found.first == first and found.mean == (None if first == "model" else (0.0,))
     np.testing.assert_allclose(found.nodes.values, schedule.nodes.values, atol=1e-12)
     assert found.skips == (pytest.approx(0.9), 1.0)
     assert found.meta.get("score") == (3.25 if "lsun" in name else None)
@@ -116,7 +118,7 @@ def test_statistics_of_dpm_solver_v3_are_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1024': sb.npz is not there: a folder of DPM-Solver-v3 holds"):
         load_ems(folder, "vp")
     np.savez(folder / "sb.npz", s=arrays["s"])
-    with pytest.raises(ValueError, match="sb.npz has no array 'b'"):
+    with pytest.raises(ValueError, match="sb.npz' holds no array 'b'"):
         load_ems(folder, "vp")
     np.savez(folder / "sb.npz", s=arrays["s"], b=arrays["b"])
     found = load_ems(folder, "vp")
@@ -125,7 +127,7 @@ def test_statistics_of_dpm_solver_v3_are_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.lambdas[[0, -1]], ends, rtol=1e-9)
     assert len(load_ems(folder.rename(tmp_path / "7.5_30_8"), LEVELS).lambdas) == 31
     np.savez(tmp_path / "7.5_30_8" / "l.npz", l=np.array([Evil()], dtype=object))
-    with pytest.raises(ValueError, match="l.npz has no array 'l'"):
+    with pytest.raises(ValueError, match="l.npz' holds no array 'l'"):
         load_ems(tmp_path / "7.5_30_8", LEVELS)
 
 
@@ -178,3 +180,64 @@ def test_grids_leave_as_plain_lists() -> None:
     assert sigmas == sorted(sigmas, reverse=True)
     with pytest.raises(ValueError, match="kind 'lambda': allowed are sigmas and timesteps"):
         export_grid(schedule, LEVELS, "lambda")
+
+
+@pytest.mark.law
+def test_statistics_ask_where_their_times_end_unless_a_name_or_a_model_says(tmp_path: Path) -> None:
+    folder = tmp_path / "my_statistics"
+    folder.mkdir()
+    arrays = {name: np.zeros((9, 3, 1, 1)) for name in "lsb"}
+    np.savez(folder / "l.npz", l=arrays["l"])
+    np.savez(folder / "sb.npz", s=arrays["s"], b=arrays["b"])
+    for times in ("edm", "vp"):
+        with pytest.raises(
+            ValueError, match=r"my_statistics': the folder's name does not say .*: give ends="
+        ):
+            load_ems(folder, times)
+    found = load_ems(folder, "edm", ends=(0.002, 80.0))
+    np.testing.assert_allclose(found.lambdas[[0, -1]], [-math.log(80.0), -math.log(0.002)])
+    assert len(load_ems(folder, LEVELS).lambdas) == 9
+
+
+@pytest.mark.law
+def test_singlestep_presets_may_have_empty_entries_beyond_their_order(tmp_path: Path) -> None:
+    told = document(presets.ddim(3, "linspace"), [1, 0.7, 0.4, 0.01])
+    told["derivative_types"] = [[{"estimate": "Difference_0", "active_points": []}]] * 3
+    told["skip_coefficients"] = None
+    assert load_usf(save(tmp_path / "s.pth", told), LEVELS).steps == presets.ddim(3, "linspace").steps
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"afs": []}, {"afs": ["x"]}, {"orders": 5}, {"orders": [float("nan")] * 3}, {"timesteps": None},
+        {"timesteps": [1e308, 1, 0.5, 0.1]}, {"timesteps": [2.0, -1.0, 0.5, 0.1]}, {"corrector_types": 1},
+        {"skip_coefficients": ["a"]}, {"prediction_types": [{}] * 3}, {"orders": [float("inf")] * 3},
+        {"derivative_types": [[{"active_points": [0]}]] * 3, "orders": [2] * 3}, {"start_points": [None] * 3},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("times", ["edm", "vp", LEVELS], ids=["edm", "vp", "model"])
+def test_files_with_values_of_a_wrong_kind_are_one_line(change: Any, times: Any, tmp_path: Path) -> None:
+    told = {**document(presets.ddim(3, "linspace"), [1, 0.7, 0.4, 0.01]), "skip_coefficients": None, **change}
+    try:
+        load_usf(save(tmp_path / "m.pth", told), times)
+    except ValueError as error:
+        assert "m.pth" in str(error) and len(str(error)) < 600
+
+
+def test_what_is_no_pickle_is_one_line(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    whole = save(tmp_path / "w.pth", document(presets.ddim(3, "linspace"), [1, 0.7, 0.4, 0.01])).read_bytes()
+    texts = [b"a red circle\n", b"", b"PK\x03\x04", whole[: len(whole) // 2]]
+    for _ in range(40):
+        damaged = bytearray(whole)
+        damaged[int(rng.integers(len(whole)))] ^= 1 << int(rng.integers(8))
+        texts.append(bytes(damaged))
+    for i, text in enumerate(texts):
+        path = tmp_path / f"{i}.pth"
+        path.write_bytes(text)
+        try:
+            load_usf(path, LEVELS)
+        except ValueError as error:
+            assert path.name in str(error)

@@ -33,7 +33,7 @@ class Planted:
         return self.runs[0]
 
     @property
-    def truth(self) -> Any:
+    def reference(self) -> Any:
         return np.zeros((self.n, 12))[self.rows]
 
     def final(self, schedule: SolverSchedule) -> Any:
@@ -44,7 +44,7 @@ class Planted:
     def run(self, schedule: SolverSchedule) -> Run:
         raise NotImplementedError
 
-    def truth_states(self, schedule: SolverSchedule) -> Any:
+    def reference_states(self, schedule: SolverSchedule) -> Any:
         raise NotImplementedError
 
     def part(self, begin: int, end: int) -> Planted:
@@ -52,7 +52,42 @@ class Planted:
 
     @property
     def prompts(self) -> list[str]:
-        return ["a thing"] * len(self.truth)
+        return ["a thing"] * len(self.reference)
 
     def pictures(self, final: Any) -> Tensor:
         return torch.from_numpy(final).float().reshape(-1, 3, 2, 2) + 0.5
+
+
+def search_space(
+    train: Any,
+    validation: Any,
+    space: Any,
+    *,
+    test: Any = None,
+    metric: Any = None,
+    seeds: Any = (),
+    storage: Any = None,
+    told: Any = None,
+    on_trial: Any = None,
+    **settings: Any,
+) -> Any:
+    """Return what the stage "decisions" alone finds, as `search` runs it on a pipeline's problems."""
+    from functools import partial
+
+    from diffplug.samplers.search.leader import Callbacks, Problems
+    from diffplug.samplers.search.metric import LatentError
+    from diffplug.samplers.search.settings import Settings
+    from diffplug.samplers.search.stages import run_stages
+    from diffplug.samplers.search.study import check_study, open_study
+
+    name, metric = f"{space.evaluations} evaluations", metric or LatentError()
+    known = {"evaluations": space.evaluations, "metric": metric.name, "pairs": len(train.prompts)}
+    place = (storage, name, {**known, **(told or {})})
+    check_study(*place)
+    seed = {"seed": settings.pop("seed", 0)}
+    return run_stages(
+        Problems(train, validation, test), space.evaluations, space.nodes, stages=("decisions",),
+        metric=metric, start=seeds, settings=Settings.of(**{"trials": 400, **seed, **settings}), space=space,
+        study=partial(open_study, *place),
+        callbacks=Callbacks() if on_trial is None else Callbacks(on_trial=on_trial),
+    )  # fmt: skip

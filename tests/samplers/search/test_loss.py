@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_search import LINSPACE, mixture
 
-from diffplug.samplers.search.loss import SQUARED, Loss, check_loss, loss_of
-from diffplug.samplers.search.problem import ModelProblem, errors
-from diffplug.samplers.search.rungs import coefficients, multistep
+from benchmarks.closed_form import ModelProblem
+from diffplug.samplers.search.fits import coefficients, multistep
+from diffplug.samplers.search.problem import SQUARED, Loss, check_loss, errors, loss_of
 
 FINITE = st.floats(-1e3, 1e3)
 
@@ -44,7 +44,7 @@ def test_the_robust_scale_follows_the_spread_of_converged_samples() -> None:
     problem = mixture(8, seed=5, fine=60)
     assert loss_of("squared", problem) is SQUARED
     found = loss_of("robust", problem).scale
-    assert found == pytest.approx(0.1 * problem.truth.var(axis=0).mean())
+    assert found == pytest.approx(0.1 * problem.reference.var(axis=0).mean())
 
 
 def test_one_pair_has_no_spread_and_names_are_checked() -> None:
@@ -57,7 +57,7 @@ def test_one_pair_has_no_spread_and_names_are_checked() -> None:
 def test_a_pair_that_cannot_be_had_does_not_move_a_robust_fit() -> None:
     """The truth of one pair of twelve is put elsewhere: the others fare better with the robust loss."""
     clean, spoilt = mixture(12, seed=1, fine=60), mixture(12, seed=1, fine=60)
-    spoilt.__dict__["truth"] = clean.truth + 8.0 * (np.arange(12) == 0)[:, None]
+    spoilt.__dict__["reference"] = clean.reference + 8.0 * (np.arange(12) == 0)[:, None]
     start = multistep(4, LINSPACE)[0]
 
     def of_the_others(problem: ModelProblem) -> float:

@@ -12,13 +12,14 @@ from diffusers import UniPCMultistepScheduler
 from planted import Planted
 
 from diffplug.samplers.model_noise import NoiseLevels
-from diffplug.samplers.search.metric import AGGREGATES, LatentError, check_metric, parse_metric
+from diffplug.samplers.search.metric import AGGREGATES, LatentError, check_metric
 from diffplug.samplers.search.picture_metrics import (
     FeatureDistance,
     Frechet,
     Kernel,
     OwnDistance,
     RewardScore,
+    parse_metric,
     pixels,
 )
 
@@ -42,7 +43,7 @@ def test_distances_of_the_truth_are_zero_and_grow() -> None:
     rng = np.random.default_rng(0)
     for metric in (LatentError(), FeatureDistance(extract=lambda x: x), OwnDistance()):
         near, far = (scale * rng.normal(size=(128, 12)) for scale in (0.05, 0.3))
-        values = [metric.value(PROBLEM, metric.marks(PROBLEM, x)) for x in (PROBLEM.truth, near, far)]
+        values = [metric.value(PROBLEM, metric.marks(PROBLEM, x)) for x in (PROBLEM.reference, near, far)]
         assert values[0] == 0 < values[1] < values[2]
         check_metric(metric, PROBLEM, far)
 
@@ -52,7 +53,7 @@ def test_feature_distance_is_the_cosine_of_two_layers() -> None:
     """|a / |a| - b / |b||^2 = 2 - 2 cos, averaged over places and summed over layers."""
     metric = FeatureDistance(extract=lambda x: [x, x.mean((2, 3))])
     final = np.random.default_rng(1).normal(size=(128, 12))
-    one, two = (PROBLEM.pictures(x).double() for x in (final, PROBLEM.truth))
+    one, two = (PROBLEM.pictures(x).double() for x in (final, PROBLEM.reference))
     cosines = [
         torch.cosine_similarity(a, b, 1) for a, b in ((one, two), (one.mean((2, 3)), two.mean((2, 3))))
     ]
@@ -67,7 +68,7 @@ def test_frechet_and_kernel_distances_of_shifted_features() -> None:
     rng = np.random.default_rng(2)
     start = Planted(lambda _: np.zeros(128), LEVELS)
     sample = 0.1 * rng.normal(size=(128, 12))
-    kept = type("Kept", (Planted,), {"truth": property(lambda self: sample)})(start.off, LEVELS)
+    kept = type("Kept", (Planted,), {"reference": property(lambda self: sample)})(start.off, LEVELS)
     for metric, least in ((Frechet(extract=lambda x: x.flatten(1)), 0.0), (Kernel(), -1.0)):
         values = [metric.value(kept, metric.marks(kept, sample + shift)) for shift in (0.0, 0.1, 0.2)]
         assert least - 1e-6 < values[0] < values[1] < values[2]
@@ -127,7 +128,7 @@ def test_specs_of_functions_and_rewards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("lpips", "metric 'lpips' is unknown: write one of latent-mse"),
+        ("lpips", "metric 'lpips' is unknown: write one of error"),
         ("latent-mse:mad", "unknown aggregate 'mad'"),
         (
             "fid:inception",

@@ -11,11 +11,11 @@ from test_schedules import LEVELS, SPACE, mixture
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import ddim, dpmpp, unipc
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search import rungs
-from diffplug.samplers.search.loss import SQUARED, Loss
-from diffplug.samplers.search.mutation import random_values
-from diffplug.samplers.search.problem import errors
-from diffplug.samplers.search.refine import BLOCKS, explicit, refine
+from diffplug.samplers.search import fits
+from diffplug.samplers.search.evolution import random_values
+from diffplug.samplers.search.fits import refine
+from diffplug.samplers.search.parameters import BLOCKS, explicit
+from diffplug.samplers.search.problem import SQUARED, Loss, errors
 from diffplug.samplers.solver.compile import compile_schedule
 
 LINSPACE = Nodes(kind="name", name="linspace", final="sigma_min")
@@ -93,13 +93,14 @@ def test_a_budget_too_small_for_every_stage_is_spent_on_the_first_one() -> None:
 def test_other_nodes_are_looked_for_where_a_step_down_wins_little(
     enough: float, looks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffplug.samplers.search import refine as module
+    from diffplug.samplers.search import fits as module
 
     asked: list[SolverSchedule] = []
+    own = fits.regressed
 
     def regressed(problem: Any, schedule: SolverSchedule, **options: Any) -> SolverSchedule:
         asked.append(schedule)
-        return rungs.regressed(problem, schedule, **options)
+        return own(problem, schedule, **options)
 
     monkeypatch.setattr(module, "ENOUGH", enough)
     monkeypatch.setattr(module, "regressed", regressed)
@@ -127,7 +128,7 @@ def test_other_nodes_are_looked_for_where_a_step_down_wins_little(
 def test_looking_round_never_takes_more_than_there_is(
     evaluations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffplug.samplers.search import refine as module
+    from diffplug.samplers.search import fits as module
 
     monkeypatch.setattr(module, "ENOUGH", 0.0)
     train, judge, start = mixture(16, 1), mixture(16, 2), dpmpp(4, LINSPACE)
@@ -147,9 +148,9 @@ def test_looking_round_never_takes_more_than_there_is(
 @pytest.mark.law
 def test_a_regression_brings_every_next_state_nearer() -> None:
     train, start = mixture(32, 1), dpmpp(4, LINSPACE)
-    found = rungs.regressed(train, start, evaluations=40)
-    truth = train.truth_states(start, 40)
-    assert truth.shape == (5, 32, train.truth.shape[1])
+    found = fits.regressed(train, start, evaluations=40)
+    truth = train.reference_states(start, 40)
+    assert truth.shape == (5, 32, train.reference.shape[1])
     ours, theirs = (np.square(train.run(s).states - truth[:-1]).mean(axis=(1, 2)) for s in (found, start))
     assert (ours[1:] < theirs[1:]).all()
     assert errors(train, found).mean < errors(train, start).mean
@@ -159,12 +160,11 @@ def test_a_regression_brings_every_next_state_nearer() -> None:
 def test_errors_without_hope_are_left_out_where_the_loss_forgives() -> None:
     """One pair is asked for what no solver reaches: with a robust loss the others still come near."""
     train, start = mixture(32, 1), dpmpp(4, LINSPACE)
-    train.truth[0] = 100.0
+    train.reference[0] = 100.0
     means = []
     for loss in (SQUARED, Loss(0.01)):
-        found, _ = refine(
-            train, start, score=lambda s: errors(mixture(32, 2), s).median, evaluations=60, loss=loss
-        )
+        train.loss = loss
+        found, _ = refine(train, start, score=lambda s: errors(mixture(32, 2), s).median, evaluations=60)
         means.append(errors(mixture(64, 3), found).median)
     assert means[1] < 0.5 * means[0]
 
@@ -180,17 +180,20 @@ def test_other_pairs_decide() -> None:
 @pytest.mark.law
 def test_an_interrupted_refinement_goes_on_from_what_it_has_reached() -> None:
     optuna = pytest.importorskip("optuna")
-    from diffplug.samplers.search import schedules
+    from planted import search_space
+
+    from benchmarks.search_methods import method
+    from diffplug.samplers.search import decision_stage
 
     storage, train, judge = optuna.storages.InMemoryStorage(), mixture(16, 1), mixture(16, 2)
-    told = {"trials": 28, "grids": ("linspace",), "storage": storage, "method": "random"}
-    plain = schedules.search_space(train, judge, SPACE, **told)  # type: ignore[arg-type]
+    told = {"trials": 28, "grids": ("linspace",), "storage": storage, "method": method("random")}
+    plain = search_space(train, judge, SPACE, **told)  # type: ignore[arg-type]
     seen: list[int] = []
     keep = optuna.Study.set_user_attr
 
     def stopping(study: object, key: str, value: object) -> None:
         keep(study, key, value)
-        if key == schedules.REFINED:
+        if key == decision_stage.REFINED:
             seen.append(value["runs"])  # type: ignore[index]
             if len(seen) == 2:
                 raise KeyboardInterrupt
@@ -198,12 +201,12 @@ def test_an_interrupted_refinement_goes_on_from_what_it_has_reached() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optuna.Study, "set_user_attr", stopping)
         with pytest.raises(KeyboardInterrupt):
-            schedules.search_space(train, judge, SPACE, refinement=60, **told)  # type: ignore[arg-type]
-    before = train.memo.evaluated
-    found = schedules.search_space(train, judge, SPACE, refinement=60, **told)  # type: ignore[arg-type]
+            search_space(train, judge, SPACE, refinement=60, **told)  # type: ignore[arg-type]
+    before = train.network_cache.evaluated
+    found = search_space(train, judge, SPACE, refinement=60, **told)  # type: ignore[arg-type]
     assert 0 < seen[-1] < 60 and found.spent == plain.spent + 60
-    assert train.memo.evaluated - before < 4 * (60 - seen[-1]) + 10 * 4
+    assert train.network_cache.evaluated - before < 4 * (60 - seen[-1]) + 10 * 4
     assert found.validation["value"] < plain.validation["value"]
-    before = train.memo.evaluated
-    again = schedules.search_space(train, judge, SPACE, refinement=60, **told)  # type: ignore[arg-type]
-    assert again.schedule == found.schedule and train.memo.evaluated - before < 10 * 4
+    before = train.network_cache.evaluated
+    again = search_space(train, judge, SPACE, refinement=60, **told)  # type: ignore[arg-type]
+    assert again.schedule == found.schedule and train.network_cache.evaluated - before < 10 * 4

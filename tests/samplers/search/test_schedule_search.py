@@ -15,19 +15,19 @@ pytest.importorskip("optuna")
 pytest.importorskip("sklearn")
 
 from diffplug import plug
+from diffplug.demos.schedule_plots import plot_history, plot_schedule
 from diffplug.samplers import Solver, SolverSchedule, search_front, search_schedule
 from diffplug.samplers.schedule import presets
 from diffplug.samplers.schedule.nodes import Nodes
-from diffplug.samplers.search.front import longer
 from diffplug.samplers.search.picture_metrics import RewardScore
-from diffplug.samplers.search.plots import plot_history, plot_schedule
-from diffplug.samplers.search.schedules import ScheduleSearch
+from diffplug.samplers.search.result import SearchResult
+from diffplug.samplers.search.starts import longer
 from diffplug.testing import tiny
 
 pytestmark = pytest.mark.pipe
 WORDS = ["a red circle", "a blue square", "a dog", "a green cross"]
 SMALL: dict[str, Any] = {
-    "trials": 28, "refinement": 4, "pairs": 2, "validation": 1, "test": 1, "truth_steps": 6,
+    "trials": 28, "refinement": 4, "tail": 4, "pairs": 2, "validation": 1, "test": 1, "truth_steps": 6,
     "grids": ("linspace",),
 }  # fmt: skip
 
@@ -37,7 +37,7 @@ def options(name: str) -> dict[str, Any]:
     return {key: value for key, value in tiny.inputs(name).items() if key not in left_out}
 
 
-def search(name: str, cache: Path, **more: Any) -> tuple[Any, ScheduleSearch]:
+def search(name: str, cache: Path, **more: Any) -> tuple[Any, SearchResult]:
     pipe = tiny(name)
     return pipe, search_schedule(pipe, WORDS, 3, cache=cache, options=options(name), **{**SMALL, **more})
 
@@ -46,7 +46,7 @@ def search(name: str, cache: Path, **more: Any) -> tuple[Any, ScheduleSearch]:
 def test_a_schedule_is_found_for_every_family_and_runs(name: str, tmp_path: Path) -> None:
     pipe, found = search(name, tmp_path)
     assert found.spent <= 32 and found.schedule.nfe == 3
-    assert found.validation["value"] <= found.baseline[1]["value"]
+    assert found.validation["value"] <= found.presets[found.baseline]["value"]
     assert found.test is not None and np.isfinite(found.test["mean"])
     path = tmp_path / "three.json"
     found.schedule.save(path)
@@ -54,8 +54,13 @@ def test_a_schedule_is_found_for_every_family_and_runs(name: str, tmp_path: Path
         inputs = {**tiny.inputs(name), "num_inference_steps": 3}
         assert pipe(**inputs) is not None
     meta = SolverSchedule.load(path).meta
-    assert meta["metric"] == "latent-mse" and meta["pairs"] == {"searched": 2, "validation": 1, "test": 1}
-    assert meta["network calls"] > 0 and meta["baseline"]["solver"] == found.baseline[0]
+    assert meta["metric"] == "latent-mse" and meta["pairs"] == {
+        "searched": 2,
+        "validation": 1,
+        "test": 1,
+        "tail": 4,
+    }
+    assert meta["network calls"] > 0 and meta["baseline"]["solver"] == found.baseline
 
 
 def test_steps_may_stand_on_measured_statistics(tmp_path: Path) -> None:
@@ -78,7 +83,7 @@ def test_rewards_stay_below_their_ceiling(tmp_path: Path) -> None:
     best = [t.user_attrs["error"] for t in found.study.trials if t.value is not None and t.value < 1e5]
     worst = [t.user_attrs["error"] for t in found.study.trials if t.value is not None and t.value >= 1e6]
     assert max(best) <= limit < min(worst)
-    assert found.validation["value"] <= found.baseline[1]["value"] < 0
+    assert found.validation["value"] <= found.presets[found.baseline]["value"] < 0
 
 
 @pytest.mark.parametrize("metric", ["features:pixels", "kid:pixels"])

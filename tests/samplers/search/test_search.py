@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,22 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
+from benchmarks.closed_form import ModelProblem
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import ddim, unipc
 from diffplug.samplers.schedule.schedule import SolverSchedule
-from diffplug.samplers.search import rungs
-from diffplug.samplers.search.climb import climb, stock_schedules
-from diffplug.samplers.search.compensation import search_compensation
-from diffplug.samplers.search.fit import fit, simplex
-from diffplug.samplers.search.problem import ModelProblem, errors, refined
+from diffplug.samplers.search import fits
+from diffplug.samplers.search.leader import Callbacks, Problems
+from diffplug.samplers.search.least_squares import fit, simplex
+from diffplug.samplers.search.parameters import with_ratios
+from diffplug.samplers.search.problem import errors
+from diffplug.samplers.search.reference import refined
+from diffplug.samplers.search.search import search_compensation
+from diffplug.samplers.search.stages import run_stages
+from diffplug.samplers.search.starts import stock_schedules
 from diffplug.testing import tiny
-from diffplug.testing.guided_mixture import GuidedMixture
+from diffplug.testing.closed_form.guided_mixture import GuidedMixture
 
 LINSPACE = Nodes(kind="name", name="linspace", final="sigma_min")
 SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -46,10 +52,10 @@ class SecretProblem(ModelProblem):
     secret: SolverSchedule
 
     @property
-    def truth(self) -> Any:  # type: ignore[override]
+    def reference(self) -> Any:  # type: ignore[override]
         return self.final(self.secret)
 
-    def truth_states(self, schedule: SolverSchedule) -> Any:
+    def reference_states(self, schedule: SolverSchedule, evaluations: int | None = None) -> Any:
         run = self.run(self.secret)
         return np.concatenate([run.states, run.final[None]])
 
@@ -61,8 +67,8 @@ def test_secret_ratios_are_found() -> None:
     problem = SecretProblem(plain.epsilon, plain.noises, plain.levels, LINSPACE)
     neutral = unipc(6, LINSPACE, disable_corrector=(0,))
     secret = {2: 0.93, 3: 0.81, 4: 1.22, 5: 1.07}
-    problem.secret = rungs.with_ratios(neutral, secret)
-    found = rungs.ratios(problem, neutral, iterations=12)
+    problem.secret = with_ratios(neutral, secret)
+    found = fits.ratios(problem, neutral, iterations=12)
     assert found.ratios[2:] == pytest.approx(list(secret.values()), abs=2e-3)
 
 
@@ -104,7 +110,7 @@ def test_a_simplex_leaves_a_basin_that_least_squares_cannot() -> None:
 
 
 @pytest.mark.law
-def test_the_grid_rung_finds_nodes_that_carry_the_secret() -> None:
+def test_the_grid_stage_finds_nodes_that_carry_the_secret() -> None:
     """The truth is what DDIM does on an uneven grid: starting from the even one, its end is found again."""
     plain = mixture(12, seed=1)
     problem = SecretProblem(plain.epsilon, plain.noises, plain.levels, LINSPACE)
@@ -112,7 +118,7 @@ def test_the_grid_rung_finds_nodes_that_carry_the_secret() -> None:
     problem.secret = ddim(4, secret)
     start = ddim(4, LINSPACE)
     seen: list[SolverSchedule] = []
-    found = rungs.grid(problem, start, iterations=12, watch=seen.append)
+    found = fits.grid(problem, start, iterations=12, watch=seen.append)
     assert found.nodes.values == pytest.approx(secret.values, abs=1.0)
     assert seen[0] == replace(start, nodes=seen[0].nodes) and found in seen
 
@@ -124,25 +130,28 @@ def test_the_truth_goes_through_the_nodes_of_a_schedule() -> None:
     fine = refined(schedule, problem.levels, 60)
     own = schedule.nodes.sigmas(problem.levels, 6)
     assert np.array_equal(fine.nodes.sigmas(problem.levels, len(fine.steps))[::10], own)
-    states = problem.truth_states(schedule)
+    states = problem.reference_states(schedule)
     assert states.shape == (7, 4, 16)
     assert np.array_equal(states[0], problem.noises.numpy())
-    assert np.abs(states[-1] - problem.truth).max() < 2e-3
+    assert np.abs(states[-1] - problem.reference).max() < 2e-3
 
 
 @pytest.mark.law
 @pytest.mark.slow
-def test_every_rung_beats_the_stock_solvers_on_fresh_pairs() -> None:
-    """Guidance 7.5, 5 evaluations: the bars are half the error for DC-Solver, a tenth for the best rung."""
+def test_every_stage_beats_the_stock_solvers_on_fresh_pairs() -> None:
+    """Guidance 7.5, 5 evaluations: the bars are half the error for DC-Solver, a tenth for the best stage."""
     train, held_out, fresh = mixture(48, seed=1), mixture(64, seed=3), mixture(200, seed=2)
     stages: list[str] = []
-    found = climb(train, held_out, 5, LINSPACE, climbed=("ratios", "coefficients"), on_stage=stages.append)
+    found = run_stages(
+        Problems(train, held_out), 5, LINSPACE, stages=("ratios", "weights"),
+        callbacks=Callbacks(on_stage=stages.append),
+    )  # fmt: skip
     stock = min(errors(fresh, schedule).mean for schedule in stock_schedules(5, LINSPACE).values())
-    ratios, coefficients = found.rungs
+    ratios, weights = found.stages
     assert errors(fresh, ratios.schedule).mean < 0.5 * stock
-    assert errors(fresh, coefficients.schedule).mean < min(0.1 * stock, errors(fresh, ratios.schedule).mean)
+    assert errors(fresh, weights.schedule).mean < min(0.1 * stock, errors(fresh, ratios.schedule).mean)
     assert errors(fresh, found.schedule).mean < 0.1 * stock
-    assert found.improved and stages == ["stock solvers", "ratios", "coefficients"]
+    assert found.improved and stages == ["presets", "ratios", "weights"]
     assert SolverSchedule.from_json(found.schedule.to_json()) == found.schedule
 
 
@@ -151,10 +160,10 @@ def test_a_search_that_finds_nothing_ships_the_best_stock_solver() -> None:
     """Held-out pairs of another world: whatever is fitted to the search's own is worse there."""
     train, held_out = mixture(2, seed=1, fine=60), mixture(16, seed=3, guidance=1.0, fine=60)
     held_out.noises = held_out.noises * 0.05
-    found = climb(train, held_out, 4, LINSPACE, climbed=("ratios",))
+    found = run_stages(Problems(train, held_out), 4, LINSPACE, stages=("ratios",))
     best = min(errors(held_out, each).mean for each in stock_schedules(4, LINSPACE).values())
     assert errors(held_out, found.schedule).mean <= best
-    assert found.improved == any(rung.accepted for rung in found.rungs)
+    assert found.improved == any(stage.accepted for stage in found.stages)
 
 
 @pytest.mark.law
@@ -162,15 +171,15 @@ def test_nothing_beats_a_stock_solver_that_is_exact() -> None:
     train, plain = mixture(4, seed=1, fine=60), mixture(16, seed=3)
     held_out = SecretProblem(plain.epsilon, plain.noises, plain.levels, LINSPACE)
     held_out.secret = stock_schedules(4, LINSPACE)["DDIM"]
-    found = climb(train, held_out, 4, LINSPACE, climbed=("ratios", "grid"))
-    assert not found.improved and [rung.accepted for rung in found.rungs] == [False, False]
+    found = run_stages(Problems(train, held_out), 4, LINSPACE, stages=("ratios", "grid"))
+    assert not found.improved and [stage.accepted for stage in found.stages] == [False, False]
     assert found.baseline == "DDIM" and found.schedule == held_out.secret
 
 
-def test_an_unknown_rung_is_refused() -> None:
+def test_an_unknown_stage_is_refused() -> None:
     problem = mixture(2, seed=1, fine=10)
-    with pytest.raises(ValueError, match="unknown rung 'ratio'. Did you mean 'ratios'"):
-        climb(problem, problem, 4, LINSPACE, climbed=("ratio",))
+    with pytest.raises(ValueError, match="unknown stage 'ratio'. Did you mean 'ratios'"):
+        run_stages(Problems(problem, problem), 4, LINSPACE, stages=("ratio",))
 
 
 @pytest.mark.pipe
@@ -180,21 +189,23 @@ def test_a_pipeline_is_searched_and_left_as_it_was(family: str, tmp_path: Path) 
     before = pipe.scheduler
     results: list[Any] = []
     found = search_compensation(
-        pipe, PROMPTS, 3, 3.0, rungs=("ratios",), truth_steps=12, options=small, cache=tmp_path,
+        pipe, PROMPTS, 3, 3.0, rungs=("ratios",), truth_steps=12, options=small, cache=tmp_path, tail=4,
         on_rung=results.append,
     )  # fmt: skip
     assert pipe.scheduler is before and [each.name for each in results] == ["ratios"]
     figures = found.schedule.meta
-    assert figures["held out"]["mean"] <= min(told["mean"] for told in found.stock.values())
-    assert figures["steps"] == 3 and figures["evaluations"] > 0
+    assert figures["validation"]["mean"] <= min(each["mean"] for each in found.presets.values())
+    assert figures["steps"] == 3 and figures["network calls"] > 0
     assert found.schedule.nfe == 3
-    assert not list(tmp_path.glob("search-*")) and list(tmp_path.glob("truth-*"))
+    assert list(tmp_path.glob("truth-*")) and list(tmp_path.glob("search-*")) == [found.progress]
+    found.forget()
+    assert not list(tmp_path.glob("search-*"))
 
 
 @pytest.mark.pipe
 def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
     pipe, small = tiny("sd15"), {"height": 16, "width": 16}
-    call: dict[str, Any] = {"truth_steps": 12, "options": small, "cache": tmp_path}
+    call: dict[str, Any] = {"truth_steps": 12, "options": small, "cache": tmp_path, "tail": 4}
 
     def interrupt(stage: str) -> None:
         if stage == "grid":
@@ -207,8 +218,8 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
     found = search_compensation(
         pipe, PROMPTS, 3, 3.0, rungs=("ratios", "grid"), on_stage=stages.append, **call
     )
-    assert stages == ["stock solvers", "grid"]
-    assert [each.name for each in found.rungs] == ["ratios", "grid"]
+    assert stages == ["presets", "grid"]
+    assert [each.name for each in found.stages] == ["ratios", "grid"]
 
 
 @pytest.mark.parametrize(
@@ -222,6 +233,7 @@ def test_bad_requests_are_refused_before_anything_is_spent(prompts: list[str], s
 
 def test_a_damaged_work_file_is_refused(tmp_path: Path) -> None:
     pipe, call = tiny("sd15"), {"truth_steps": 6, "options": {"height": 16, "width": 16}, "cache": tmp_path}
+    call["tail"] = 4
 
     def interrupt(stage: str) -> None:
         if stage == "grid":
@@ -230,6 +242,8 @@ def test_a_damaged_work_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         search_compensation(pipe, PROMPTS, 3, 3.0, rungs=("ratios", "grid"), on_stage=interrupt, **call)
     (work,) = tmp_path.glob("search-*")
-    work.write_text('{"format": "solver-search", "version": 1, "rungs": [{}]}')
+    document = json.loads(work.read_text())
+    document["done"] = {key: {} for key in document["done"]}
+    work.write_text(json.dumps(document))
     with pytest.raises(ValueError, match=f"{work.name}.*remove it, or do not resume"):
         search_compensation(pipe, PROMPTS, 3, 3.0, rungs=("ratios",), **call)

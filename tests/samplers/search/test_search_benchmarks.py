@@ -15,12 +15,12 @@ pytest.importorskip("sklearn")
 from benchmarks import search, shapes_s3
 from benchmarks.compact import kept_results, thinned, written
 from diffplug.samplers import SolverSchedule
-from diffplug.samplers.search.preset_schedules import preset_schedules
-from diffplug.samplers.search.problem import PipelineProblem
-from diffplug.samplers.search.schedules import search_space
+from diffplug.samplers.search.pipeline_problem import PipelineProblem
+from diffplug.samplers.search.starts import preset_schedules
 from diffplug.testing import tiny
 
 GRIDS = ("linspace",)
+SEARCH = search.search_space
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFPLUG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(search, "SIZES", {"mixture": (8, 8, 16)})
     for module in (search, shapes_s3):
-        monkeypatch.setattr(module, "search_space", partial(search_space, grids=GRIDS))
+        monkeypatch.setattr(module, "search_space", partial(SEARCH, grids=GRIDS))
         monkeypatch.setattr(module, "opened", lambda model, device: quiet())
     monkeypatch.setattr(search, "preset_schedules", partial(preset_schedules, grids=GRIDS))
     monkeypatch.setattr(search, "PipelineProblem", partial(PipelineProblem, fine=4))

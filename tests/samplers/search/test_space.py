@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import deis, dpmpp, res_multistep, unipc
-from diffplug.samplers.search.mutation import crossed, mutated, random_values
+from diffplug.samplers.search.evolution import crossed, mutated, random_values
 from diffplug.samplers.search.space import ScheduleSpace
 from diffplug.samplers.solver.compile import compile_schedule
 

@@ -12,16 +12,17 @@ optuna = pytest.importorskip("optuna")
 pytest.importorskip("sklearn")
 
 from optuna.trial import TrialState  # noqa: E402
-from test_schedules import SPACE, mixture  # noqa: E402
+from planted import search_space  # noqa: E402
+from test_schedules import SPACE, mixture, searcher  # noqa: E402
 
 from diffplug.samplers.search.metric import LatentError  # noqa: E402
-from diffplug.samplers.search.schedules import ScheduleSearch, search_space  # noqa: E402
+from diffplug.samplers.search.result import SearchResult  # noqa: E402
 from diffplug.samplers.search.study import storage_of  # noqa: E402
 
 GRIDS = ("linspace",)
 
 
-def search(storage: Any, trials: int = 30, *, metric: str = "mean", **more: Any) -> ScheduleSearch:
+def search(storage: Any, trials: int = 30, *, metric: str = "mean", **more: Any) -> SearchResult:
     return search_space(
         mixture(8, 1), mixture(8, 2), SPACE, trials=trials, grids=GRIDS, storage=storage,
         metric=LatentError(metric), **more,
@@ -129,10 +130,10 @@ def test_a_refused_metric_leaves_no_study_and_a_refused_study_costs_no_run(tmp_p
         search_space(train, mixture(8, 2), SPACE, trials=30, grids=GRIDS, storage=place, metric=Holes())
     assert not place.exists()
     search(place)
-    before = train.memo.evaluated
+    before = train.network_cache.evaluated
     with pytest.raises(ValueError, match="is one of metric 'latent-mse'"):
         search_space(train, train, SPACE, trials=30, grids=GRIDS, storage=place, metric=LatentError("log"))
-    assert train.memo.evaluated == before
+    assert train.network_cache.evaluated == before
 
 
 @pytest.mark.law
@@ -168,6 +169,6 @@ def test_a_preset_that_was_interrupted_is_run_again(year: int | None, presets: i
 @pytest.mark.parametrize("method", ["random", "tpe", "s3"])
 def test_what_goes_on_does_not_begin_again(method: str) -> None:
     storage = optuna.storages.InMemoryStorage()
-    search(storage, trials=30, method=method)
-    trials = search(storage, trials=50, method=method).study.get_trials()
+    search(storage, trials=30, method=searcher(method))
+    trials = search(storage, trials=50, method=searcher(method)).study.get_trials()
     assert len(trials) == 50 == len({tuple(sorted(t.params.items())) for t in trials})

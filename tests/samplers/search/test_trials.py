@@ -17,8 +17,8 @@ from diffplug.network_cache import digest
 from diffplug.rollout import Rollouts
 from diffplug.samplers import DCSolverScheduler
 from diffplug.samplers.schedule.nodes import Nodes
-from diffplug.samplers.search.problem import PipelineProblem
-from diffplug.samplers.search.reference import fingerprint, truth
+from diffplug.samplers.search.pipeline_problem import PipelineProblem
+from diffplug.samplers.search.reference import fingerprint, reference_solution
 from diffplug.seeds import generators
 from diffplug.testing import tiny
 
@@ -45,7 +45,7 @@ def test_final_latents_are_the_pipeline_s_own(family: str) -> None:
     with runs.remembering():
         assert torch.equal(runs.final(pipe.scheduler), expected.double())
         assert torch.equal(runs.final(pipe.scheduler), expected.double())
-    assert (runs.memo.evaluated, runs.memo.recalled) == (4, 4)
+    assert (runs.network_cache.evaluated, runs.network_cache.recalled) == (4, 4)
     assert "forward" not in vars(pipe.components["unet" if family == "sd15" else "transformer"])
 
 
@@ -62,7 +62,7 @@ def test_compiled_networks_are_remembered(in_place: bool) -> None:
     with runs.remembering():
         torch.testing.assert_close(runs.final(runs.pipe.scheduler), plain, rtol=0, atol=1e-5)
         torch.testing.assert_close(runs.final(runs.pipe.scheduler), plain, rtol=0, atol=1e-5)
-    assert (runs.memo.evaluated, runs.memo.recalled) == (4, 4)
+    assert (runs.network_cache.evaluated, runs.network_cache.recalled) == (4, 4)
     torch.testing.assert_close(runs.final(runs.pipe.scheduler), plain, rtol=0, atol=1e-5)
 
 
@@ -129,9 +129,9 @@ def test_the_memory_is_bounded() -> None:
     runs = trials()
     with runs.remembering(limit=1) as run:
         run.final(run.pipe.scheduler)
-        assert len(run.memo._kept) == 1
+        assert len(run.network_cache._kept) == 1
         run.final(run.pipe.scheduler)
-        assert run.memo.recalled == 0
+        assert run.network_cache.recalled == 0
 
 
 def test_the_forward_of_a_hook_is_given_back() -> None:
@@ -147,18 +147,20 @@ def test_the_forward_of_a_hook_is_given_back() -> None:
 def test_the_truth_is_computed_once_and_tied_to_everything_it_depends_on(tmp_path: Path) -> None:
     runs = trials(steps=6)
     ddim = DDIMScheduler.from_config(runs.pipe.scheduler.config)
-    first = truth(runs, ddim, tmp_path)
+    first = reference_solution(runs, ddim, tmp_path)
     with count_network(runs.pipe) as count:
-        assert torch.equal(truth(runs, ddim, tmp_path), first)
+        assert torch.equal(reference_solution(runs, ddim, tmp_path), first)
     assert count.calls == 0
-    truth(runs, UniPCMultistepScheduler.from_config(runs.pipe.scheduler.config), tmp_path)
-    truth(Rollouts(runs.pipe, PROMPTS, [5, 6, 8], 6, guidance=3.0, options=SMALL), ddim, tmp_path)
+    reference_solution(runs, UniPCMultistepScheduler.from_config(runs.pipe.scheduler.config), tmp_path)
+    reference_solution(
+        Rollouts(runs.pipe, PROMPTS, [5, 6, 8], 6, guidance=3.0, options=SMALL), ddim, tmp_path
+    )
     with torch.no_grad():
         runs.pipe.unet.conv_in.weight[0, 0, 0, 0] += 1
-    truth(runs, ddim, tmp_path)
+    reference_solution(runs, ddim, tmp_path)
     with torch.no_grad():
         next(runs.pipe.text_encoder.parameters()).add_(1)
-    truth(runs, ddim, tmp_path)
+    reference_solution(runs, ddim, tmp_path)
     assert len(list(tmp_path.iterdir())) == 5
 
 
@@ -167,11 +169,11 @@ def test_a_truth_is_found_again_by_another_process(tmp_path: Path) -> None:
     """Diffusers notes the settings that were not given, as a set is sorted: otherwise in every process."""
     runs = trials(steps=6)
     ddim = DDIMScheduler.from_config(runs.pipe.scheduler.config)
-    truth(runs, ddim, tmp_path)
+    reference_solution(runs, ddim, tmp_path)
     noted = list(ddim.config["_use_default_values"])
     assert len(noted) > 1
     ddim.register_to_config(_use_default_values=noted[::-1])
-    truth(runs, ddim, tmp_path)
+    reference_solution(runs, ddim, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -180,7 +182,7 @@ def test_a_truth_that_is_not_finite_is_not_kept(tmp_path: Path) -> None:
     with torch.no_grad():
         runs.pipe.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(ValueError, match="of 2 evaluations gives latents that are not finite"):
-        truth(runs, runs.pipe.scheduler, tmp_path)
+        reference_solution(runs, runs.pipe.scheduler, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -196,16 +198,16 @@ def test_every_element_of_an_input_counts() -> None:
 def test_a_damaged_truth_is_refused_and_left_alone(tmp_path: Path) -> None:
     runs = trials(steps=2)
     ddim = runs.pipe.scheduler
-    truth(runs, ddim, tmp_path)
+    reference_solution(runs, ddim, tmp_path)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:-7])
     with pytest.raises(ValueError, match=rf"{path.name}.*cannot be read.*remove the file"):
-        truth(runs, ddim, tmp_path)
+        reference_solution(runs, ddim, tmp_path)
     assert path.read_bytes() == whole[:-7]
     save_file({"latents": torch.zeros(3, 4)}, path, metadata={"told": "{}"})
     with pytest.raises(ValueError, match=rf"{path.name}.*something else"):
-        truth(runs, ddim, tmp_path)
+        reference_solution(runs, ddim, tmp_path)
 
 
 def test_prompts_and_seeds_must_match() -> None:
@@ -227,5 +229,5 @@ def test_a_converged_run_of_few_evaluations_stays_near_under_guidance(tmp_path: 
     prompts = ["a red circle", "a blue square left of a green cross", "two yellow triangles", "a cross"]
     runs = Rollouts(load("shapes"), prompts, [0, 1, 2, 3], 5, guidance=5.0)
     ends = Nodes(kind="name", name="linspace", final="sigma_min")
-    short, long = (PipelineProblem(runs, ends, fine=fine, cache=tmp_path).truth for fine in (30, 200))
+    short, long = (PipelineProblem(runs, ends, fine=fine, cache=tmp_path).reference for fine in (30, 200))
     assert np.square(short - long).mean() < 0.3
