@@ -27,9 +27,9 @@ from benchmarks.sheets import save
 from diffplug import plug
 from diffplug.files import output_folder, write_json
 from diffplug.latents import decode
-from diffplug.samplers.few_step.classifier_free import ClassifierFree
-from diffplug.samplers.few_step.nag import NAG
-from diffplug.samplers.few_step.speedupnet import SpeedUpNet
+from diffplug.samplers.negative.classifier_free import ClassifierFree
+from diffplug.samplers.negative.nag import NAG
+from diffplug.samplers.negative.speedupnet import SpeedUpNet
 from diffplug.seeds import Seeds
 from diffplug.shapes import grade, sample_prompts
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from diffplug.plug import plug
-from diffplug.samplers.few_step.classifier_free import ClassifierFree
-from diffplug.samplers.few_step.negative_call import guidance_argument, unguided
-from diffplug.samplers.few_step.negative_state import NegativeState
-from diffplug.samplers.few_step.speedupnet import SpeedUpNet
-from diffplug.samplers.few_step.sun_adapter import SunAdapter, put_on
+from diffplug.samplers.negative.call import guidance_argument, unguided
+from diffplug.samplers.negative.classifier_free import ClassifierFree
+from diffplug.samplers.negative.speedupnet import SpeedUpNet
+from diffplug.samplers.negative.state import NegativeState
+from diffplug.samplers.negative.sun_adapter import SunAdapter, put_on
 from diffplug.seeds import Seeds
 from diffplug.training.conditions import encode, one_denoiser, quiet
 from diffplug.training.guidance_states import GuidanceStates, StateSettings, TextNetwork, collect

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from diffplug.files import atomic_path, output_folder
-from diffplug.samplers.few_step.negative_state import NegativeState
+from diffplug.samplers.negative.state import NegativeState
 from diffplug.training.conditions import CallForm, Conditions
 from diffplug.training.negatives import Pairs
 from diffplug.training.noise_path import NoisePath

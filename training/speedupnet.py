@@ -13,11 +13,11 @@ import torch
 
 from diffplug.files import atomic_write, output_folder, write_json
 from diffplug.samplers.few_step.families import family_of
-from diffplug.samplers.few_step.negative_call import guidance_argument
-from diffplug.samplers.few_step.negative_state import NegativeState
-from diffplug.samplers.few_step.sun_adapter import AdapterMeta, SunAdapter, put_on
-from diffplug.samplers.few_step.sun_file import load_adapter, save_adapter
 from diffplug.samplers.fingerprint import architecture, fingerprint
+from diffplug.samplers.negative.call import guidance_argument
+from diffplug.samplers.negative.state import NegativeState
+from diffplug.samplers.negative.sun_adapter import AdapterMeta, SunAdapter, put_on
+from diffplug.samplers.negative.sun_file import load_adapter, save_adapter
 from diffplug.training.adapter_score import AdapterScore, score_adapter
 from diffplug.training.conditions import Conditions, encode, one_denoiser
 from diffplug.training.guidance_states import GuidanceStates, TextNetwork, collect, states_key

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from diffplug import plug
-from diffplug.samplers.few_step.negative_state import NegativeState
-from diffplug.samplers.few_step.speedupnet import SpeedUpNet
-from diffplug.samplers.few_step.sun_adapter import SunAdapter, put_on
+from diffplug.samplers.negative.speedupnet import SpeedUpNet
+from diffplug.samplers.negative.state import NegativeState
+from diffplug.samplers.negative.sun_adapter import SunAdapter, put_on
 from diffplug.testing import tiny
 from diffplug.training.adapter_score import gap, score_adapter
 from diffplug.training.conditions import encode

@@ -20,8 +20,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from diffplug.samplers.few_step.negative_state import NegativeState
-from diffplug.samplers.few_step.sun_adapter import SunAdapter
+from diffplug.samplers.negative.state import NegativeState
+from diffplug.samplers.negative.sun_adapter import SunAdapter
 from diffplug.training.guidance_states import GuidanceStates, States, StateSettings, TextNetwork
 from diffplug.training.negatives import NegativeSettings
 from diffplug.training.objective import Group, Loss, Objective, Rows

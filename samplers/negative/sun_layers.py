@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffplug.samplers.few_step.cross_attention import output_projection
+from diffplug.samplers.negative.cross_attention import output_projection
 
 __all__ = ["FEATURES", "LayerShape", "ReleasedLayer", "TiedLayer", "features"]
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from diffplug.files import atomic_path
-from diffplug.samplers.few_step.cross_attention import cross_attentions, unwrapped
-from diffplug.samplers.few_step.sun_adapter import AdapterMeta, SunAdapter
-from diffplug.samplers.few_step.sun_layers import LayerShape, ReleasedLayer, TiedLayer
+from diffplug.samplers.negative.cross_attention import cross_attentions, unwrapped
+from diffplug.samplers.negative.sun_adapter import AdapterMeta, SunAdapter
+from diffplug.samplers.negative.sun_layers import LayerShape, ReleasedLayer, TiedLayer
 
 __all__ = ["load_adapter", "save_adapter"]
 

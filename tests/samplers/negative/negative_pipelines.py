@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from diffplug.samplers.few_step.negative_call import unguided
+from diffplug.samplers.negative.call import unguided
 from diffplug.testing import tiny
 
 CROSS = ["sd15", "sdxl", "controlnet", "lcm", "animatediff", "pixart", "sana", "ltx", "wan", "wan22"]

@@ -12,10 +12,10 @@ from negative_pipelines import apart, drawn, plain
 from diffplug import plug
 from diffplug.denoiser import count_network
 from diffplug.intercept import taken_arguments
-from diffplug.samplers.few_step.nag import NAG
-from diffplug.samplers.few_step.negative_guidance import NegativeGuidance
-from diffplug.samplers.few_step.speedupnet import SpeedUpNet
-from diffplug.samplers.few_step.sun_adapter import AdapterMeta, SunAdapter
+from diffplug.samplers.negative.guidance import NegativeGuidance
+from diffplug.samplers.negative.nag import NAG
+from diffplug.samplers.negative.speedupnet import SpeedUpNet
+from diffplug.samplers.negative.sun_adapter import AdapterMeta, SunAdapter
 from diffplug.testing import tiny
 
 OTHER = "blue square"

@@ -1,6 +1,6 @@
 """The recipe of the SpeedUpNet adapter that comes with Shapes: about eight minutes of one CPU core.
 
-    python -m diffplug.training.shapes_adapter -o runs/negative
+    python -m diffplug.training.shapes.negative_adapter -o runs/negative
 
 Three phases, each from the weights of the one before. States are those of 576 guided roll-outs, with their
 last pictures noised afresh in the first two phases, and rendered scenes noised in the third: an adapter
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffplug.samplers.few_step.negative_state import NegativeState
-from diffplug.samplers.few_step.sun_adapter import AdapterMeta, SunAdapter, put_on
-from diffplug.samplers.few_step.sun_file import save_adapter
 from diffplug.samplers.fingerprint import architecture, fingerprint
+from diffplug.samplers.negative.state import NegativeState
+from diffplug.samplers.negative.sun_adapter import AdapterMeta, SunAdapter, put_on
+from diffplug.samplers.negative.sun_file import save_adapter
 from diffplug.training.conditions import encode
 from diffplug.training.config import OptimizerSettings, RunSettings
 from diffplug.training.guidance_states import GuidanceStates, StateSettings, TextNetwork, collect
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train the adapter, phase after phase, and write its file."""
     from diffplug.loading import load
 
-    parser = argparse.ArgumentParser(prog="python -m diffplug.training.shapes_adapter")
+    parser = argparse.ArgumentParser(prog="python -m diffplug.training.shapes.negative_adapter")
     parser.add_argument("-o", "--out", type=Path, default=Path("runs/negative"))
     out = parser.parse_args(arguments).out
     pipe = load("shapes")

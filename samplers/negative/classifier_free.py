@@ -16,7 +16,7 @@ from diffplug.call_arguments import asked
 from diffplug.checks import finite
 from diffplug.denoiser import denoisers, wrap_forward
 from diffplug.intercept import PipelineCall, StepCall, StepInterceptor, Undo, intercept_call, intercept_step
-from diffplug.samplers.few_step.negative_call import (
+from diffplug.samplers.negative.call import (
     denoiser_class,
     guidance_argument,
     has_embedded_guidance,

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from diffplug.denoiser import wrap_forward
 from diffplug.intercept import original_class
-from diffplug.samplers.few_step.cross_attention import attention_bias, projected_text, unwrapped
-from diffplug.samplers.few_step.negative_call import check_unguided
-from diffplug.samplers.few_step.negative_state import Encoded, NegativeState
+from diffplug.samplers.negative.call import check_unguided
+from diffplug.samplers.negative.cross_attention import attention_bias, projected_text, unwrapped
+from diffplug.samplers.negative.state import Encoded, NegativeState
 
 __all__ = ["arguments_by_name", "compiled_anew", "noise_time", "watch_network"]
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from diffplug.denoiser import wrap_forward
-from diffplug.samplers.few_step.cross_attention import cross_attentions, output_projection, unwrapped
-from diffplug.samplers.few_step.negative_state import NegativeState
-from diffplug.samplers.few_step.network_call import watch_network
+from diffplug.samplers.negative.cross_attention import cross_attentions, output_projection, unwrapped
+from diffplug.samplers.negative.network import watch_network
+from diffplug.samplers.negative.state import NegativeState
 
 __all__ = ["guide_cross"]
 

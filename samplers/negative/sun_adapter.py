@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from diffplug.checks import check_keys
-from diffplug.samplers.few_step.cross_attention import cross_attentions, output_projection, unwrapped
-from diffplug.samplers.few_step.negative_state import NegativeState
-from diffplug.samplers.few_step.sun_layers import LayerShape, ReleasedLayer, TiedLayer, features
+from diffplug.samplers.negative.cross_attention import cross_attentions, output_projection, unwrapped
+from diffplug.samplers.negative.state import NegativeState
+from diffplug.samplers.negative.sun_layers import LayerShape, ReleasedLayer, TiedLayer, features
 
 __all__ = ["LAYOUTS", "AdapterMeta", "SunAdapter", "put_on"]
 

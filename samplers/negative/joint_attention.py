@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from diffplug.denoiser import wrap_forward
 from diffplug.intercept import original_class
-from diffplug.samplers.few_step.cross_attention import output_projection, unwrapped
-from diffplug.samplers.few_step.negative_call import check_unguided
-from diffplug.samplers.few_step.negative_state import Encoded, NegativeState
-from diffplug.samplers.few_step.network_call import arguments_by_name, compiled_anew, noise_time
+from diffplug.samplers.negative.call import check_unguided
+from diffplug.samplers.negative.cross_attention import output_projection, unwrapped
+from diffplug.samplers.negative.network import arguments_by_name, compiled_anew, noise_time
+from diffplug.samplers.negative.state import Encoded, NegativeState
 
 __all__ = ["JOINT", "guide_joint"]
 

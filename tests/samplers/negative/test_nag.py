@@ -13,7 +13,7 @@ from negative_pipelines import CROSS, JOINT, apart, drawn, plain
 
 from diffplug import plug
 from diffplug.denoiser import count_network
-from diffplug.samplers.few_step.nag import NAG, PRESETS, NagOptions, nag
+from diffplug.samplers.negative.nag import NAG, PRESETS, NagOptions, nag
 from diffplug.testing import tiny
 
 OTHER = "blue square"

@@ -12,10 +12,10 @@ from negative_pipelines import apart, drawn, plain
 
 from diffplug import plug
 from diffplug.denoiser import count_network
-from diffplug.samplers.few_step.classifier_free import ClassifierFree
-from diffplug.samplers.few_step.negative_guidance import NegativeGuidance
-from diffplug.samplers.few_step.speedupnet import SpeedUpNet
-from diffplug.samplers.few_step.sun_adapter import SunAdapter
+from diffplug.samplers.negative.classifier_free import ClassifierFree
+from diffplug.samplers.negative.guidance import NegativeGuidance
+from diffplug.samplers.negative.speedupnet import SpeedUpNet
+from diffplug.samplers.negative.sun_adapter import SunAdapter
 from diffplug.testing import tiny
 
 OTHER = "blue square"

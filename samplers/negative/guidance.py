@@ -15,16 +15,16 @@ import os
 from typing import Any
 
 from diffplug.intercept import PipelineCall, Undo, interceptors
-from diffplug.samplers.few_step.classifier_free import ClassifierFree, guidance_of, is_given
-from diffplug.samplers.few_step.nag import NAG, PRESETS
-from diffplug.samplers.few_step.negative_call import (
+from diffplug.samplers.negative.call import (
     denoiser_class,
     guidance_argument,
     has_embedded_guidance,
     takes,
 )
-from diffplug.samplers.few_step.speedupnet import SpeedUpNet, shipped_adapter
-from diffplug.samplers.few_step.sun_adapter import SunAdapter
+from diffplug.samplers.negative.classifier_free import ClassifierFree, guidance_of, is_given
+from diffplug.samplers.negative.nag import NAG, PRESETS
+from diffplug.samplers.negative.speedupnet import SpeedUpNet, shipped_adapter
+from diffplug.samplers.negative.sun_adapter import SunAdapter
 
 __all__ = ["METHODS", "NegativeGuidance"]
 

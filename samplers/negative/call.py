@@ -16,8 +16,8 @@ from typing import Any
 
 from diffplug.denoiser import denoisers
 from diffplug.intercept import original_class
-from diffplug.samplers.few_step.cross_attention import cross_attentions, unwrapped
-from diffplug.samplers.few_step.negative_state import Encoded, NegativeState
+from diffplug.samplers.negative.cross_attention import cross_attentions, unwrapped
+from diffplug.samplers.negative.state import Encoded, NegativeState
 
 __all__ = [
     "NEGATIVES",

@@ -24,9 +24,7 @@ from torch import Tensor
 from diffplug.checks import finite
 from diffplug.denoiser import denoisers
 from diffplug.intercept import PipelineCall, Undo, intercept_call
-from diffplug.samplers.few_step.joint_attention import JOINT, guide_joint
-from diffplug.samplers.few_step.nag_layers import guide_cross
-from diffplug.samplers.few_step.negative_call import (
+from diffplug.samplers.negative.call import (
     NEGATIVES,
     check_readable,
     denoiser_class,
@@ -35,7 +33,9 @@ from diffplug.samplers.few_step.negative_call import (
     negative_part,
     unguided,
 )
-from diffplug.samplers.few_step.negative_state import NegativeState
+from diffplug.samplers.negative.joint_attention import JOINT, guide_joint
+from diffplug.samplers.negative.nag_layers import guide_cross
+from diffplug.samplers.negative.state import NegativeState
 
 __all__ = ["NAG", "PRESETS", "NagOptions", "known_families", "nag"]
 

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from diffplug import plug
 from diffplug.denoiser import count_network, denoisers
-from diffplug.samplers.few_step.cross_attention import cross_attentions
-from diffplug.samplers.few_step.negative_state import NegativeState
-from diffplug.samplers.few_step.speedupnet import SpeedUpNet
-from diffplug.samplers.few_step.sun_adapter import AdapterMeta, SunAdapter, put_on
-from diffplug.samplers.few_step.sun_file import load_adapter, save_adapter
-from diffplug.samplers.few_step.sun_layers import LayerShape, ReleasedLayer, TiedLayer, features
+from diffplug.samplers.negative.cross_attention import cross_attentions
+from diffplug.samplers.negative.speedupnet import SpeedUpNet
+from diffplug.samplers.negative.state import NegativeState
+from diffplug.samplers.negative.sun_adapter import AdapterMeta, SunAdapter, put_on
+from diffplug.samplers.negative.sun_file import load_adapter, save_adapter
+from diffplug.samplers.negative.sun_layers import LayerShape, ReleasedLayer, TiedLayer, features
 from diffplug.testing import tiny
 
 OTHER = "blue square"

@@ -20,9 +20,8 @@ from diffplug.checks import finite
 from diffplug.denoiser import denoisers
 from diffplug.intercept import PipelineCall, Undo, intercept_call
 from diffplug.loading import embedded_name, shapes_folder
-from diffplug.samplers.few_step.cross_attention import unwrapped
-from diffplug.samplers.few_step.nag import refuse_guidance
-from diffplug.samplers.few_step.negative_call import (
+from diffplug.samplers.fingerprint import architecture, fingerprint
+from diffplug.samplers.negative.call import (
     NEGATIVES,
     check_readable,
     encoding,
@@ -30,11 +29,12 @@ from diffplug.samplers.few_step.negative_call import (
     negative_part,
     unguided,
 )
-from diffplug.samplers.few_step.negative_state import NegativeState
-from diffplug.samplers.few_step.network_call import watch_network
-from diffplug.samplers.few_step.sun_adapter import AdapterMeta, SunAdapter, put_on
-from diffplug.samplers.few_step.sun_file import load_adapter
-from diffplug.samplers.fingerprint import architecture, fingerprint
+from diffplug.samplers.negative.cross_attention import unwrapped
+from diffplug.samplers.negative.nag import refuse_guidance
+from diffplug.samplers.negative.network import watch_network
+from diffplug.samplers.negative.state import NegativeState
+from diffplug.samplers.negative.sun_adapter import AdapterMeta, SunAdapter, put_on
+from diffplug.samplers.negative.sun_file import load_adapter
 
 __all__ = ["SpeedUpNet", "shipped_adapter"]
 
