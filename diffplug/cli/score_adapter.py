@@ -1,4 +1,4 @@
-"""`diffplug score adapter`: how near a SpeedUpNet adapter comes to guidance on a model."""
+"""`diffplug score-adapter`: how near a SpeedUpNet adapter comes to guidance on a model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import typer
 
 from diffplug.cli.console import guarded, print_json
 from diffplug.cli.options import Device, Dtype, Json
-
-app = typer.Typer(no_args_is_help=True, help="Figures of what was trained, on any model.")
 
 Adapter = Annotated[Path | None, typer.Argument(help="The adapter's file; without one, the shipped one.")]
 On = Annotated[str, typer.Option("--on", help="The model: shapes (embedded), a folder, or a hub id.")]
@@ -26,9 +24,8 @@ States = Annotated[int, typer.Option(min=1, help="Noised pictures to compare sin
 Steps = Annotated[int, typer.Option(min=1, help="Steps of a run.")]
 
 
-@app.command("adapter")
 @guarded
-def adapter(
+def score_adapter(
     file: Adapter = None,
     on: On = "shapes",
     prompts: Prompts = None,
@@ -43,18 +40,18 @@ def adapter(
 ) -> None:
     """Scores a SpeedUpNet adapter on a model, its own base or a fine-tune: no pictures are needed.
 
-    Example: `diffplug score adapter student/speedupnet.safetensors --on ./my-fine-tune --prompts p.txt
+    Example: `diffplug score-adapter student/speedupnet.safetensors --on ./my-fine-tune --prompts p.txt
     --negatives n.txt`
 
     0 is guidance itself, 1 no guidance at all. Small changes of the base, a style, cost a few hundredths.
     """
     from diffplug.cli.pipeline import load_pipeline
-    from diffplug.training.adapter_score import score_adapter
+    from diffplug.training.adapter_score import score_adapter as scored
 
     told, unwanted = _words(prompts, negatives, on, runs)
     pipe = load_pipeline(on, device, dtype, [])
     pipe.set_progress_bar_config(disable=True)
-    score = score_adapter(pipe, file, told, unwanted, guidance=guidance, states=states, steps=steps)
+    score = scored(pipe, file, told, unwanted, guidance=guidance, states=states, steps=steps)
     if json:
         print_json({"adapter": str(file) if file else "shipped", "on": on, **score.to_json()})
     else:
