@@ -4,6 +4,7 @@ loss.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -108,6 +109,39 @@ def test_auto_takes_an_adapter_that_is_given() -> None:
     assert guidance.method == "sun" and count.rows == 2
     with plug(pipe, SpeedUpNet(adapter)):
         assert torch.equal(drawn(pipe, "sd15", negative_prompt=OTHER, guidance_scale=3.0), one)
+
+
+@pytest.mark.pipe
+def test_shapes_comes_with_an_adapter_that_obeys_at_one_evaluation_a_step() -> None:
+    from diffplug import load
+    from diffplug.shapes.grading import as_pixels, find
+
+    pipe = load("shapes")
+    pipe.set_progress_bar_config(disable=True)
+    assert sum(value.numel() for value in SpeedUpNet().adapter_for(pipe).parameters()) < 0.1 * sum(
+        value.numel() for value in pipe.unet.parameters()
+    )
+
+    def orange(guidance: Any, **told: Any) -> int:
+        """How many of 12 squares are orange."""
+        seeds = [torch.Generator().manual_seed(i) for i in range(12)]
+        with warnings.catch_warnings(), plug(pipe, guidance), count_network(pipe) as count:
+            warnings.simplefilter("error")
+            images = pipe(
+                ["a square and a circle"] * 12,
+                num_inference_steps=10,
+                generator=seeds,
+                output_type="pt",
+                **told,
+            ).images
+        assert count.rows == 12 * 10
+        return sum(any(blob.color == "orange" for blob in blobs) for _, blobs in find(as_pixels(images)))
+
+    guidance = NegativeGuidance()
+    assert orange(guidance, negative_prompt="orange", guidance_scale=5.0) < orange(
+        guidance, guidance_scale=5.0
+    )
+    assert guidance.method == "sun"
 
 
 @pytest.mark.pipe
