@@ -43,7 +43,7 @@ REFUSED: dict[tuple[str, str], str] = {
     **{(name, plug): _JUMPS for name in ("consistency", "sana-sprint") for plug in _SAMPLED},
     **{("lcm", plug): _LCM for plug in _SAMPLED},
     **{("svd", plug): _CONTINUOUS for plug in ("solver", "dc-solver")},
-    **{(name, "search"): _NO_PROMPT for name in ("ddim", "ddpm", "dit", "svd")},
+    **{(name, "search"): _NO_PROMPT for name in ("ddim", "ddpm", "dit", "kandinsky22", "svd")},
 }
 FAULTS: dict[tuple[str, str], str] = {
     ("deepfloyd-if", "search"): "refused after two evaluations, when its first result is no latents",
