@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 MOST_DIGITS = 300  # of a whole number in JSON; more are no float
+_ENDLESS = re.compile(rf"(?<![\d.\w\"])\d{{{MOST_DIGITS + 1},}}")
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _TEMPORARY = re.compile(r"\..*\.tmp-(?:([0-9a-f]{6})-)?(\d+)-[0-9a-f]{8}(?:\..*)?")
@@ -181,7 +182,8 @@ def read_json(path: str | os.PathLike[str], *, limit: int = 8 * 2**20) -> Any:
     """
     try:
         text = read_bytes(path, limit=limit).decode("utf-8-sig")
-        return json.loads(text, parse_constant=_no_constant, parse_int=_whole)
+        _check_digits(text)
+        return json.loads(text, parse_constant=_no_constant)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r} is not valid JSON: {error}") from error
     except RecursionError:
@@ -282,10 +284,10 @@ def _trouble(part: str) -> str:
     return "it is longer than 255 bytes" if len(part.encode("utf-8")) > 255 else ""
 
 
-def _whole(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
-        raise ValueError(f"a whole number of {len(digits)} digits, {MOST_DIGITS} are allowed")
-    return int(digits)
+def _check_digits(text: str) -> None:
+    """Raise ValueError for a number of so many digits that no float holds it."""
+    if match := _ENDLESS.search(text):
+        raise ValueError(f"a whole number of {len(match[0])} digits, {MOST_DIGITS} are allowed")
 
 
 def _no_constant(name: str) -> Any:
