@@ -41,6 +41,8 @@ def check_texts(prompts: Any) -> None:
 
 def finite(name: str, value: Any) -> float:
     """The value as a float. Raises ValueError unless it is a finite number."""
+    if type(value) is float and math.isfinite(value):  # nearly always
+        return value
     if not is_finite(value):
         raise ValueError(f"{name} is {shown(value)}: give a finite number")
     return float(value)
