@@ -156,3 +156,4 @@ TRAINERS.register("hyper-sd", "diffplug.training.objectives.segmented_consistenc
 TRAINERS.register("tdm", "diffplug.training.objectives.distribution_matching:TrajectoryDistribution")
 TRAINERS.register("one-step", "diffplug.training.objectives.one_step:OneStep")
 TRAINERS.register("reward", "diffplug.training.objectives.reward_feedback:RewardFeedback")
+TRAINERS.register("pso", "diffplug.training.objectives.pso:PSO")
