@@ -33,7 +33,7 @@ SHIPPED: dict[str, Any] = {
     "objective": {"reward": REWARD, "beta": 100.0, "eta": 1.0},
     "optimizer": {"lr": 5e-5, "betas": [0.9, 0.99]},
     "tuner": FULL,
-    "run": {"updates": 80, "batch": 32},
+    "run": {"updates": 50, "batch": 32},
     "validation": {"sheet": 16, "count": 16, "prompts": "shapes:search"},
 }
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {

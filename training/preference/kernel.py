@@ -62,13 +62,13 @@ class Kernel:
         forms = tuple(schedule_coefficients(scheduler, **step))
         if any(form.history for form in forms):
             raise ValueError(f"{type(scheduler).__name__} looks back at earlier steps: set solver_order=1")
-        if any(form.slack for form in forms):
+        bound = noise.reading(scheduler, step_index=0).bound
+        if bound is not None and any(form.slack for form in forms):
             raise ValueError(
                 f"{type(scheduler).__name__} clips x0hat and not the direction: set clip_sample=False"
             )
         levels = noise.levels(scheduler)[:-1]
-        bound = noise.reading(scheduler, step_index=0).bound
-        start = float(scheduler.init_noise_sigma)
+        start = float(getattr(scheduler, "init_noise_sigma", 1.0))  # flows begin at 1
         return cls(path, _indices(path, levels), _scales(path, levels), forms, bound, omega_max, start)
 
     @classmethod
@@ -118,13 +118,29 @@ class Kernel:
         return torch.tensor([form.kl_weight for form in self.forms], dtype=torch.float64)[step.cpu()]
 
     def predict(
-        self, network: Network, x: Tensor, step: Tensor, conditions: Conditions, *, original: bool = False
+        self,
+        network: Network,
+        x: Tensor,
+        step: Tensor,
+        conditions: Conditions,
+        *,
+        original: bool = False,
+        guidance: float = 1.0,
     ) -> Tensor:
-        """Return x0hat of states x [n, ...] at steps [n]; `original`: of the reference, without gradients."""
-        step = step.cpu()
-        told = x / _like(self.scale[step], x)
-        ask = network.original if original else network
-        x0 = ask(told, self.index[step], conditions).x0
+        """Return x0hat of states x [n, ...] at steps [n]; `original`: of the reference, without gradients.
+
+        guidance: classifier-free, combined before x0hat, at two rows a state; needs the network's `null`.
+        """
+        step, ask = step.cpu(), network.original if original else network
+        told, index = x / _like(self.scale[step], x), self.index[step]
+        if guidance == 1:
+            x0 = ask(told, index, conditions).x0
+        else:
+            assert network.null is not None, "guidance needs the empty prompt"  # noqa: S101 - of our own calls
+            free = network.null.to(x.device, x.dtype).expand(len(x))
+            both = Conditions.cat([free, conditions.to(x.device, x.dtype)])
+            free_x0, told_x0 = ask(told.repeat(2, *(1,) * (x.ndim - 1)), index.repeat(2), both).x0.chunk(2)
+            x0 = free_x0 + guidance * (told_x0 - free_x0)
         return x0 if self.bound is None else self.bound(x0)
 
     def mean(self, x: Tensor, x0: Tensor, step: Tensor) -> Tensor:
