@@ -159,6 +159,8 @@ TRAINERS.register("reward", "diffplug.training.objectives.reward_feedback:Reward
 TRAINERS.register("pso", "diffplug.training.objectives.pso:PSO")
 TRAINERS.register("pso-offline", "diffplug.training.objectives.pso_offline:OfflinePSO")
 TRAINERS.register("diffusion-dpo", "diffplug.training.objectives.diffusion_dpo:DiffusionDPO")
+TRAINERS.register("draft", "diffplug.training.objectives.reward_gradient:RewardGradient")
+TRAINERS.register("tilted", "diffplug.training.objectives.tilted_distribution:TiltedDistribution")
 TRAINERS.register("spo", "diffplug.training.objectives.spo:SPO")
 TRAINERS.register("d3po", "diffplug.training.objectives.d3po:D3PO")
 TRAINERS.register("ddpo", "diffplug.training.objectives.ddpo:DDPO")

@@ -38,8 +38,11 @@ SHIPPED: dict[str, Any] = {
 }
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "pso": ("pso", {}),
-    "pso-lora": ("pso", {"tuner": {"kind": "lora", "rank": 16, "extract": None}, "optimizer": {"lr": 1.5e-4}}),
-    "pso-cool": ("pso", {"optimizer": {"lr": 2e-5}}),
+    "pso-lora": (
+        "pso",
+        {"tuner": {"kind": "lora", "rank": 16, "extract": None}, "optimizer": {"lr": 1.5e-4}},
+    ),
+    "pso-cool": ("pso", {"optimizer": {"lr": 3e-5}, "run": {"batch": 64, "updates": 40}}),
     "pso-no-anchor": ("pso", {"objective": {"anchor": 0.0}}),
     "random": ("pso", {"objective": {"reward": f"{__file__}:coin"}}),
     "naive": ("naive-preferred", {"run": {"updates": 20}}),
@@ -54,7 +57,9 @@ assert issubclass(Naive, TRAINERS.get("naive-preferred"))  # noqa: S101
 def coin(images: Tensor, prompts: list[str]) -> np.ndarray:
     """The same reward with a coin for each prompt that says which of its candidates wins: the control."""
     told = rewards.score(rewards.get(REWARD), images, prompts).numpy()
-    return np.array([v if hashlib.sha256(p.encode()).digest()[0] % 2 else -v for v, p in zip(told, prompts, strict=True)])
+    return np.array(
+        [v if hashlib.sha256(p.encode()).digest()[0] % 2 else -v for v, p in zip(told, prompts, strict=True)]
+    )
 
 
 def write_prompts(folder: Path, n: int = 3000, seed: int = 11) -> Path:

@@ -55,6 +55,10 @@ class PolicyGradient(Online):
         "teacher": {"guidance": 1.0},
     }
 
+    def figures(self) -> list[str]:
+        """The names in the log."""
+        return ["kl", "kept"]
+
     def compared(self, drawn: Drawn) -> Loss:
         """Return the loss of each prompt's group; a group of equal scores weighs nothing."""
         told, (n, k) = self.settings, drawn.scores.shape

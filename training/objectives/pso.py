@@ -79,15 +79,18 @@ class PSO(Online):
         ell_w, ell_l = found.ell.chunk(2)
         steps = found.ell.shape[1]
         reduce = ("trajectory" if steps <= 4 else "step") if told.reduce == "auto" else told.reduce
-        loss = pair_loss(
-            ell_w, ell_l, beta=told.beta, reduce=reduce, clip=told.clip, epsilon=told.epsilon
-        )
+        loss = pair_loss(ell_w, ell_l, beta=told.beta, reduce=reduce, clip=told.clip, epsilon=told.epsilon)
         gap = torch.cat(found.anchor.chunk(2)).view(2, -1).mean(0)
         errors = loss.errors + told.anchored * gap
         log = {**loss.log, "pair_loss": loss.errors.detach().mean(), "anchor": gap.detach().mean()}
         log |= {"kept": torch.tensor(len(pairs.row.unique()) / n)}
         log |= {f"kl_{i}": found.kl[:, j].detach().mean() for j, i in enumerate(self.kernel.trainable)}
         return _by_row(errors, pairs, n, log)
+
+    def figures(self) -> list[str]:
+        """The names in the log."""
+        names = ["accuracy", "logit", "winner", "loser", "clipped", "pair_loss", "anchor", "kept"]
+        return [*names, *(f"kl_{i}" for i in self.kernel.trainable)]
 
     def selected(self, drawn: Drawn) -> Pairs:
         """Return who wins."""

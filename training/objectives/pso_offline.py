@@ -90,7 +90,9 @@ class OfflinePSO(Objective):
         steps = len(self.kernel)
         at = (torch.tensor(list(rows.rows)) + rows.update) % steps
         dense = self.kernel.trainable
-        weight = self.kernel.omega(at.clamp(max=dense[-1])) if dense else torch.ones(len(at), dtype=torch.float64)
+        weight = (
+            self.kernel.omega(at.clamp(max=dense[-1])) if dense else torch.ones(len(at), dtype=torch.float64)
+        )
         return self.kernel.index[at], weight
 
     def loss(self, rows: Rows) -> Loss:

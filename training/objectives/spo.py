@@ -22,6 +22,7 @@ from diffplug.training.preference.online import Online, OnlineSettings
 from diffplug.training.preference.pair_loss import Clip, pair_loss
 from diffplug.training.preference.scorer import StepScorer, X0Proxy
 from diffplug.training.preference.selectors import Pairs, step_best_worst
+from diffplug.training.preference.step_preference import StepJudge, StepPreference
 
 __all__ = ["SPO", "SPOSettings", "Steps", "thresholds"]
 
@@ -97,9 +98,21 @@ class SPO(Online):
         return bool(job.objective.guidance > 1)
 
     @classmethod
-    def check(cls, job: Any) -> None:
+    def from_job(cls, job: Any) -> SPO:
+        """Return the objective of `diffplug train spo`, with its step judge."""
+        made = super().from_job(job)
+        assert isinstance(made, cls)  # noqa: S101 - for the type checker
+        if job.objective.judge is not None:
+            judge = StepPreference.open(job.objective.judge).to(job.device)
+            made.step_scorer = StepJudge(judge, made.scorer.images)
+        return made
+
+    @staticmethod
+    def check(job: Any) -> None:
         """Raise ValueError for steps that are not there, beside what `Online` refuses."""
-        super().check(job)
+        Online.check(job)
+        if job.objective.judge is not None:
+            StepPreference.open(job.objective.judge)
         told, steps = job.objective, job.config.student.steps
         if told.first >= steps - 1:
             raise ValueError(
@@ -113,11 +126,12 @@ class SPO(Online):
         conditions = self.conditions[item].to(rows.device)
         segments = self.segments(rows, conditions, [self.prompts[i] for i in item.tolist()])
         found = self.selected(segments)
-        n, log = len(rows), self._figures(segments, found)
-        m = sum(len(part) for part in found)
+        n, m = len(rows), sum(len(part) for part in found)
+        log = {name: value.to(rows.device) for name, value in self._figures(segments, found).items()}
         totals = {"counted": torch.tensor(float(m), dtype=torch.float64, device=rows.device)}
         if not m:
-            return Loss(torch.zeros(n, device=rows.device), torch.zeros(n, device=rows.device), log, totals)
+            zero = torch.zeros(n, device=rows.device)
+            return Loss(zero, zero, log, totals)
         ells = [self.ratios(part, conditions) for part in found if len(part)]
         ell_w, ell_l = (torch.cat([pair[i] for pair in ells])[:, None] for i in (0, 1))
         told = self.settings
@@ -126,8 +140,7 @@ class SPO(Online):
         zero = loss.errors.new_zeros(n)
         count = zero.index_add(0, row, torch.ones_like(loss.errors))
         errors = zero.index_add(0, row, loss.errors) / count.clamp(min=1)
-        log = {name: value.to(rows.device) for name, value in {**log, **loss.log}.items()}
-        return Loss(errors, count, log, totals)
+        return Loss(errors, count, {**log, **loss.log}, totals)
 
     @torch.no_grad()
     def segments(self, rows: Rows, conditions: Conditions, prompts: list[str]) -> list[Segment]:
@@ -188,13 +201,14 @@ class SPO(Online):
         return self.kernel.log_ratio(x, x0, ref, after, step, self.settings.logprob)
 
     def _figures(self, segments: list[Segment], found: list[Steps]) -> dict[str, Tensor]:
+        names = ("accuracy", "logit", "winner", "loser", "clipped")
+        log = {name: torch.zeros((), dtype=torch.float64) for name in names}
         pairs = sum(len(segment.scores) * segment.length for segment in segments)
-        log = {"kept": torch.tensor(sum(len(part) for part in found) / max(pairs, 1))}
+        log["kept"] = torch.tensor(sum(len(part) for part in found) / max(pairs, 1))
         log["reward"] = segments[-1].scores.mean()
-        for part in found:
-            if len(part):
-                log.setdefault(f"pairs_{int(part.step[0])}", torch.tensor(float(len(part))))
-        return log
+        log |= {f"pairs_{i}": torch.zeros(()) for i in self.kernel.trainable if i >= self.settings.first}
+        log |= {f"pairs_{int(part.step[0])}": torch.tensor(float(len(part))) for part in found if len(part)}
+        return log | {name: torch.tensor(value) for name, value in self.looked.items()}
 
 
 def thresholds(kernel: Any, clean: float, noisy: float | None) -> list[float]:

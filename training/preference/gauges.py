@@ -90,7 +90,10 @@ class Gauges:
             self.reason = (
                 f"edges are {'softer' if moved < 0 else 'harder'} by {abs(moved):.0%} than the start model's"
             )
-        found = {"gauge_sharpness": 1 + moved, "gauge_diversity": diversity(images, len(self.words) // self.settings.seeds)}
+        found = {
+            "gauge_sharpness": 1 + moved,
+            "gauge_diversity": diversity(images, len(self.words) // self.settings.seeds),
+        }
         found["gauge_reward"] = float(self.scorer.judge(images, self.words).mean())
         if self.judge is not None:
             found["gauge_judge"] = float(self.judge.judge(images, self.words).mean())

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -78,7 +79,7 @@ class Kernel:
         The last step ends at a clean picture and is deterministic.
         """
         index, levels = _segments(path, steps)
-        forms = tuple(ancestral_form(a, b, eta) for a, b in zip(levels[:-1], levels[1:], strict=True))
+        forms = tuple(ancestral_form(a, b, eta) for a, b in pairwise(levels))
         return cls(path, index[:-1], torch.ones(steps, dtype=torch.float64), forms, None, omega_max)
 
     @classmethod
@@ -95,9 +96,7 @@ class Kernel:
             raise ValueError("flow-sde is for flow models: take ddim with eta")
         index, levels = _segments(path, steps)
         sigmas = [point.sigma for point in levels]
-        forms = tuple(
-            _flow_sde(f, s, level, sigmas[1]) for f, s in zip(sigmas[:-1], sigmas[1:], strict=True)
-        )
+        forms = tuple(_flow_sde(f, s, level, sigmas[1]) for f, s in pairwise(sigmas))
         return cls(path, index[:-1], torch.ones(steps, dtype=torch.float64), forms)
 
     def __len__(self) -> int:
@@ -190,9 +189,7 @@ class Kernel:
 
     def _numbers(self, step: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows = [self.forms[i] for i in step.tolist()]
-        a, b, s = (
-            torch.tensor([getattr(f, n) for f in rows], dtype=torch.float64) for n in ("a", "b", "s")
-        )
+        a, b, s = (torch.tensor([getattr(f, n) for f in rows], dtype=torch.float64) for n in ("a", "b", "s"))
         return _like(a, x), _like(b, x), _like(s, x)
 
     def _density(self, step: Tensor) -> Tensor:

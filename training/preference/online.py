@@ -1,8 +1,8 @@
 """What every method that learns from its own pictures does: draw, judge, and only then a loss.
 
 A row of an update is a prompt with K candidates. They are drawn from the policy as it is, so that one update
-is one roll-out; all noise is a function of seed, update and row, so there is nothing to store: runs resume bit
-for bit, and roll-outs are shared by processes as the rows are.
+is one roll-out; all noise is a function of seed, update and row, so there is nothing to store: runs resume
+bit for bit, and roll-outs are shared by processes as the rows are.
 """
 
 from __future__ import annotations
@@ -106,9 +106,7 @@ class Online(Objective):
     def from_job(cls, job: Any) -> Online:
         """Return the objective of `diffplug train`."""
         scorer = PictureScorer(job.pipe, job.objective.reward)
-        made = cls(
-            job.network, kernel_of(job), job.conditions, job.prompts, job.objective, scorer=scorer
-        )
+        made = cls(job.network, kernel_of(job), job.conditions, job.prompts, job.objective, scorer=scorer)
         made.gauges = _gauges(made, job)
         return made
 
@@ -145,10 +143,15 @@ class Online(Objective):
         drawn = self.drawn(rows)
         loss = self.compared(drawn)
         counted = (loss.weights > 0).double().sum() if loss.weights is not None else torch.tensor(1.0)
-        log = {"reward": drawn.scores.mean(), "reward_std": drawn.scores.std(1).mean(), **loss.log}
+        log = {name: torch.zeros(()) for name in self.figures()}
+        log |= {"reward": drawn.scores.mean(), "reward_std": drawn.scores.std(1).mean(), **loss.log}
         log |= {name: torch.tensor(value, dtype=torch.float64) for name, value in self.looked.items()}
         log = {name: value.to(rows.device) for name, value in log.items()}
         return Loss(loss.errors, loss.weights, log=log, totals={"counted": counted.to(rows.device)})
+
+    def figures(self) -> list[str]:
+        """Return the names that `compared` logs; all are told of every part of a batch, pairs or none."""
+        return []
 
     def compared(self, drawn: Drawn) -> Loss:
         """Return the loss [n] of n prompts with their candidates."""
@@ -225,8 +228,8 @@ def check_stochastic(kernel: Kernel) -> None:
             "pictures), or `reward` for a differentiable reward"
         )
     raise ValueError(
-        "every step of this kernel is deterministic: give objective.eta above 0, or a kernel that draws noise "
-        "(ddim, renoise, flow-sde)"
+        "every step of this kernel is deterministic: give objective.eta above 0, or a kernel that draws "
+        "noise (ddim, renoise, flow-sde)"
     )
 
 

@@ -57,8 +57,8 @@ def read_pairs(source: str | Path) -> list[Pair]:
     pairs = _without_contradictions([pair for row, where in rows if (pair := _pair(row, path, where))])
     if not pairs:
         raise ValueError(
-            f"objective.pairs: none of the {len(rows)} rows of {str(source)!r} has a winner: there is nothing "
-            "to prefer"
+            f"objective.pairs: none of the {len(rows)} rows of {str(source)!r} has a winner: there is "
+            "nothing to prefer"
         )
     return pairs
 
@@ -81,7 +81,9 @@ def _parquet(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise ValueError("objective.pairs: a parquet file needs pyarrow: pip install 'diffplug[batch]'") from error
+        raise ValueError(
+            "objective.pairs: a parquet file needs pyarrow: pip install 'diffplug[batch]'"
+        ) from error
     for number, row in enumerate(parquet.read_table(path).to_pylist(), 1):
         yield row, f"row {number} of {path.name}"
 
@@ -96,7 +98,9 @@ def _pair(row: Mapping[str, Any], path: Path, where: str) -> Pair | None:
         other = "b" if row["vote"] == "a" else "a"
         row = {"prompt": row.get("prompt"), "better": row.get(row["vote"]), "worse": row.get(other)}
     if not isinstance(row.get("prompt"), str) or not row.get("better") or not row.get("worse"):
-        raise ValueError(f"objective.pairs: {where} needs prompt, better and worse (or prompt, a, b and vote)")
+        raise ValueError(
+            f"objective.pairs: {where} needs prompt, better and worse (or prompt, a, b and vote)"
+        )
     found = [_picture(row[name], path.parent, where) for name in ("better", "worse")]
     return None if found[0] == found[1] else Pair(row["prompt"], found[0], found[1])
 
@@ -107,8 +111,13 @@ def _picture(value: Any, folder: Path, where: str) -> Picture:
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise ValueError(f"objective.pairs: {where}: a picture is a file name or bytes, got {type(value).__name__}")
-    file = safe_join(folder, *Path(value).parts)
+        raise ValueError(
+            f"objective.pairs: {where}: a picture is a file name or bytes, got {type(value).__name__}"
+        )
+    try:
+        file = safe_join(folder, *Path(value).parts)
+    except ValueError as error:
+        raise ValueError(f"objective.pairs: {where}: {error}") from error
     if not file.is_file():
         raise ValueError(f"objective.pairs: {where}: there is no picture {value!r} beside the table")
     return file

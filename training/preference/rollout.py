@@ -46,7 +46,9 @@ def rollout(network: Network, kernel: Kernel, conditions: Conditions, x: Tensor,
     return Paths(torch.stack(states, dim=1), torch.stack(said, dim=1))
 
 
-def starts(rows: Rows, candidates: int, steps: int, shape: tuple[int, ...], shared: bool) -> tuple[Tensor, Tensor]:
+def starts(
+    rows: Rows, candidates: int, steps: int, shape: tuple[int, ...], shared: bool
+) -> tuple[Tensor, Tensor]:
     """Return first noises [n, K, ...] and those of the steps [n, K, N, ...] of K candidates a row.
 
     shared: the candidates of a row begin at the same noise. All are functions of seed, update and row.

@@ -73,4 +73,6 @@ def group_advantage(scores: Tensor, clip: float = 5.0, scale: bool = True) -> Te
 
 def _at_least_two(scores: Tensor) -> None:
     if scores.ndim != 2 or scores.shape[1] < 2:
-        raise ValueError(f"a comparison needs two candidates or more a prompt, got scores {tuple(scores.shape)}")
+        raise ValueError(
+            f"a comparison needs two candidates or more a prompt, got scores {tuple(scores.shape)}"
+        )

@@ -94,15 +94,13 @@ def policy(job: Any) -> Tuner:
     if told.kind == "full":
         inner: Tuner = FullTuner(save_dtype=told.save_dtype)
     else:
-        inner = LoraTuner(
-            rank=told.rank, alpha=told.alpha, targets=told.targets, save_dtype=told.save_dtype
-        )
+        inner = LoraTuner(rank=told.rank, alpha=told.alpha, targets=told.targets, save_dtype=told.save_dtype)
     inner.attach(denoiser)
     return inner if start is None else OnTop(inner, factors, base, told.extract, told.save_dtype)
 
 
 def student_file(pipe: Any, start: str, steps: int) -> Path:
-    """Return the weights of a student: the folder of an earlier run, or a few-step name with local weights."""
+    """Return the weights of a student: the folder of an earlier run, or a few-step name."""
     from diffplug.samplers.few_step.families import family_of
     from diffplug.samplers.few_step.lookup import all_rows, knows, row_for, rows_in
 

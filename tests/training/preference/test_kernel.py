@@ -31,9 +31,7 @@ def scheduler(name: str, steps: int = 4, **config: Any) -> Any:
 KERNELS = {
     "lcm": lambda: Kernel.of(scheduler("LCMScheduler", **SD_BETAS, clip_sample=False), VP),
     "tcd": lambda: Kernel.of(scheduler("TCDScheduler", **SD_BETAS, clip_sample=False), VP, eta=0.3),
-    "euler-a": lambda: Kernel.of(
-        scheduler("EulerAncestralDiscreteScheduler", **SD_BETAS, **TRAILING), VP
-    ),
+    "euler-a": lambda: Kernel.of(scheduler("EulerAncestralDiscreteScheduler", **SD_BETAS, **TRAILING), VP),
     "ddim-class": lambda: Kernel.of(
         scheduler("DDIMScheduler", **SD_BETAS, **TRAILING, clip_sample=False), VP, eta=1.0
     ),
@@ -104,7 +102,9 @@ def test_a_sample_is_what_the_scheduler_steps_to(name: str, monkeypatch: pytest.
         assert torch.allclose(ours, x0, rtol=1e-4, atol=1e-4)
         assert kernel.stochastic(i) == (i < len(kernel) - 1)
         after = made.step(output, t, x, **extra).prev_sample
-        assert torch.allclose(kernel.sample(x, x0, step, z), after, rtol=1e-5, atol=1e-5 * float(x.abs().max()))
+        assert torch.allclose(
+            kernel.sample(x, x0, step, z), after, rtol=1e-5, atol=1e-5 * float(x.abs().max())
+        )
         x = after
     with pytest.raises(ValueError, match="deterministic, it has no density"):
         kernel.log_prob(x, x, x, torch.tensor([3, 3]))

@@ -19,7 +19,12 @@ def made(**settings: Any) -> PolicyGradient:
     told = PolicySettings(**{"candidates": 4, **settings})
     prompts = [f"prompt {i}" for i in range(16)]
     return PolicyGradient(
-        network(dtype=DOUBLE), Kernel.ddim(VP, 4, 1.0), conditions(16, DOUBLE), prompts, told, scorer=rightmost
+        network(dtype=DOUBLE),
+        Kernel.ddim(VP, 4, 1.0),
+        conditions(16, DOUBLE),
+        prompts,
+        told,
+        scorer=rightmost,
     )
 
 

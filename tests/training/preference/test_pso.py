@@ -70,7 +70,9 @@ def gradient(objective: PSO, given: Rows) -> Tensor:
     loss = objective.loss(given)
     if loss.sum.requires_grad:
         loss.sum.backward()
-    return torch.cat([torch.zeros_like(v).flatten() if v.grad is None else v.grad.flatten() for v in weights.values()])
+    return torch.cat(
+        [torch.zeros_like(v).flatten() if v.grad is None else v.grad.flatten() for v in weights.values()]
+    )
 
 
 def shaken(objective: PSO, size: float = 0.02) -> None:
@@ -156,8 +158,8 @@ def test_a_coin_has_no_direction_and_a_reward_has_its_own() -> None:
     def moves(first: Tensor) -> Tensor:
         x0 = torch.zeros(n, 3, dtype=DOUBLE, requires_grad=True)
         one, two = (kernel.log_ratio(x, x0, x, f, step)[:, None] for f in following)
-        w, l = torch.where(first[:, None], one, two), torch.where(first[:, None], two, one)
-        pair_loss(w, l, beta=beta).errors.sum().backward()
+        better, worse = torch.where(first[:, None], one, two), torch.where(first[:, None], two, one)
+        pair_loss(better, worse, beta=beta).errors.sum().backward()
         assert x0.grad is not None
         return -x0.grad
 
@@ -233,12 +235,14 @@ def test_training_prefers_and_leaves_the_reference_alone(tmp_path: Any) -> None:
     assert torch.equal(objective.network.original(x, index, conditions(4)).x0, said)
 
 
-def run(objective: PSO, folder: Any, updates: int = 6, lr: float = 1e-3, **settings: Any) -> dict[str, Tensor]:
+def run(
+    objective: PSO, folder: Any, updates: int = 6, lr: float = 1e-3, **settings: Any
+) -> dict[str, Tensor]:
     told = {"updates": updates, "batch": 8, "save_every": 2, **settings}
     minutes = told.pop("minutes", None)
     trainer = Trainer(
-        objective, RunSettings(**told), OptimizerSettings(lr=lr, warmup=0, floor=1.0), folder=folder, cpu=True,
-        minutes=minutes,
+        objective, RunSettings(**told), OptimizerSettings(lr=lr, warmup=0, floor=1.0), folder=folder,
+        cpu=True, minutes=minutes,
     )  # fmt: skip
     return trainer.run().weights["student"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def test_the_structure_of_a_rollout(length: int, k: int) -> None:
         first = segment.states[:, :, 0]
         assert torch.equal(first, first[:, :1].expand_as(first)) and segment.length == length
         assert not torch.equal(segment.states[:, 0, 1], segment.states[:, 1, 1])
-    for one, other in zip(segments[:-1], segments[1:], strict=True):
+    for one, other in pairwise(segments):
         row = torch.arange(3)
         assert torch.equal(one.states[row, one.chosen, -1], other.states[:, 0, 0])
 
@@ -171,7 +172,8 @@ def test_guidance_reaches_policy_and_reference() -> None:
     plain, guided = spo(Kernel.ddim(VP, 4, 1.0), first=0), spo(Kernel.ddim(VP, 4, 1.0), first=0, guidance=3.0)
     assert float(guided.loss(rows(4)).errors[0]) == pytest.approx(math.log(2))
     assert not torch.allclose(
-        gradient(plain, rows(4)), gradient(guided, rows(4))  # type: ignore[arg-type]
+        gradient(plain, rows(4)),
+        gradient(guided, rows(4)),  # type: ignore[arg-type]
     )
 
 
