@@ -35,7 +35,8 @@ def run_shapes(told: argparse.Namespace) -> None:
             sharp = row.sharpness / rows[0].sharpness - 1
             print(
                 f"  {row.name:18} strict {row.strict:5.1f} ± {row.error:.1f} "
-                f"({'/'.join(f'{k:.0f}' for k in row.kinds)}) gain {gap:+.1f} ± {error:.1f}, score {row.score:.3f}, edges {sharp:+.1%}, "
+                f"({'/'.join(f'{k:.0f}' for k in row.kinds)}) gain {gap:+.1f} ± {error:.1f}, "
+                f"score {row.score:.3f}, edges {sharp:+.1%}, "
                 f"diversity {row.diversity:.3f}"
             )
             kept[f"{row.name}, {label}"] = {
@@ -43,6 +44,15 @@ def run_shapes(told: argparse.Namespace) -> None:
                 "gain": gap, "gain_error": error, "edges": sharp,
             }  # fmt: skip
     write_json(output_folder(RESULTS) / f"preference_shapes{told.tag}.json", kept)
+
+
+def run_sheet(told: argparse.Namespace) -> None:
+    """Pictures of the same prompts and seeds: a row for the start model, then one for each run."""
+    from diffplug.training.validation import save_sheet
+
+    found = shapes.pictures(told.out, told.names, told.seed, opened("shapes", "cpu"))
+    save_sheet(found, told.out / "sheet.png")
+    print(told.out / "sheet.png")
 
 
 def run_ring(told: argparse.Namespace) -> None:
@@ -102,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     RUNS[told.what](told)
 
 
-RUNS = {"train": run_train, "shapes": run_shapes, "ring": run_ring, "detail": run_detail}
+RUNS = {"train": run_train, "shapes": run_shapes, "sheet": run_sheet, "ring": run_ring, "detail": run_detail}
 
 if __name__ == "__main__":
     main()

@@ -65,7 +65,8 @@ class PolicyGradient(Online):
         advantage = group_advantage(drawn.scores, told.advantage)
         row = advantage.abs().sum(1).nonzero()[:, 0]
         if not len(row):
-            return Loss(torch.zeros(n), torch.zeros(n))
+            nothing = torch.zeros(n, device=drawn.paths.states.device)
+            return Loss(nothing, nothing)
         which = (row[:, None] * k + torch.arange(k)).flatten()
         found = self.transitions(drawn, which, anchor=told.anchor > 0)
         a = advantage[row].flatten().to(found.ell.device)

@@ -72,7 +72,8 @@ class PSO(Online):
         told, n = self.settings, len(drawn.scores)
         pairs = self.selected(drawn)
         if not len(pairs):
-            return Loss(torch.zeros(n), torch.zeros(n))
+            nothing = torch.zeros(n, device=drawn.paths.states.device)
+            return Loss(nothing, nothing)
         k = drawn.scores.shape[1]
         which = torch.cat([pairs.row * k + pairs.winner, pairs.row * k + pairs.loser])
         found = self.transitions(drawn, which, anchor=told.anchored > 0)

@@ -42,8 +42,8 @@ def drawn(student: Any, **options: Any) -> torch.Tensor:
 
 
 @pytest.mark.pipe
-def test_pso_ends_in_one_lora_that_few_step_and_plain_diffusers_run(tmp_path: Path) -> None:
-    made = job("pso", *ONLINE, "objective.candidates=4", "optimizer.lr=1e-3", "optimizer.warmup=0",
+def test_pso_ends_in_one_lora_that_few_step_and_plain_diffusers_run(tmp_path: Path, red_reward: str) -> None:
+    made = job("pso", *ONLINE, f"objective.reward={red_reward}", "optimizer.lr=1e-3", "optimizer.warmup=0",
                "optimizer.ema=0.0")  # fmt: skip
     done = train(made, tmp_path)
     assert done.student is not None
