@@ -18,11 +18,16 @@ from benchmarks.distill.shapes import drawn
 from benchmarks.preference.naive import Naive
 from diffplug import rewards
 from diffplug.files import atomic_write, output_folder, read_json, write_json
+from diffplug.latents import decode
+from diffplug.plug import plug
 from diffplug.registry import TRAINERS
 from diffplug.rewards.shapes import ShapesReward
 from diffplug.samplers.few_step.plug import FewStep
+from diffplug.seeds import Seeds
 from diffplug.shapes import grade, sample_prompts
+from diffplug.training.conditions import one_denoiser
 from diffplug.training.job import Job
+from diffplug.training.precision import autocast
 from diffplug.training.preference.gauges import diversity, edge_sharpness
 from diffplug.training.train import train
 
@@ -46,6 +51,10 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "pso-no-anchor": ("pso", {"objective": {"anchor": 0.0}}),
     "random": ("pso", {"objective": {"reward": f"{__file__}:coin"}}),
     "naive": ("naive-preferred", {"run": {"updates": 20}}),
+    "naive-steady": (
+        "naive-preferred",
+        {"run": {"updates": 20}, "optimizer": {"floor": 1.0, "warmup": 1, "ema": 0.0}},
+    ),
 }
 """Each run: its method, and what differs from `SHIPPED`."""
 
@@ -149,9 +158,27 @@ def known(folder: Path, pipe: Any, name: str, student: Any, prompts: Sequence[st
     return row
 
 
-def pictures(folder: Path, names: Sequence[str], seed: int, pipe: Any) -> Tensor:
-    """Return pictures [rows * 8, 3, h, w] of the first test prompts of two, relation and three objects."""
-    prompts = [prompt for i, prompt in enumerate(sample_prompts(12, seed=0, split="test")) if i % 4][:8]
+def pictures(folder: Path, names: Sequence[str], seed: int, pipe: Any, n: int = 400) -> Tensor:
+    """Return pictures [rows * 8, 3, h, w]: the first four test prompts that the first run gained, and the
+    first four that it lost, each from its own seed; a row for the start model and for each run.
+
+    Needs the rows of `table`.
+    """
+    start, tuned = (_right(folder, name, n) for name in ("start", f"{names[0]}-{seed}"))
+    gained, lost = ((np.flatnonzero(a & ~b)[:4]).tolist() for a, b in ((tuned, start), (start, tuned)))
+    seeds, prompts = [*gained, *lost], sample_prompts(n, seed=0, split="test")
     students: list[Any] = ["shapes", *(folder / f"{name}-{seed}" / "student" for name in names)]
-    call: Mapping[str, Any] = {"num_inference_steps": 4}
-    return torch.cat([drawn(pipe, prompts, lambda s=s: [FewStep(s, steps=4)], call)[1] for s in students])
+    found = []
+    for student in students:
+        with (
+            autocast(one_denoiser(pipe), torch.bfloat16),
+            plug(pipe, FewStep(student, steps=4, eta=0.0), Seeds(seeds)),
+            torch.no_grad(),
+        ):
+            latents = pipe(prompt=[prompts[i] for i in seeds], output_type="latent", num_inference_steps=4)[0]
+            found.append(decode(pipe, latents.float()))
+    return torch.cat(found)
+
+
+def _right(folder: Path, name: str, n: int) -> np.ndarray:
+    return np.asarray(read_json(folder / "rows" / f"{name}-0-{n}.json")["right"], dtype=bool)

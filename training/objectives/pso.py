@@ -17,7 +17,7 @@ import torch
 
 from diffplug.training.objective import Loss
 from diffplug.training.preference.online import Drawn, Online, OnlineSettings
-from diffplug.training.preference.pair_loss import Clip, pair_loss
+from diffplug.training.preference.pair_loss import Clip, Reduce, pair_loss
 from diffplug.training.preference.selectors import Pairs, all_pairs, best_worst
 
 __all__ = ["PSO", "PSOSettings"]
@@ -79,7 +79,8 @@ class PSO(Online):
         found = self.transitions(drawn, which, anchor=told.anchored > 0)
         ell_w, ell_l = found.ell.chunk(2)
         steps = found.ell.shape[1]
-        reduce = ("trajectory" if steps <= 4 else "step") if told.reduce == "auto" else told.reduce
+        together: Reduce = "trajectory" if steps <= 4 else "step"
+        reduce = together if told.reduce == "auto" else told.reduce
         loss = pair_loss(ell_w, ell_l, beta=told.beta, reduce=reduce, clip=told.clip, epsilon=told.epsilon)
         gap = torch.cat(found.anchor.chunk(2)).view(2, -1).mean(0)
         errors = loss.errors + told.anchored * gap

@@ -52,7 +52,7 @@ class _TimeMLP(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(WAVES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, timestep: Tensor) -> Tensor:
-        found: Tensor = self.mlp(time_embedding(timestep).to(self.mlp[0].weight.dtype))
+        found: Tensor = self.mlp(time_embedding(timestep).to(next(self.parameters()).dtype))
         return found
 
 

@@ -47,6 +47,7 @@ def test_pso_ends_in_one_lora_that_few_step_and_plain_diffusers_run(tmp_path: Pa
                "optimizer.ema=0.0")  # fmt: skip
     done = train(made, tmp_path)
     assert done.student is not None
+    assert {p.name for p in (tmp_path / "sheets").iterdir()} == {"update-000000.png", "update-000001.png"}
     (line,) = log(tmp_path)
     assert line["loss"] == pytest.approx(0.693147, abs=1e-6) and line["gauge_sharpness"] == 1.0
     weights = load_file(tmp_path / "student" / "adapter.safetensors")
