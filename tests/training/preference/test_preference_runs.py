@@ -157,3 +157,9 @@ def test_a_reward_without_a_number_is_told(tmp_path: Path) -> None:
     (tmp_path / "nan.py").write_text("def nan(images, prompts):\n    return [float('nan')] * len(prompts)\n")
     with pytest.raises(ValueError, match="a preference needs finite scores"):
         train(job("pso", f"objective.reward={tmp_path / 'nan.py'}:nan"), tmp_path / "run")
+
+
+@pytest.mark.pipe
+def test_the_tuned_student_that_ships_is_another_than_its_start() -> None:
+    gap = float((drawn("shapes") - drawn("shapes-pso")).abs().mean())
+    assert 0.01 < gap < 0.5
