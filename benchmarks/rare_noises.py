@@ -62,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rare_noises")
     parser.add_argument("--fresh", type=int, default=4000, help="noises to judge by")
     given = parser.parse_args(arguments)
-    print(
-        "| mixture | checks | stage | kept | amplification | above 1 | mean error |\n|---|---|---|---|---|---|---|"
-    )
+    names = ("mixture", "checks", "stage", "kept", "amplification", "above 1", "mean error")
+    print(f"| {' | '.join(names)} |")
+    print(f"|{'---|' * len(names)}")
     for i, mixture in enumerate(MIXTURES):
         train, validation = problem(mixture, 64, 1), problem(mixture, 128, 2)
         fresh, tail = problem(mixture, given.fresh, 99), problem(mixture, TAIL, 7)
