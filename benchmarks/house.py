@@ -215,7 +215,7 @@ def scored_step() -> dict[str, int]:
 
     pipe.unet.register_forward_hook(after)
     pipe.unet.register_forward_pre_hook(before)
-    with plug(pipe, FeynmanKac("shapes", particles=8, churn=1.0)):
+    with plug(pipe, FeynmanKac("shapes", particles=8)):
         pipe("a red circle left of a blue square", num_inference_steps=10)
     before()
     between = [

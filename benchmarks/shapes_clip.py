@@ -23,7 +23,7 @@ from diffplug.rewards.shapes_clip import ShapesClipReward, shapes_clip_folder
 from diffplug.rewards.shapes_clip_model import clip_tokenizer
 from diffplug.shapes.captions import captioned_scenes, phrase
 from diffplug.shapes.rendering import render
-from diffplug.shapes.train_clip import also_true, changed, preferred, similarities
+from diffplug.training.shapes.clip import also_true, changed, preferred, similarities
 
 RESULTS = Path(__file__).parent / "results"
 NOISES = (0.0, 0.3, 0.6)

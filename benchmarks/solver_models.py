@@ -26,7 +26,7 @@ from diffplug.samplers.search.pipeline_problem import PipelineProblem
 from diffplug.samplers.search.problem import Errors, Floats, Problem
 from diffplug.samplers.search.reference import refined
 from diffplug.shapes import grade, sample_prompts
-from diffplug.testing.guided_mixture import GuidedMixture
+from diffplug.testing.closed_form.guided_mixture import GuidedMixture
 
 NODES = Nodes(kind="name", name="linspace", final="sigma_min")
 CLEAN = Nodes(kind="name", name="linspace", final="zero")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from diffplug import rewards
+from diffplug.batches import Batch
 from diffplug.demos.contact_sheet import Cell, contact_sheet
 from diffplug.recipe import Pictures, Recipe
 
@@ -54,6 +56,7 @@ def demo_recipes() -> list[Recipe]:
         Recipe(label="DDIM, 6 steps", sampler="ddim", steps=6),
         Recipe(label="DC-Solver, 6 steps", sampler="dc-solver", steps=6),
         Recipe(label="Searched solver, 6 steps", sampler="solver", steps=6),
+        Recipe(label="4 evaluations, distilled", sampler="shapes@4", steps=4, guidance=1.0),
         Recipe(
             label="FK steering, 8 particles, 20 steps",
             sampler="ddim",
@@ -92,6 +95,8 @@ class Outcome:
             row["score"] = fmean(self.verdict.scores)
             if self.verdict.strict is not None:
                 row["strict"] = fmean(self.verdict.strict)
+        if reached := [reward for reward in self.pictures.rewards if reward is not None]:
+            row["reward"] = fmean(reached)
         row["evaluations"] = self.pictures.evaluations / n
         row["network_calls"] = self.pictures.network.calls
         row["network_rows"] = self.pictures.network.rows
@@ -108,27 +113,40 @@ def compare(
     seed: int = 0,
     judge: Judge | None = None,
     max_rows: int = 64,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_batch: Callable[[int, Batch], None] | None = None,
+    on_step: Callable[[int, int, int], None] | None = None,
+    on_outcome: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
-    """One Outcome per recipe, `images` pictures per prompt; picture i has seed `seed + i` in each of them.
+    """Return one Outcome per recipe, `images` pictures per prompt; picture i has seed `seed + i` in each.
 
-    `on_batch(i, n)` is told after every n pictures of recipe i. Raises ValueError for nothing to compare.
+    `on_batch(i, batch)` is told every batch of recipe i when it is done, `on_step(i, done, of)` its steps,
+    `on_outcome` each outcome. Every recipe is checked on the pipeline before the first one runs. Raises
+    ValueError for nothing to compare.
     """
     if not prompts or not recipes or images < 1:
         raise ValueError("nothing to compare: give at least one prompt, one recipe and one image")
     slots = [prompt for prompt in prompts for _ in range(images)]
     seeds = [seed + i for i in range(len(slots))]
+    for recipe in recipes:
+        recipe.check(pipe)
+        if recipe.options.get("returns") == "all":
+            raise ValueError(
+                f"recipe {recipe.label!r}: a comparison shows one picture a place, not returns=all"
+            )
     outcomes = []
     for i, recipe in enumerate(recipes):
-
-        def told(n: int, i: int = i) -> None:
-            if on_batch is not None:
-                on_batch(i, n)
-
-        pictures = recipe.run(pipe, slots, seeds, max_rows=max_rows, on_batch=told)
-        outcomes.append(
-            Outcome(recipe.settled(pipe), pictures, judge(pictures.images, slots) if judge else None)
+        pictures = recipe.run(
+            pipe,
+            slots,
+            seeds,
+            max_rows=max_rows,
+            on_batch=None if on_batch is None else partial(on_batch, i),
+            on_step=None if on_step is None else partial(on_step, i),
         )
+        verdict = judge(pictures.images, slots) if judge else None
+        outcomes.append(Outcome(recipe, pictures, verdict))
+        if on_outcome is not None:
+            on_outcome(outcomes[-1])
     return outcomes
 
 

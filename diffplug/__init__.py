@@ -17,12 +17,19 @@ from typing import TYPE_CHECKING, Any
 from diffplug.moved import keep_old_names
 
 if TYPE_CHECKING:
+    from diffplug.apply import apply as apply
+    from diffplug.apply import restore as restore
     from diffplug.loading import load as load
     from diffplug.plug import plug as plug
 
 __version__ = "0.1.0"
 
-_FUNCTIONS = {"load": "diffplug.loading", "plug": "diffplug.plug"}
+_FUNCTIONS = {
+    "apply": "diffplug.apply",
+    "load": "diffplug.loading",
+    "plug": "diffplug.plug",
+    "restore": "diffplug.apply",
+}
 _MODULES = (
     "denoiser",
     "files",

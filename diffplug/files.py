@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import hashlib
 import json
 import os
+import re
 import secrets
+import socket
+import stat
+import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "ReadError",
     "WriteError",
     "atomic_path",
     "atomic_write",
     "output_file",
     "output_folder",
+    "read_bytes",
     "read_json",
     "safe_join",
+    "sweep_temporaries",
     "write_json",
+    "write_new",
 ]
+
+MOST_DIGITS = 300  # of a whole number in JSON; more are no float
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_TEMPORARY = re.compile(r"\..*\.tmp-(?:([0-9a-f]{6})-)?(\d+)-[0-9a-f]{8}(?:\..*)?")
+_DAY = 86_400.0
 
 _RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"}
 _RESERVED |= {f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789"}
 _FORBIDDEN = set('/\\:*?"<>|\u2044\u2215\u29f8\uff0f\uff3c')
+
+
+class ReadError(OSError):
+    """A file that could not be read; the message is one line: which one, why, what to do."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(f"cannot read {os.fspath(path)!r}: {reason}")
 
 
 class WriteError(OSError):
@@ -40,18 +64,47 @@ class WriteError(OSError):
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path` (same suffix) that takes its place when the block ends well.
+    """Yield a temporary path beside `path` (same suffix) that takes its place when the block ends well.
 
     After an exception, in the block or here, no trace is left and an older `path` is untouched. The file
     reaches the disk (fsync) before it gets its name. Raises WriteError where the system refuses.
     """
-    target = Path(path)
+    with _temporary(Path(path), os.replace) as temporary:
+        yield temporary
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write `data` (text as UTF-8) to `path` whole or not at all; raise WriteError."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def write_new(path: str | os.PathLike[str], data: bytes) -> bool:
+    """Write `data` to `path` whole, unless a file of that name exists: then return False and leave it alone.
+
+    Of several processes that want one name, one gets it. Raises WriteError where the system refuses.
+    """
+    try:
+        with _temporary(Path(path), _claim) as temporary:
+            temporary.write_bytes(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextmanager
+def _temporary(target: Path, put: Callable[[Path, Path], None]) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; `put` gives it its name when the block ends well."""
     stem = target.stem.encode()[:128].decode(errors="ignore")
-    temporary = target.with_name(f".{stem}.tmp-{os.getpid()}-{secrets.token_hex(4)}{target.suffix}")
+    token = f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = target.with_name(f".{stem}.tmp-{token}{target.suffix}")
     try:
         yield temporary
+        _give_usual_mode(temporary)
         _sync(temporary)
-        os.replace(temporary, target)
+        put(temporary, target)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise error if isinstance(error, WriteError) else WriteError(target, error) from error
     finally:
@@ -60,10 +113,56 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     _sync_folder(target.parent)
 
 
-def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Writes `data` (text as UTF-8) to `path` whole or not at all; raises WriteError."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+def _claim(temporary: Path, target: Path) -> None:
+    """Give a file its name; FileExistsError where the name is taken, also by a link that leads nowhere."""
+    if os.name == "nt":  # there a rename refuses names that are taken
+        os.rename(temporary, target)
+        return
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(temporary, target)  # a file system without hard links: the name first, then the file
+
+
+def sweep_temporaries(folder: str | os.PathLike[str]) -> int:
+    """Remove what killed processes left half-written in `folder`; return how many files that were.
+
+    A temporary file goes when its process was on this host and is dead, or when it is older than a day.
+    """
+    swept = 0
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is None or not entry.is_file(follow_symlinks=False):
+                continue
+            with suppress(OSError):
+                old = time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY
+                if old or (match[1] == _host() and not _alive(int(match[2]))):
+                    os.unlink(entry.path)
+                    swept += 1
+    return swept
+
+
+@functools.cache
+def _host() -> str:
+    """Return six characters that tell this host from others that share a folder."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+
+
+def _alive(pid: int) -> bool:
+    """Return whether a process of this host is there; always true where one cannot ask."""
+    if os.name == "nt":  # signal 0 would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -75,24 +174,64 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     atomic_write(path, text + "\n")
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """The value in a JSON file; ValueError names the file and the line where it is not JSON."""
+def read_json(path: str | os.PathLike[str], *, limit: int = 8 * 2**20) -> Any:
+    """Return the value in a JSON file; ValueError names the file and the line where it is not JSON.
+
+    limit: bytes that the file may have. Raises ReadError as `read_bytes` does.
+    """
     try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig"), parse_constant=_no_constant)
+        text = read_bytes(path, limit=limit).decode("utf-8-sig")
+        return json.loads(text, parse_constant=_no_constant, parse_int=_whole)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r} is not valid JSON: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{os.fspath(path)!r} is not valid JSON: it is nested too deeply") from None
+
+
+def read_bytes(path: str | os.PathLike[str], *, limit: int) -> bytes:
+    """Return what is in a file of at most `limit` bytes.
+
+    Raises ReadError, which names the file: it is missing, a folder, no regular file (a pipe, a device), too
+    large, or not readable.
+    """
+    file = Path(path)
+    try:
+        found = file.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise ReadError(path, "it is a folder. Give the name of a file in it.")
+        if not stat.S_ISREG(found.st_mode):
+            raise ReadError(path, "it is no regular file. Write its content to a file first.")
+        if found.st_size > limit:
+            raise ReadError(
+                path, f"it has {found.st_size / 2**20:.1f} MiB, and {limit / 2**20:g} MiB are allowed."
+            )
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise ReadError(path, f"no such file in {os.fspath(file.absolute().parent)!r}.") from None
+    except ReadError:
+        raise
+    except OSError as error:
+        raise ReadError(path, f"{error.strerror or error}.") from error
 
 
 def output_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder `path`, made if missing and tried with a small file; WriteError where that fails."""
+    """Return the folder `path`, made if missing, tried with a small file, and swept of half-written ones.
+
+    Raises WriteError where that fails, and ValueError for an empty name.
+    """
+    if not os.fspath(path):
+        raise ValueError("the name of the output folder is empty: give a folder, or . for the current one")
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        probe = folder / f".probe.tmp-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
         probe.touch(exist_ok=False)
         probe.unlink()
+    except FileExistsError as error:
+        raise WriteError(folder, OSError(errno.ENOTDIR, "it is a file, not a folder")) from error
     except OSError as error:
         raise WriteError(folder, error) from error
+    sweep_temporaries(folder)
     return folder
 
 
@@ -116,7 +255,11 @@ def safe_join(root: str | os.PathLike[str], *parts: str) -> Path:
             raise ValueError(f"{part!r} cannot be a file name: {trouble}. Use letters, digits, '-' and '_'.")
     base = Path(root).resolve()
     joined = base.joinpath(*parts)
-    if not joined.resolve().is_relative_to(base):
+    try:
+        inside = joined.resolve().is_relative_to(base)
+    except (RuntimeError, OSError) as error:  # a link to itself
+        raise ValueError(f"{os.path.join(*parts)!r} in {os.fspath(root)!r} is a link in a circle") from error
+    if not inside:
         raise ValueError(
             f"{os.path.join(*parts)!r} leads outside {os.fspath(root)!r} through a symbolic link"
         )
@@ -139,8 +282,27 @@ def _trouble(part: str) -> str:
     return "it is longer than 255 bytes" if len(part.encode("utf-8")) > 255 else ""
 
 
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} digits, {MOST_DIGITS} are allowed")
+    return int(digits)
+
+
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _give_usual_mode(path: Path) -> None:
+    """Let others read what a library wrote for its owner alone (safetensors), as far as the umask allows."""
+    if os.name != "nt" and path.stat().st_mode & 0o777 == 0o600:
+        path.chmod(0o666 & ~_umask())
+
+
+@functools.cache
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _sync(path: Path) -> None:

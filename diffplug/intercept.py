@@ -115,7 +115,8 @@ def intercept_call(pipe: Any, around: Around, *, innermost: bool = False) -> Und
 
     `around(call, kwargs)` returns the pipeline's output; kwargs are the arguments of this call by name,
     without defaults, and `call(**kwargs)` runs what lies further in. The last attached is the outermost,
-    unless `innermost` puts it next to the pipeline. Interceptors can be undone in any order, and twice.
+    unless `innermost` puts it next to the pipeline. Interceptors can be undone in any order, and twice. One
+    with an attribute `follows_copies` that is true stands around copies of the pipeline as well, for good.
     """
     if not callable(pipe):
         raise ValueError(f"{type(pipe).__name__} cannot be called: give a pipeline.")
@@ -248,6 +249,8 @@ def _copy_with_followers(obj: Any, memo: dict[int, Any] | None) -> Any:
             follower = layer.target.follower()
             if type(follower) is not StepInterceptor:
                 intercept_step(clone, follower)
+        elif getattr(layer.target, "follows_copies", False):
+            intercept_call(clone, layer.target)
     return clone
 
 
@@ -266,3 +269,11 @@ def _copy_as_original(obj: Any, memo: dict[int, Any] | None) -> Any:
         memo[id(obj)] = clone
         vars(clone).update(copy.deepcopy(vars(obj), memo))
     return clone
+
+
+def current_scheduler(pipe: Any) -> Any:
+    """The scheduler of a pipeline; ValueError when it has none."""
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None:
+        raise ValueError(f"{type(pipe).__name__} has no scheduler: it takes no plug that works on one.")
+    return scheduler

@@ -71,7 +71,7 @@ MOVED = {
     "steering.best_of_n": "steering.rules.best_of_n",
     "steering.churn": "steering.proposals",
     "steering.clean": "steering.engine.denoised",
-    "steering.copies": "steering.engine.duplicates",
+    "steering.copies": "steering.engine.step",
     "steering.feynman_kac": "steering.rules.feynman_kac",
     "steering.history": "steering.engine.history",
     "steering.learned_value": "steering.values.learned",
@@ -102,6 +102,8 @@ MOVED = {
     "steering.value_fitting": "steering.values.fitting",
     "steering.weights": "steering.smc.weights",
     "stock": "samplers.by_name",
+    "testing.gaussian_model": "testing.closed_form.gaussian",
+    "testing.guided_mixture": "testing.closed_form.guided_mixture",
 }
 """Old name to new name, both without `diffplug.`."""
 

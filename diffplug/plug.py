@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
-from diffplug.intercept import Undo
-from diffplug.scheduler_plug import SchedulerPlug, current_scheduler, is_scheduler, refuse_watched
+from diffplug.intercept import PipelineCall, Undo, current_scheduler, intercept_call
+from diffplug.scheduler_plug import SchedulerPlug, is_scheduler, refuse_watched
 
 _KEY = "_diffplug_plugged"
 _ATTACHING = threading.RLock()
@@ -30,6 +30,22 @@ def plug(pipe: Any, *plugs: Any) -> Attachment:
     A plug is a Diffusers scheduler (class or object), or any object with `attach(pipe) -> undo`. Schedulers
     are attached first, the others in the order given; they are taken off in reverse, also after an exception,
     and also when a later plug cannot be attached. Attachments nest.
+
+    A pipeline serves one call at a time: a server takes a copy for each request, which shares the weights,
+    and plugs into that. Inside a `with` block calls from other threads are refused.
+
+        def answer(prompt):
+            mine = copy.copy(pipe)
+            mine.scheduler = copy.deepcopy(pipe.scheduler)
+            with plug(mine, Solver("six.json")):
+                return mine(prompt, num_inference_steps=6).images[0]
+
+    Copies of a plugged pipeline (`copy`, `deepcopy`) keep its sampler for good, with the choices that it
+    makes at every call; what stands at its steps, as steering does, stays with the pipeline itself. A
+    pipeline made by `from_pipe`, or saved and loaded, has the scheduler alone: it chooses by the number of
+    steps, and warns where guidance would matter. Skip coefficients of schedules act on the network, which
+    copies share.
+
     ValueError: something is no plug; two plugs claim the same slot; a scheduler comes after what stands at
     the old one's step; another thread holds the pipeline in a `with` block.
     """
@@ -54,6 +70,7 @@ class Attachment:
         self.thread: threading.Thread | None = None
         self._records: list[_Record] = []
         self._over = False
+        self._unguard: Undo | None = None
 
     def add(self, one: Any) -> None:
         """Attaches one more plug."""
@@ -65,13 +82,18 @@ class Attachment:
             )
         record = _Record(one, undo, self)
         self._records.append(record)
-        vars(self.pipe).setdefault(_KEY, _Plugged()).records.append(record)
+        if not _records(self.pipe):
+            vars(self.pipe)[_KEY] = _Plugged(id(self.pipe))
+        vars(self.pipe)[_KEY].records.append(record)
 
     def __call__(self) -> None:
         """Takes the plugs off, the last one first; the first error is raised after all had their turn."""
         first: Exception | None = None
         with _ATTACHING:
             self._over, self.thread = True, None
+            if self._unguard is not None:
+                self._unguard()
+                self._unguard = None
             while self._records:
                 record = self._records.pop()
                 _forget(self.pipe, record)
@@ -86,7 +108,14 @@ class Attachment:
         if self._over:
             raise ValueError("These plugs were taken off already: call plug() again.")
         self.thread = threading.current_thread()
+        if self._records and callable(self.pipe):
+            self._unguard = intercept_call(self.pipe, self._same_thread)
         return self.pipe
+
+    def _same_thread(self, call: PipelineCall, kwargs: dict[str, Any]) -> Any:
+        """The pipeline's output; ValueError where another thread calls it inside this one's block."""
+        _check_thread(self.pipe)
+        return call(**kwargs)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -105,8 +134,12 @@ class _Record:
 
 @dataclass
 class _Plugged:
-    """What a pipeline remembers while something is plugged in; a deep copy of the pipeline starts without."""
+    """What a pipeline remembers while something is plugged in; copies of the pipeline start without.
 
+    owner: id of the pipeline; a shallow copy shares this object, which says nothing about it.
+    """
+
+    owner: int = 0
     records: list[_Record] = field(default_factory=list)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Plugged:
@@ -117,7 +150,8 @@ class _Plugged:
 
 
 def _records(pipe: Any) -> Sequence[_Record]:
-    return vars(pipe)[_KEY].records if _KEY in vars(pipe) else ()
+    plugged = vars(pipe).get(_KEY)
+    return plugged.records if plugged is not None and plugged.owner == id(pipe) else ()
 
 
 def _forget(pipe: Any, record: _Record) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
 from time import perf_counter
 from typing import Any
 
 from diffplug import rewards
+from diffplug.batches import Batch, batches, guided
+from diffplug.call_arguments import asked
 from diffplug.denoiser import NetworkCount, count_network
 from diffplug.intercept import original_class
 from diffplug.plug import plug
-from diffplug.registry import STEERERS, sampler, sampler_names, unknown
+from diffplug.recipe_text import read_settings
+from diffplug.registry import STEERERS, sampler, sampler_names, sampler_steps
 from diffplug.seeds import Seeds
 
 __all__ = ["Pictures", "Recipe"]
@@ -25,8 +28,9 @@ class Recipe:
     """Settings of one way to make pictures; `None` leaves a choice to the pipeline.
 
     `sampler`, `steer` and `reward` are short names (`diffplug names` lists them). `particles`, `reward`,
-    `strength` and `options` (further keywords of the steerer) act only with `steer`. Raises ValueError at
-    once for anything out of range.
+    `strength` and `options` (further keywords of the steerer) act only with `steer`. `width` and `height` are
+    in pixels; `call` has further arguments of the pipeline's call, such as true_cfg_scale. Raises ValueError
+    at once for anything out of range, and for what would do nothing.
     """
 
     label: str = ""
@@ -40,32 +44,57 @@ class Recipe:
     reward: str = "shapes"
     strength: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    width: int | None = None
+    height: int | None = None
+    call: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _whole("steps", self.steps, 1000)
-        _whole("particles", self.particles, 4096)
-        _finite("guidance", self.guidance)
-        _finite("eta", self.eta)
+        _whole("steps", self.steps, 1, 1000)
+        _whole("particles", self.particles, 1, 4096)
+        _finite("guidance", self.guidance, 1000)
+        _finite("eta", self.eta, 1)
         _finite("strength", self.strength)
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side is not None:
+                _whole(name, side, 8, 16_384)
+        self._refuse_idle()
+        if taken := sorted(_OURS & self.call.keys()):
+            raise ValueError(f"call={{{taken[0]!r}: ...}}: the recipe itself says {_OURS_AS[taken[0]]}")
         if self.sampler is not None and self.sampler not in sampler_names():
             sampler(self.sampler, None)  # raises, with the nearest names
+            self._take_told_steps(sampler_steps(self.sampler))
         if self.steer is not None:
             self._built(_unasked, [0])  # raises for options out of range
         if self.steer is not None and self.reward not in rewards.names():
             rewards.get(self.reward)
 
+    def _take_told_steps(self, told: int | None) -> None:
+        """Takes the steps that the sampler's name says ("hyper-sd@4"); ValueError for others beside them."""
+        if told is not None and self.steps not in (told, Recipe.steps):
+            raise ValueError(
+                f"sampler {self.sampler!r} says {told} steps, steps={self.steps}: give one of the two"
+            )
+        object.__setattr__(self, "steps", self.steps if told is None else told)
+
     @classmethod
     def parse(cls, text: str) -> Recipe:
-        """The recipe written as "sampler=ddim,steps=20,steer=fk,particles=8"; ValueError for a bad pair."""
-        values: dict[str, Any] = {}
-        for pair in filter(None, (part.strip() for part in text.split(","))):
-            key, equals, value = (side.strip() for side in pair.partition("="))
-            if key not in _READERS:
-                raise unknown("setting", key, sorted(_READERS), f"In the recipe {text!r}.")
-            if not equals or key in values:
-                raise ValueError(f"recipe {text!r}: write {key}=value, once")
-            values[key] = _read(key, value)
+        """Return the recipe written as "sampler=ddim,steps=20,steer=fk,options='churn=1.0'".
+
+        A value with a comma in it stands in quotes. Raises ValueError for a bad pair.
+        """
+        values = read_settings(text, _KINDS)
+        if "steer" not in values and (idle := sorted(_STEERING & values.keys())):
+            raise ValueError(f"recipe {text!r}: {idle[0]} acts only with steer=..., as steer=fk")
         return cls(**{"label": text, **values})
+
+    def _refuse_idle(self) -> None:
+        """Raise ValueError for settings of steering in a recipe that does not steer."""
+        for known in fields(self) if self.steer is None else ():
+            value = getattr(self, known.name)
+            if known.name in _STEERING and value and value != known.default:
+                raise ValueError(
+                    f"{known.name} {value} acts only with a steerer: add steer='fk', or leave it out"
+                )
 
     @property
     def copies(self) -> int:
@@ -75,27 +104,29 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """The settings that acted, ready for JSON."""
         values = {key: value for key, value in asdict(self).items() if value not in (None, "", {})}
-        idle = () if self.steer else ("particles", "reward", "strength", "options")
-        return {key: value for key, value in values.items() if key not in idle}
+        return {key: value for key, value in values.items() if self.steer or key not in _STEERING}
 
-    def settled(self, pipe: Any) -> Recipe:
-        """The recipe with noise where it says none, steers by copying particles, and its solver adds none.
-
-        Copies part in noise. A rule that knows how its copies get some (`noise_for`) is given that; under
-        others DDIM has eta = 1. `run` does this itself.
-        """
-        if self.steer is None or self.eta is not None or "churn" in self.options:
-            return self
-        steerer = STEERERS.get(self.steer)
-        if not getattr(steerer, "copies", False):
-            return self
+    def check(self, pipe: Any) -> None:
+        """Raise ValueError for what this pipeline does not take, or what would do nothing in it."""
+        if {"num_frames", "video_length"} & inspect.signature(pipe.__call__).parameters.keys():
+            raise ValueError(f"{type(pipe).__name__} makes videos: recipes are for single pictures")
+        call = self.call_arguments(pipe, [""])
+        factor = getattr(pipe, "vae_scale_factor", 1)
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side is not None and side % factor:
+                raise ValueError(f"{name} {side} is no multiple of {factor}: take {side - side % factor}")
         with plug(pipe, *self._sampler(pipe)):
-            ddim = original_class(pipe.scheduler).__name__ == "DDIMScheduler"
-            noise = steerer.noise_for(pipe.scheduler, self.options) if hasattr(steerer, "noise_for") else {}
-        if noise:
-            return replace(self, options={**self.options, **noise})
-        takes = "eta" in inspect.signature(pipe.__call__).parameters
-        return replace(self, eta=1.0) if ddim and takes else self
+            scheduler, config = original_class(pipe.scheduler), pipe.scheduler.config
+        if scheduler.__name__ == "PNDMScheduler" and self.steps < 4 and not config.get("skip_prk_steps"):
+            raise ValueError(f"PNDM needs 4 steps or more, got {self.steps}")
+        if self.eta is not None and "eta" not in inspect.signature(scheduler.step).parameters:
+            raise ValueError(
+                f"eta {self.eta:g} does nothing with {scheduler.__name__}: take DDIM or TCD, or leave it out"
+            )
+        if self.negative_prompt and not _negative_acts(pipe, call):
+            raise ValueError(
+                "the negative prompt acts only with guidance above 1: raise it, or leave the prompt out"
+            )
 
     def plugs(self, pipe: Any, seeds: Sequence[int]) -> list[Any]:
         """The plugs for a call of `pipe` with these seeds of its pictures: sampler, seeds, steerer last."""
@@ -104,7 +135,7 @@ class Recipe:
 
     def _sampler(self, pipe: Any) -> list[Any]:
         """The plug of the sampler; none for the pipeline's own."""
-        return [] if self.sampler is None else [sampler(self.sampler, pipe)]
+        return [] if self.sampler is None else [sampler(self.sampler, pipe, self.steps)]
 
     def steerer(self, seeds: Sequence[int]) -> Any:
         """A fresh steerer; one that chooses at random chooses by the pictures' seeds, batch or no batch.
@@ -123,6 +154,7 @@ class Recipe:
             options["strength"] = self.strength
         if "seed" in inspect.signature(steerer).parameters:
             options.setdefault("seed", list(seeds))
+        options = getattr(steerer, "current_options", dict)(options)
         _accepted(steerer, options, f"steerer {self.steer!r}")
         return steerer(reward, particles=self.particles, **options)
 
@@ -133,39 +165,38 @@ class Recipe:
         seeds: Sequence[int],
         *,
         max_rows: int = 64,
-        on_batch: Callable[[int], None] | None = None,
+        on_batch: Callable[[Batch], None] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> Pictures:
-        """One picture per prompt, each from its own seed; the pipeline is afterwards what it was before.
+        """Return one picture per prompt, each from its own seed; the pipeline is afterwards what it was.
 
-        `max_rows` bounds pictures times particles in a call; `on_batch(n)` is told after every n pictures.
-        Raises ValueError where the pipeline does not take what the recipe asks for.
+        `max_rows` bounds pictures times particles in a call, and is halved when memory runs out;
+        `on_batch(batch)` is told every batch when it is done, `on_step(done, of)` every step. Raises
+        ValueError where the pipeline does not take what the recipe asks for, and for latents that are not
+        finite. To have each picture as soon as it is there, use `diffplug.batches` or `diffplug.making`.
         """
-        if len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
-        recipe, per_call = self.settled(pipe), max(1, max_rows // self.copies)
-        images: list[Any] = []
-        reports: list[Any] = []
-        start = perf_counter()
-        with _quiet(pipe), count_network(pipe) as count:
-            for first in range(0, len(prompts), per_call):
-                part = slice(first, first + per_call)
-                plugs = recipe.plugs(pipe, seeds[part])
-                with plug(pipe, *plugs):
-                    images += _images(pipe, pipe(**recipe._call(pipe, prompts[part])))
-                reports += [plugs[-1].report] if self.steer else []
+        start, made = perf_counter(), []
+        with count_network(pipe) as count:
+            for batch in batches(self, pipe, prompts, seeds, max_rows=max_rows, on_step=on_step):
+                made.append(batch)
                 if on_batch is not None:
-                    on_batch(len(prompts[part]))
-            guided = _guided(pipe, self.guidance)
-        return Pictures(images, count, perf_counter() - start, guided, reports)
+                    on_batch(batch)
+            pairs = guided(pipe, self.guidance)
+        images = [image for batch in made for image in batch.images]
+        reached = [reward for batch in made for reward in batch.rewards]
+        reports = [batch.report for batch in made if batch.report is not None]
+        return Pictures(images, count, perf_counter() - start, pairs, reports, reached)
 
-    def _call(self, pipe: Any, prompts: Sequence[str]) -> dict[str, Any]:
-        call: dict[str, Any] = {"prompt": list(prompts), "num_inference_steps": self.steps}
+    def call_arguments(self, pipe: Any, prompts: Sequence[str]) -> dict[str, Any]:
+        """Return the arguments of the pipeline's call. Raises ValueError for those that it does not take."""
+        call: dict[str, Any] = {"prompt": list(prompts), "num_inference_steps": self.steps, **self.call}
         if self.guidance is not None:
             call["guidance_scale"] = self.guidance
         if self.negative_prompt is not None:
             call["negative_prompt"] = [self.negative_prompt] * len(prompts)
-        if self.eta is not None:
-            call["eta"] = self.eta
+        for name in ("eta", "width", "height"):
+            if getattr(self, name) is not None:
+                call[name] = getattr(self, name)
         _accepted(pipe.__call__, call, type(pipe).__name__)
         return call
 
@@ -175,6 +206,7 @@ class Pictures:
     """What a recipe made: PIL `images`, the `network` count, wall-clock `seconds`, the steering `reports`.
 
     `images` follow the prompts; a steerer that returns every particle gives them picture by picture.
+    `rewards` says what each picture reached, None where nothing was scored.
     """
 
     images: list[Any]
@@ -182,6 +214,7 @@ class Pictures:
     seconds: float
     guided: bool
     reports: list[Any]
+    rewards: list[float | None] = field(default_factory=list)
 
     @property
     def evaluations(self) -> float:
@@ -189,7 +222,10 @@ class Pictures:
         return self.network.rows / (2 if self.guided else 1)
 
 
-_READERS: dict[str, Callable[[str], Any]] = {
+_STEERING = {"particles", "reward", "strength", "options"}
+"""Settings that act only with a steerer."""
+
+_KINDS: dict[str, type] = {
     "label": str,
     "sampler": str,
     "steps": int,
@@ -200,7 +236,28 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "particles": int,
     "reward": str,
     "strength": float,
+    "options": dict,
+    "width": int,
+    "height": int,
+    "call": dict,
 }
+
+_OURS_AS = {
+    "prompt": "the prompts",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "negative_prompt": "negative_prompt",
+    "eta": "eta",
+    "width": "width",
+    "height": "height",
+    "generator": "the seeds",
+    "latents": "the seeds",
+    "output_type": "that pictures are wanted",
+    "return_dict": "how pictures come back",
+    "num_images_per_prompt": "how many pictures are wanted, by its seeds",
+    "callback_on_step_end": "who is told of steps",
+}
+_OURS = _OURS_AS.keys()
 
 
 def _unasked(images: Any, prompts: Any) -> Any:
@@ -208,51 +265,31 @@ def _unasked(images: Any, prompts: Any) -> Any:
     raise AssertionError("a steerer that only checks its options was run")
 
 
-def _read(key: str, value: str) -> Any:
-    try:
-        return _READERS[key](value)
-    except ValueError as error:
-        raise ValueError(f"{key} must be a number, got {value!r}") from error
+def _whole(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
 
 
-def _whole(name: str, value: object, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise ValueError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
+def _finite(name: str, value: float | None, most: float = math.inf) -> None:
+    if value is None:
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (math.isfinite(value) and 0 <= value <= most):
+        above = "" if most == math.inf else f" and at most {most:g}"
+        raise ValueError(f"{name} must be a finite number of at least 0{above}, got {value!r}")
 
 
-def _finite(name: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+def _negative_acts(pipe: Any, call: Mapping[str, Any]) -> bool:
+    """Return whether a call runs unconditional rows, as far as the pipeline's defaults tell."""
+    names = inspect.signature(pipe.__call__).parameters
+    scale = asked(pipe, call, "true_cfg_scale" if "true_cfg_scale" in names else "guidance_scale")
+    return not isinstance(scale, (int, float)) or scale > 1
 
 
 def _accepted(callee: Any, call: Mapping[str, Any], name: str) -> None:
-    """Raises ValueError for arguments that `callee` does not know."""
-    known = inspect.signature(callee).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
-        return
+    """Raise ValueError for arguments that `callee` does not name; `**kwargs` would swallow them."""
+    known = [key for key, p in inspect.signature(callee).parameters.items() if p.kind is not p.VAR_KEYWORD]
     if strange := [key for key in call if key not in known]:
-        raise ValueError(f"{name} takes no {' or '.join(strange)}: leave it out")
-
-
-def _images(pipe: Any, output: Any) -> list[Any]:
-    """The PIL pictures of a call."""
-    if not hasattr(output, "images"):
-        raise ValueError(f"{type(pipe).__name__} makes no single images: recipes are for pictures")
-    return list(output.images)
-
-
-def _guided(pipe: Any, guidance: float | None) -> bool:
-    """Whether the last call ran a conditional and an unconditional row for each picture."""
-    said = getattr(pipe, "do_classifier_free_guidance", None)
-    return bool(said) if said is not None else guidance is not None and guidance > 1
-
-
-@contextmanager
-def _quiet(pipe: Any) -> Iterator[None]:
-    """The pipeline's own progress bar is off inside the block."""
-    before = dict(getattr(pipe, "_progress_bar_config", None) or {})
-    pipe.set_progress_bar_config(**{**before, "disable": True})
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(**before)
+        near = get_close_matches(strange[0], known, n=1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"{name} takes no {' or '.join(strange)}: leave it out{meant}")

@@ -15,15 +15,27 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-__all__ = ["REWARDS", "SAMPLERS", "STEERERS", "TRAINERS", "Registry", "sampler", "sampler_names", "unknown"]
+from diffplug.messages import LONGEST_QUOTE, shown
+
+__all__ = [
+    "REWARDS",
+    "SAMPLERS",
+    "STEERERS",
+    "TRAINERS",
+    "Registry",
+    "sampler",
+    "sampler_names",
+    "sampler_steps",
+    "unknown",
+]
 
 
 def unknown(kind: str, name: str, known: list[str], hint: str = "") -> ValueError:
     """A ready one-line ValueError for an unknown `name`: the nearest known names first, then all of them."""
-    near = get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
+    near = get_close_matches(str(name)[:LONGEST_QUOTE].lower(), known, n=3, cutoff=0.5)
     meant = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return ValueError(
-        f"unknown {kind} {name!r}.{meant} Known: {', '.join(known) or 'none'}.{hint and ' ' + hint}"
+        f"unknown {kind} {shown(name)}.{meant} Known: {', '.join(known) or 'none'}.{hint and ' ' + hint}"
     )
 
 
@@ -69,7 +81,13 @@ class Registry:
         entries = self._entries()
         if name not in entries:
             raise unknown(self.kind, name, self.names())
-        return entries[name].load()
+        try:
+            return entries[name].load()
+        except (Exception, SystemExit) as error:  # whatever the other package raises
+            raise ValueError(
+                f"{self.kind} {name!r} does not load: entry point {entries[name].value!r} of group "
+                f"{self.group!r} raised {type(error).__name__}: {error}"
+            ) from error
 
     def __contains__(self, name: object) -> bool:
         return name in self._targets or name in self._entries()
@@ -95,9 +113,15 @@ def sampler_names() -> list[str]:
     return list(_imported("diffplug.samplers.by_name:names")())
 
 
-def sampler(name: str, pipe: Any) -> Any:
+def sampler(name: str, pipe: Any, steps: int | None = None) -> Any:
     """Return what to plug into `pipe` for a sampler's name or file (see `diffplug.samplers.by_name`)."""
-    return _imported("diffplug.samplers.by_name:sampler")(name, pipe)
+    return _imported("diffplug.samplers.by_name:sampler")(name, pipe, steps)
+
+
+def sampler_steps(name: str) -> int | None:
+    """Return the number of steps that a sampler's name says by itself ("hyper-sd@4"), None for most."""
+    found: int | None = _imported("diffplug.samplers.by_name:told_steps")(name)
+    return found
 
 
 SAMPLERS = Registry("sampler", "diffplug.samplers")
@@ -127,3 +151,8 @@ REWARDS.register("colour", "diffplug.rewards.colour:ColourReward")
 REWARDS.register("sharpness", "diffplug.rewards.sharpness:SharpnessReward")
 
 TRAINERS = Registry("trainer", "diffplug.trainers")
+TRAINERS.register("trajectory", "diffplug.training.objectives.trajectory_matching:TrajectoryMatching")
+TRAINERS.register("hyper-sd", "diffplug.training.objectives.segmented_consistency:SegmentedConsistency")
+TRAINERS.register("tdm", "diffplug.training.objectives.distribution_matching:TrajectoryDistribution")
+TRAINERS.register("one-step", "diffplug.training.objectives.one_step:OneStep")
+TRAINERS.register("reward", "diffplug.training.objectives.reward_feedback:RewardFeedback")

@@ -15,17 +15,18 @@ from typing import Any
 import torch
 
 from diffplug.call_arguments import count_per_prompt, count_prompts
+from diffplug.guided_halves import HalvedSteps, steps_both_halves
 from diffplug.intercept import (
     PipelineCall,
     StepCall,
     StepInterceptor,
     Undo,
+    current_scheduler,
     intercept_call,
     intercept_step,
     interceptors,
     original_class,
 )
-from diffplug.scheduler_plug import current_scheduler
 
 _LARGEST = 2**63 - 1
 
@@ -91,7 +92,14 @@ class Seeds:
         undo_steps = intercept_step(current_scheduler(pipe), steps)
 
         def around(call: PipelineCall, kwargs: dict[str, Any]) -> Any:
-            return steps.run(call, {**kwargs, "generator": self._generators(call, kwargs)})
+            generators = self._generators(call, kwargs)
+            if not (steps_both_halves(pipe) and isinstance(generators, list)):
+                return steps.run(call, {**kwargs, "generator": generators})
+            undo_halves = intercept_step(current_scheduler(pipe), HalvedSteps(len(generators)))
+            try:
+                return steps.run(call, {**kwargs, "generator": generators})
+            finally:
+                undo_halves()
 
         undo_call = intercept_call(pipe, around, innermost=True)
 

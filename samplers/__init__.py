@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diffplug.samplers.dc_solver.plug import DCSolver as DCSolver
     from diffplug.samplers.dc_solver.polynomial import CompensationPolynomial as CompensationPolynomial
     from diffplug.samplers.dc_solver.scheduler import DCSolverScheduler as DCSolverScheduler
+    from diffplug.samplers.few_step.plug import FewStep as FewStep
     from diffplug.samplers.model_noise import NoiseLevels as NoiseLevels
     from diffplug.samplers.schedule import presets as presets
     from diffplug.samplers.schedule.grids import GRIDS as GRIDS
@@ -34,6 +35,7 @@ _HOMES = {
     "CompensationPolynomial": "diffplug.samplers.dc_solver.polynomial",
     "DCSolver": "diffplug.samplers.dc_solver.plug",
     "DCSolverScheduler": "diffplug.samplers.dc_solver.scheduler",
+    "FewStep": "diffplug.samplers.few_step.plug",
     "GRIDS": "diffplug.samplers.schedule.grids",
     "ModelStatistics": "diffplug.samplers.solver.statistics",
     "NoiseLevels": "diffplug.samplers.model_noise",

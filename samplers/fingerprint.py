@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from diffplug.checks import finite
 from diffplug.denoiser import denoisers
+from diffplug.messages import shown
+from diffplug.samplers.network_weights import NetworkWeights, tensors
 
 __all__ = [
     "architecture",
@@ -26,7 +28,8 @@ SAMPLED = 4096  # elements of each weight that enter the fingerprint
 def fingerprint(pipe: Any) -> str:
     """A hash of the denoisers: name, shape, type and up to 4,096 evenly spaced elements of every weight.
 
-    Fine-tunes, merged adapters and another dtype change it; the machine and the device do not.
+    Fine-tunes, adapters while they act, another dtype and quantisation change it; the machine, the device,
+    compilers, fused projections, offloading and adapters that are off do not.
     """
     return _hash(denoisers(pipe))
 
@@ -41,21 +44,46 @@ def conditioning_fingerprint(pipe: Any) -> str:
 def _hash(modules: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for module in modules:
-        for name, weight in sorted(module.state_dict().items()):
-            flat = weight.detach().reshape(-1)
-            some = flat[:: max(1, len(flat) // SAMPLED)].contiguous().cpu()
-            digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-            digest.update(some.view(torch.uint8).numpy().tobytes())
+        weights = NetworkWeights.of(module)
+        for name, value in (*sorted(weights.base.items()), *sorted(weights.adapters.items())):
+            for part in (value,) if type(value) is torch.Tensor else tensors(value):
+                _add(digest, name, part)
+        if weights.adapters:
+            digest.update(_strengths(module).encode())
     return digest.hexdigest()[:32]
 
 
+def _add(digest: Any, name: str, part: torch.Tensor | str) -> None:
+    if isinstance(part, str):
+        digest.update(f"{name}{part}".encode())
+        return
+    flat = part.detach().reshape(-1)
+    some = flat[:: max(1, len(flat) // SAMPLED)].contiguous().cpu()
+    digest.update(f"{name}{tuple(part.shape)}{part.dtype}".encode())
+    digest.update(some.view(torch.uint8).numpy().tobytes())
+
+
+def _strengths(module: Any) -> str:
+    """How strongly the adapters of a network act, in words."""
+    scales = [getattr(each, "scaling", None) or getattr(each, "scale", None) for each in _acting(module)]
+    return repr([scale for scale in scales if isinstance(scale, (dict, list, float, int))])
+
+
+def _acting(module: Any) -> Iterator[Any]:
+    for each in module.modules():
+        if hasattr(each, "adapter_layer_names") or hasattr(each, "to_k_ip"):
+            yield each
+
+
 def architecture(pipe: Any) -> str:
-    """A hash of the denoisers' weights by name and shape: fine-tunes, dtypes and adapters leave it alone."""
+    """A hash of the denoisers' weights by name and shape.
+
+    Fine-tunes, dtypes, adapters, compilers, fused projections, offloading and quantisation leave it alone.
+    """
     names = [
-        f"{name.replace('.base_layer', '')}{tuple(weight.shape)}"
+        f"{name}{shape}"
         for module in denoisers(pipe)
-        for name, weight in sorted(module.state_dict().items())
-        if "lora_" not in name
+        for name, shape in sorted(NetworkWeights.of(module).shapes().items())
     ]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
 
@@ -79,20 +107,22 @@ def check_origin(what: str, metas: Iterable[Mapping[str, Any]], pipe: Any) -> No
     if not known:
         return
     try:
-        here, shape = fingerprint(pipe), architecture(pipe)
+        here = fingerprint(pipe)
+        shape = "" if all(meta["model"] == here for meta in known) else architecture(pipe)
     except (NotImplementedError, RuntimeError):  # weights that are elsewhere, as with offloading to disk
         return
+    one = what == "schedule"
     for meta in known:
         if meta["model"] == here:
             continue
         if meta.get("architecture", shape) != shape:
             raise ValueError(
-                f"the {what} for {meta.get('steps')} steps belong to another model than this "
-                f"{type(pipe).__name__}: search your own (diffplug search)"
+                f"the {what} for {shown(meta.get('steps'))} steps belong{'s' if one else ''} to another "
+                f"model than this {type(pipe).__name__}: search your own (diffplug search)"
             )
         warnings.warn(
-            f"the {what} for {meta.get('steps')} steps were searched for other weights "
-            f"(model {meta['model'][:8]}, this is {here[:8]}): search again for the best result",
+            f"the {what} for {shown(meta.get('steps'))} steps {'was' if one else 'were'} searched for other "
+            f"weights (model {str(meta['model'])[:8]}, this is {here[:8]}): search again for the best result",
             stacklevel=4,
         )
         return

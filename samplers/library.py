@@ -6,12 +6,11 @@ They lie in `shipped/NAME/`: `solver-*.json` are schedules of any kind, `ratios-
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from diffplug.registry import unknown
 from diffplug.samplers.dc_solver.polynomial import CompensationPolynomial
+from diffplug.samplers.schedule.book import book_to_config as book_to_config
 from diffplug.samplers.schedule.schedule import SolverSchedule
 
 __all__ = ["shipped_folder", "shipped_names", "shipped_polynomial", "shipped_ratios", "shipped_schedules"]
@@ -35,14 +34,17 @@ def shipped_folder(name: str) -> Path:
     return FOLDER / name
 
 
-def shipped_schedules(name: str) -> list[SolverSchedule]:
-    """The best searched schedules of a model, by steps; ValueError where none is there."""
-    return _loaded(name, "solver-*.json")
+def shipped_schedules(name: str, steps: int | None = None) -> list[SolverSchedule]:
+    """Return the best searched schedules of a model, by steps; with `steps` those for so many, maybe none.
+
+    Raises ValueError where no schedule is there at all.
+    """
+    return _loaded(name, "solver-*.json" if steps is None else f"solver-{steps}.json")
 
 
-def shipped_ratios(name: str) -> list[SolverSchedule]:
-    """DC-Solver with the ratios searched for a model, by steps and guidance; ValueError if there are none."""
-    return _loaded(name, "ratios-*.json")
+def shipped_ratios(name: str, steps: int | None = None) -> list[SolverSchedule]:
+    """Return DC-Solver with the ratios searched for a model; steps and errors as in `shipped_schedules`."""
+    return _loaded(name, "ratios-*.json" if steps is None else f"ratios-{steps}-*.json")
 
 
 def shipped_polynomial(name: str) -> CompensationPolynomial | None:
@@ -52,39 +54,7 @@ def shipped_polynomial(name: str) -> CompensationPolynomial | None:
 
 
 def _loaded(name: str, pattern: str) -> list[SolverSchedule]:
-    found = [SolverSchedule.load(path) for path in sorted(shipped_folder(name).glob(pattern))]
-    if not found:
+    folder = shipped_folder(name)
+    if not list(folder.glob(f"{pattern.split('-')[0]}-*.json")):
         raise ValueError(f"no {pattern} comes with diffplug for {name!r}: search your own (diffplug search)")
-    return found
-
-
-def book_to_config(schedules: Any) -> dict[str, Any] | None:
-    """{"5": JSON of the schedule with 5 evaluations, ...}; None for none.
-
-    schedules: a `SolverSchedule` or its JSON, a list of them, or such a dictionary. Raises ValueError for two
-    of one number, and for what is no schedule.
-    """
-    if schedules is None:
-        return None
-    if isinstance(schedules, SolverSchedule) or (isinstance(schedules, Mapping) and "format" in schedules):
-        schedules = [schedules]
-    book: dict[str, Any] = {}
-    for each in schedules.values() if isinstance(schedules, Mapping) else schedules:
-        schedule = each if isinstance(each, SolverSchedule) else SolverSchedule.from_json(each)
-        if str(schedule.nfe) in book:
-            raise ValueError(f"two schedules have {schedule.nfe} evaluations: give one for each number")
-        book[str(schedule.nfe)] = schedule.to_json()
-    if not book:
-        raise ValueError("schedules is empty: give at least one, or None")
-    return book
-
-
-def entry(book: Mapping[str, Any], steps: int) -> SolverSchedule:
-    """The schedule for so many evaluations; ValueError where there is none."""
-    if str(steps) not in book:
-        known = ", ".join(sorted(book, key=int))
-        raise ValueError(
-            f"schedules are for {known} steps, the pipeline asked for {steps}: run one of those, search one "
-            f"for {steps} steps, or name a preset for all others (solver='unipc')"
-        )
-    return SolverSchedule.from_json(book[str(steps)])
+    return [SolverSchedule.load(path) for path in sorted(folder.glob(pattern))]

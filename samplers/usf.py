@@ -6,6 +6,7 @@ weights, which knows plain containers, numbers and tensors; anything else in the
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
@@ -13,11 +14,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
+from diffplug.files import read_bytes
+from diffplug.foreign_files import LARGEST_ARRAY, damaged, read_array
+from diffplug.messages import reason, shown
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.schedule import SolverSchedule
@@ -59,8 +62,9 @@ def load_usf(
 
     Raises ValueError, with the file's name, for anything that is no such schedule.
     """
+    document = _load(path)
     try:
-        return usf_schedule(_load(path), times, mean=mean)
+        return usf_schedule(document, times, mean=mean)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r}: {error}") from error
 
@@ -146,12 +150,11 @@ def _ends(name: str, times: str | NoiseLevels) -> tuple[float, float]:
 
 
 def _array(path: Path, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return np.asarray(arrays[name], dtype=np.float64)
-    except (OSError, LookupError, ValueError, EOFError, RuntimeError, BadZipFile, MemoryError) as error:
-        reason = "is not there" if isinstance(error, FileNotFoundError) else f"has no array {name!r}"
-        raise ValueError(f"{path.name} {reason}: a folder of DPM-Solver-v3 holds l.npz and sb.npz") from error
+    if not path.exists():
+        raise ValueError(f"{path.name} is not there: a folder of DPM-Solver-v3 holds l.npz and sb.npz")
+    found = read_array(path, f"array {name!r} of DPM-Solver-v3", name)
+    with damaged(path, f"array {name!r} of DPM-Solver-v3"):
+        return np.asarray(found, dtype=np.float64)
 
 
 def export_grid(schedule: SolverSchedule, levels: NoiseLevels, kind: str = "sigmas") -> list[float]:
@@ -170,18 +173,20 @@ def export_grid(schedule: SolverSchedule, levels: NoiseLevels, kind: str = "sigm
 
 def _load(path: str | os.PathLike[str]) -> Any:
     """Return the objects in a pickle of torch, if they are plain ones."""
+    if not Path(path).exists():
+        raise ValueError(f"{os.fspath(path)!r}: the file does not exist")
+    data = io.BytesIO(read_bytes(path, limit=LARGEST_ARRAY))
     with torch.serialization.safe_globals(_plain_numpy()):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError as error:
-            raise ValueError("the file does not exist") from error
+            return torch.load(data, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             named = str(error).partition("GLOBAL ")[2].partition(" ")[0]
             what = f"it holds {named}, which may run code" if named else "it is no pickle of plain values"
-            raise ValueError(f"{what}: only numbers, texts, lists, dicts and tensors are read") from error
+            raise ValueError(
+                f"{os.fspath(path)!r}: {what}: only numbers, texts, lists, dicts and tensors are read"
+            ) from error
         except Exception as error:  # of a text or a damaged pickle torch raises nearly anything
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(f"it is no file of torch ({reason})") from error
+            raise ValueError(f"{os.fspath(path)!r}: it is no file of torch ({reason(error)})") from error
 
 
 def _plain_numpy() -> list[Any]:
@@ -229,7 +234,7 @@ def _corrector(told: Mapping[str, Any]) -> Update | None:
     if told["type"] == "no_corrector":
         return None
     if told["type"] != "pseudo":
-        raise ValueError(f"corrector type {told['type']!r}: only 'pseudo' and 'no_corrector' are known")
+        raise ValueError(f"corrector type {shown(told['type'])}: only 'pseudo' and 'no_corrector' are known")
     return _update(int(told["taylor_order"]), int(told["start_point"]), -2, told["derivative_type"])
 
 

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from diffplug.steering.engine.ranks import Ranks as Ranks
     from diffplug.steering.masked_sequences import MaskedDiffusionScheduler as MaskedDiffusionScheduler
     from diffplug.steering.masked_sequences import MaskedSequencePipeline as MaskedSequencePipeline
+    from diffplug.steering.parts import Network as Network
+    from diffplug.steering.parts import Resampling as Resampling
+    from diffplug.steering.parts import Scoring as Scoring
+    from diffplug.steering.proposals import Churn as Churn
+    from diffplug.steering.proposals import Twist as Twist
     from diffplug.steering.report import SteeringReport as SteeringReport
     from diffplug.steering.rules.beam import Beam as Beam
     from diffplug.steering.rules.best_of_n import BestOfN as BestOfN
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
     from diffplug.steering.rules.svdd import SVDD as SVDD
     from diffplug.steering.rules.svdd import CoDe as CoDe
     from diffplug.steering.rules.svdd import TwoLevel as TwoLevel
+    from diffplug.steering.smc.potentials import Adaptive as Adaptive
     from diffplug.steering.smc.resampling import resample as resample
     from diffplug.steering.smc.weights import ess as ess
     from diffplug.steering.values.fitting import fit_value as fit_value
@@ -30,8 +36,10 @@ if TYPE_CHECKING:
     from diffplug.steering.values.many_samples import ManySamples as ManySamples
 
 _HOMES = {
+    "Adaptive": "diffplug.steering.smc.potentials",
     "Beam": "diffplug.steering.rules.beam",
     "BestOfN": "diffplug.steering.rules.best_of_n",
+    "Churn": "diffplug.steering.proposals",
     "CoDe": "diffplug.steering.rules.svdd",
     "FeynmanKac": "diffplug.steering.rules.feynman_kac",
     "ImportanceSampling": "diffplug.steering.rules.feynman_kac",
@@ -39,10 +47,14 @@ _HOMES = {
     "ManySamples": "diffplug.steering.values.many_samples",
     "MaskedDiffusionScheduler": "diffplug.steering.masked_sequences",
     "MaskedSequencePipeline": "diffplug.steering.masked_sequences",
+    "Network": "diffplug.steering.parts",
     "NoiseSearch": "diffplug.steering.rules.noise_search",
     "Ranks": "diffplug.steering.engine.ranks",
+    "Resampling": "diffplug.steering.parts",
     "SVDD": "diffplug.steering.rules.svdd",
+    "Scoring": "diffplug.steering.parts",
     "SteeringReport": "diffplug.steering.report",
+    "Twist": "diffplug.steering.proposals",
     "TwoLevel": "diffplug.steering.rules.svdd",
     "ess": "diffplug.steering.smc.weights",
     "fit_value": "diffplug.steering.values.fitting",

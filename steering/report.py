@@ -17,16 +17,16 @@ from diffplug.steering.smc.weights import ess
 class SteeringReport:
     """What a steered run did: P prompts, k particles each, C scored calls before the end.
 
-    steps: scheduler steps of the run. calls: indices of the scored calls. rewards `[C, P, k]`, ess `[C, P]`,
-    resampled `[C, P]`, ancestors `[C, P, k]`: what each scored call saw and decided; a reward of -inf stands
-    for a dead particle. distinct_roots `[C, P]`: how many of the k starting points still have descendants
-    (the measure of diversity; ESS is not). log_z `[P]`: estimate of log E[exp(strength * reward)] under the
-    unsteered pipeline; exp(log_z) is unbiased (see `explain_log_z`); NaN for rules that maximise.
-    final_rewards, final_log_weights `[P, k]`: of the finished pictures; the weights make the particles a
-    sample of the tilted law. returned: for each prompt, the slots of the pictures handed back.
-    invalid_rewards: NaN and +inf met on the way. network_calls, network_rows: denoiser evaluations (rows
-    count guidance twice). Seconds are measured on the host. Tensors are on the CPU; NaN rewards in
-    `final_rewards` mean that nothing was scored.
+    steps: scheduler steps of the run. noise: what parts duplicates, in words. calls: indices of the scored
+    calls. rewards `[C, P, k]`, ess `[C, P]`, resampled `[C, P]`, ancestors `[C, P, k]`: what each scored call
+    saw and decided; a reward of -inf stands for a dead particle. distinct_roots `[C, P]`: how many of the k
+    starting points still have descendants (the measure of diversity; ESS is not). log_z `[P]`: estimate of
+    log E[exp(strength * reward)] under the unsteered pipeline; exp(log_z) is unbiased (see `explain_log_z`);
+    NaN for rules that maximise. final_rewards, final_log_weights `[P, k]`: of the finished pictures; the
+    weights make the particles a sample of the tilted law. returned: for each prompt, the slots of the
+    pictures handed back. invalid_rewards: NaN and +inf met on the way. network_calls, network_rows: denoiser
+    evaluations (rows count guidance twice). Seconds are measured on the host. Tensors are on the CPU; NaN
+    rewards in `final_rewards` mean that nothing was scored.
     """
 
     method: str
@@ -34,6 +34,7 @@ class SteeringReport:
     strength: float
     prompts: tuple[str, ...]
     steps: int
+    noise: str = ""
     calls: tuple[int, ...]
     rewards: Tensor
     ess: Tensor
@@ -61,11 +62,7 @@ class SteeringReport:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
     def plot(self, prompt: int = 0) -> Any:
-        """Return a matplotlib Figure of a prompt's genealogy, rewards and diversity; see
-        `diffplug.steering.plot`.
-        """
-        from diffplug.steering.report import plot
-
+        """Return a matplotlib Figure of a prompt's genealogy, rewards and diversity; see `plot`."""
         return plot(self, prompt)
 
     def explain_log_z(self, prompt: int = 0) -> str:
@@ -85,6 +82,7 @@ class SteeringReport:
     def __str__(self) -> str:
         """Return a short table: one line per prompt and scored call, and one with the cost."""
         lines = [f"{self.method}: {self.particles} particles, {self.steps} steps, strength {self.strength:g}"]
+        lines += [f"  noise: {self.noise}"] if self.noise else []
         for g, prompt in enumerate(self.prompts):
             lines += [f"  {_shortened(prompt)!r}", "    step    best    mean    ESS  roots"]
             for c, call in enumerate(self.calls):

@@ -2,64 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
 from diffplug import rewards
-from diffplug.checks import check_texts, check_whole
+from diffplug.checks import check_seed, check_whole
 from diffplug.intercept import intercept_call, intercept_step
 from diffplug.rewards import Reward
-from diffplug.steering.engine.ranks import Ranks
-from diffplug.steering.engine.refusals import refuse_caches, refuse_pipeline
+from diffplug.seeds import attached_seeds, picture_seeds
+from diffplug.steering.engine.ranks import slots_of
+from diffplug.steering.engine.refusals import refuse_caches, refuse_pipeline, refuse_second_run
 from diffplug.steering.engine.request import Request, read_request
+from diffplug.steering.engine.rule import Filter, Plan
 from diffplug.steering.engine.run import SteeredRun
-from diffplug.steering.engine.score_times import Plan
-from diffplug.steering.engine.step import Filter
-from diffplug.steering.proposals import Proposal
+from diffplug.steering.engine.slots import Slots
+from diffplug.steering.noise_choice import Asked, check_proposal, choose_noise
+from diffplug.steering.parts import NETWORK, SCORING, Network, Scoring, current_options, option_names
+from diffplug.steering.proposals import Churn, ChurnedSteps, Proposal, Twist, TwistedSteps
 from diffplug.steering.report import SteeringReport
-from diffplug.steering.values.many_samples import Value
 
 RETURNS = ("best", "all", "sample")
+S = TypeVar("S", bound="Steerer")
 
 
 @dataclass(frozen=True)
 class Steerer:
-    """Base of all steerers. A subclass says how the particles are weighed (`build_filter`) and when (`plan`).
+    """Base of all steerers. A subclass is a `Rule`: it says which calls are scored (`plan`), and how the
+    particles are weighed and selected (`build_filter`).
 
     reward: `reward(images, prompts) -> scores`, or a registered name. particles: k copies of every prompt.
     returns: "best" gives as many pictures per prompt as the call asks for, best reward first; "sample" draws
-    them from the final weights; "all" gives every particle in slot order. prompts: texts for the reward, one
-    per prompt of the call, where the call has only embeddings. decode: `decode(pipe, latents, height=,
-    width=, num_frames=, batch_size=) -> images` for the scored calls before the end, by default
-    `diffplug.latents.decode`. preview: a small decoder of the same latents for those calls, such as an
-    `AutoencoderTiny`; the finished pictures are the pipeline's own. decode_batch_size: rows decoded at once,
-    fewer when memory runs out. network_batch_size: rows (guidance counts twice) that the denoiser takes at
-    once, for populations that do not fit into memory; by default all. value: what an unfinished state is
-    worth (see `diffplug.steering.values`), by default the reward of its clean prediction. ranks: True shares
-    the particles of every prompt among all processes of the job (`accelerate launch`), a `Ranks` among those
-    of a group; every process makes the same call and gets the same pictures. Raises ValueError for anything
-    out of range.
+    them from the final weights; "all" gives every particle in slot order. scoring: how unfinished particles
+    are judged, a `Scoring`. network: how many rows the denoiser takes at once, and in which processes, a
+    `Network`. Raises ValueError for anything out of range.
     """
 
     reward: Reward | str
     _: KW_ONLY
     particles: int = 8
     returns: str = "best"
-    prompts: str | Sequence[str] | None = None
-    decode: Callable[..., Tensor] | None = None
-    decode_batch_size: int = 4
-    network_batch_size: int | None = None
-    preview: Any = None
-    value: Value | None = None
-    ranks: bool | Ranks = False
+    scoring: Scoring = SCORING
+    network: Network = NETWORK
     _reports: list[SteeringReport] = field(default_factory=list, init=False, repr=False, compare=False)
 
     slot: ClassVar[str] = "steering"
     needs_noise: ClassVar[bool] = False  # refuse solvers that add none
-    copies: ClassVar[bool] = True  # copy particles on the way, so that noise has to part them
+    copies: ClassVar[bool] = True  # duplicate particles on the way, so that noise has to part them
+    times: ClassVar[bool] = False  # scored calls are chosen by scoring.at
 
     def __post_init__(self) -> None:
         if isinstance(self.reward, str):
@@ -69,27 +62,29 @@ class Steerer:
                 f"reward={self.reward!r} cannot be called: give a function of (images, prompts) or a "
                 f"name of {rewards.names()}"
             )
-        if self.preview is not None and self.decode is not None:
-            raise ValueError("preview and decode both say how to decode on the way: give one of them")
-        if self.decode is not None and not callable(self.decode):
+        for name, kind in (("scoring", Scoring), ("network", Network)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name}={getattr(self, name)!r}: give a {kind.__name__}(...)")
+        check_whole("particles", self.particles)
+        if self.scoring.at is not None and not self.times:
             raise ValueError(
-                f"decode={self.decode!r} cannot be called: give decode(pipe, latents, ...) -> images"
+                f"{type(self).__name__} chooses the scored calls itself: leave at={self.scoring.at!r} out"
             )
-        if self.preview is not None and not hasattr(self.preview, "decode"):
-            raise ValueError(
-                f"preview={self.preview!r} decodes nothing: give an autoencoder, as AutoencoderTiny"
-            )
-        if self.value is not None and not callable(self.value):
-            raise ValueError(f"value={self.value!r} cannot be called: see diffplug.steering.values")
-        if not isinstance(self.ranks, (bool, Ranks)):
-            raise ValueError(f"ranks={self.ranks!r}: give True, False or Ranks.of(group)")
-        for name in ("particles", "decode_batch_size"):
-            check_whole(name, getattr(self, name))
-        if self.network_batch_size is not None:
-            check_whole("network_batch_size", self.network_batch_size)
-        check_texts(self.prompts)
         if self.returns not in RETURNS:
             raise ValueError(f"unknown returns {self.returns!r}: choose one of {', '.join(RETURNS)}")
+
+    @classmethod
+    def current_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options as the constructor takes them, from a flat form with plain values for JSON.
+
+        `churn`, `twist`, `score_at`, `islands`, `ess_threshold`, ... become parts without a warning.
+        """
+        return current_options(cls, options)[0]
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Return the names that `current_options` takes."""
+        return option_names(cls)
 
     @property
     def report(self) -> SteeringReport | None:
@@ -108,7 +103,7 @@ class Steerer:
 
     @property
     def leaders_first(self) -> bool:
-        """Return whether "best" gives the best of every separate population before any other picture."""
+        """Return whether "best" gives the best of every island before any other picture."""
         return True
 
     def plan(self) -> Plan:
@@ -116,19 +111,22 @@ class Steerer:
         raise NotImplementedError
 
     def build_filter(self, groups: int) -> Filter:
-        """Return a fresh particle filter for this many prompts."""
+        """Return fresh log weights for this many prompts, and the way to select by them."""
         raise NotImplementedError
 
-    def build_proposal(self, gradient: Callable[[Tensor], Tensor]) -> Proposal | None:
+    def build_proposal(
+        self, asked: Churn | Twist | None, gradient: Callable[[Tensor], Tensor]
+    ) -> Proposal | None:
         """Return what changes the steps of scored calls, if anything does.
 
-        gradient: from clean latents to the reward's gradient, for rewards that have one.
+        asked: what was chosen for this call. gradient: from clean latents to the reward's gradient, for
+        rewards that have one.
         """
         return None
 
-    def build_run(self, pipe: Any, request: Request, ranks: Ranks | None) -> SteeredRun:
-        """Return the run of one call."""
-        return SteeredRun(self, pipe, request, ranks)
+    def build_run(self, pipe: Any, request: Request, slots: Slots) -> SteeredRun:
+        """Return the run of one call, without a proposal."""
+        return SteeredRun(self, pipe, request, slots)
 
     def attach(self, pipe: Any) -> Callable[[], None]:
         """Return a function that detaches this steerer from the pipeline; until then every call of `pipe` is
@@ -139,13 +137,29 @@ class Steerer:
         refuse_pipeline(pipe, copies=self.copies)
         return intercept_call(pipe, lambda call, kwargs: self._around(pipe, call, kwargs))
 
+    def for_call(self: S, pipe: Any, groups: int, wanted: int) -> S:
+        """Return this steerer with everything decided that the call of a pipeline decides."""
+        return self
+
     def _around(self, pipe: Any, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Return the output of a steered call; the scheduler is intercepted while it lasts."""
+        refuse_second_run(pipe)
         if self.copies:
             refuse_caches(pipe)
-        ranks = Ranks.of() if self.ranks is True else self.ranks or None
-        request = read_request(pipe, kwargs, self.particles, ranks)
-        run = self.build_run(pipe, request, ranks)
+        noise = choose_noise(getattr(self, "proposal", None), pipe, kwargs)
+        if self.needs_noise and self.scores and noise.words == "none":
+            raise ValueError(
+                f"{type(pipe.scheduler).__name__} adds no noise, so all candidates of a group would be the "
+                "same: leave out proposal=None, take a stochastic solver, or BestOfN, which needs none"
+            )
+        slots = slots_of(self.particles, self.network.ranks)
+        request = read_request(pipe, {**kwargs, **noise.call}, slots)
+        rule = self.for_call(pipe, request.groups, request.wanted)
+        run = rule.build_run(pipe, request, slots)
+        run.noise = noise.words
+        proposal = rule.build_proposal(noise.proposal, run.scorer.gradient)
+        if proposal is not None:
+            run.engine.proposal = proposal
         undo = intercept_step(pipe.scheduler, run.engine)
         try:
             output = run(call)
@@ -153,3 +167,56 @@ class Steerer:
             undo()
         self._reports[:] = [run.report()]
         return output
+
+
+@dataclass(frozen=True)
+class Selecting(Steerer):
+    """Base of steerers that duplicate particles on the way, which then part in noise.
+
+    seed: of the selections and of churn, apart from the pipeline's noise; prompt g takes seed + g, or entry g
+    of a sequence. None takes the seed of each prompt's first picture from the attached `Seeds`, so that a
+    picture is the same alone and in a batch, and 0 where there are none. proposal: where the noise comes
+    from: "auto" takes the solver's own, and churn at the scored calls of a solver that adds none; `Churn`,
+    `Twist`; None takes the solver as it is.
+    """
+
+    _: KW_ONLY
+    seed: int | Sequence[int] | None = None
+    proposal: Asked = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed is not None:
+            check_seed(self.seed)
+        check_proposal(self.proposal)
+
+    def for_call(self: S, pipe: Any, groups: int, wanted: int) -> S:
+        """Return this steerer with the seeds of the attached `Seeds`, where it has none of its own."""
+        seeds = attached_seeds(pipe)
+        if getattr(self, "seed", None) is not None or seeds is None:
+            return self
+        decided = copy.copy(self)
+        object.__setattr__(decided, "seed", picture_seeds(seeds.seeds, groups * wanted)[::wanted])
+        return decided
+
+    def build_proposal(
+        self, asked: Churn | Twist | None, gradient: Callable[[Tensor], Tensor]
+    ) -> Proposal | None:
+        """Return the churn or the twist of this call."""
+        if isinstance(asked, Churn):
+            return ChurnedSteps(asked, lambda groups: prompt_seeds(self.seed, groups))
+        if isinstance(asked, Twist):
+            rising = getattr(self, "tilt", "rising") != "constant"
+            return TwistedSteps(asked, gradient, strength=self.weight, rising=rising)
+        return None
+
+
+def prompt_seeds(seed: int | Sequence[int] | None, groups: int) -> list[int]:
+    """Return one seed for each prompt: seed + g, or entry g. Raises ValueError for a wrong number of them."""
+    if seed is None or isinstance(seed, int):
+        return [(seed or 0) + g for g in range(groups)]
+    if len(seed) != groups:
+        raise ValueError(
+            f"{len(seed)} selection seeds for {groups} prompts: give one number, or one for each prompt"
+        )
+    return list(seed)

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import Result
@@ -69,9 +68,11 @@ def test_generate_writes_one_file_for_each_seed(tmp_path: Path, tiny_folder: Pat
     assert "seed-000010.png" in result.stdout and "network evaluations" in result.stdout
 
 
-def test_generate_twice_keeps_both(tmp_path: Path, tiny_folder: Path) -> None:
-    for _ in range(2):
-        assert _call("generate", "a", "--model", tiny_folder, "--steps", "1", "-o", tmp_path).exit_code == 0
+def test_generate_twice_makes_a_picture_once_unless_asked_again(tmp_path: Path, tiny_folder: Path) -> None:
+    words = ("generate", "a", "--model", tiny_folder, "--steps", "1", "-o", tmp_path)
+    assert [_call(*words).exit_code for _ in range(2)] == [0, 0]
+    assert os.listdir(tmp_path) == ["seed-000000.png"]  # what is there is not made again
+    assert _call(*words, "--again").exit_code == 0
     one, two = sorted(tmp_path.iterdir())
     assert two.name == "seed-000000.png" and one.name == "seed-000000-2.png"
     assert one.read_bytes() == two.read_bytes()
@@ -94,8 +95,8 @@ def test_generate_steered(tmp_path: Path, tiny_folder: Path, red_reward: str) ->
     assert json.loads(result.stdout)["evaluations"] == 9
     assert read_settings(tmp_path / "seed-000000.png")["particles"] == 3
     result = _call(*words, "--steer", "svdd", "--particles", "2", "--reward", red_reward, "--seed", "1")
-    assert "svdd copies particles, which part in noise added where they are scored: churn 1" in result.output
-    assert read_settings(tmp_path / "seed-000001.png")["options"] == {"churn": 1.0}
+    assert "svdd duplicates particles, which part in noise: churn 1 at the scored calls" in result.output
+    assert "churn 1" in read_settings(tmp_path / "seed-000001.png")["used"]["noise"]
 
 
 def test_compare_ends_with_the_sheet(tmp_path: Path, tiny_folder: Path, red_reward: str) -> None:
@@ -103,9 +104,10 @@ def test_compare_ends_with_the_sheet(tmp_path: Path, tiny_folder: Path, red_rewa
     words = ("--model", tiny_folder, *runs, "-n", "2", "--judge", red_reward, "-o", tmp_path)
     result = _call("compare", "a", "b", *words)
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-1] == str(tmp_path.resolve() / "compare.png")
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "compare.png")
     assert "[long]" in result.stdout and "few" in result.stdout
-    assert os.listdir(tmp_path) == ["compare.png"]
+    assert sorted(os.listdir(tmp_path)) == ["column-1", "column-2", "compare.png"]
+    assert len(os.listdir(tmp_path / "column-2")) == 4
     assert Image.open(tmp_path / "compare.png").width > 400
 
 
@@ -186,11 +188,12 @@ def test_a_read_only_output_folder(tmp_path: Path, tiny_folder: Path) -> None:
 def test_a_full_disk_leaves_no_part_of_a_picture(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Image.Image, path: Any, **_: Any) -> None:
-        Path(path).write_bytes(b"half a pict")
+    def full(self: Path, data: bytes) -> None:
+        with open(self, "wb") as file:
+            file.write(data[:11])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     result = _call("generate", "a", "--model", tiny_folder, "--steps", "1", "-o", tmp_path, "--json")
     assert "No space left on device" in _refused(result)
     assert os.listdir(tmp_path) == []

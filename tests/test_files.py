@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,10 @@ from diffplug.files import (
     read_json,
     safe_join,
     write_json,
+    write_new,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_write_creates_and_replaces(tmp_path: Path) -> None:
@@ -173,3 +178,97 @@ def test_an_output_file_gets_its_folder_and_a_folder_is_none(tmp_path: Path) -> 
     assert output_file(tmp_path / "new" / "six.json").parent.is_dir()
     with pytest.raises(ValueError, match="is a folder: give the name of a file in it"):
         output_file(tmp_path)
+
+
+def test_a_new_file_is_whole_and_nobody_s(tmp_path: Path) -> None:
+    assert write_new(tmp_path / "a.png", b"ours")
+    assert not write_new(tmp_path / "a.png", b"theirs")
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
+    assert not write_new(tmp_path / "link.png", b"through a link")
+    assert (tmp_path / "a.png").read_bytes() == b"ours"
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "link.png"]
+
+
+def test_a_new_file_that_cannot_be_written_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "link", full)
+    with pytest.raises(WriteError, match="No space left"):
+        write_new(tmp_path / "a.png", b"x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_dead_processes_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host, kept = files._host(), []
+    for name, stays in {
+        f".seed-000000.tmp-{host}-{dead.pid}-0123abcd.png": False,
+        f".seed-000001.tmp-{host}-{os.getpid()}-0123abcd.png": True,  # somebody writes it now
+        f".seed-000002.tmp-ffffff-{dead.pid}-0123abcd.png": True,  # another host's
+        f".seed-000003.tmp-{dead.pid}-0123abcd.png": True,  # of an older version, and not a day old
+        ".hidden.png": True,
+        "seed-000000.png": True,
+    }.items():
+        (tmp_path / name).write_bytes(b"half")
+        kept += [name] if stays else []
+    output_folder(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+    for name in kept:
+        os.utime(tmp_path / name, (0, 0))
+    assert files.sweep_temporaries(tmp_path) == 3
+    assert sorted(os.listdir(tmp_path)) == [".hidden.png", "seed-000000.png"]
+
+
+def test_the_temporary_file_of_a_killed_process_is_known_by_its_name(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from diffplug.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as temporary:\n"
+        "    temporary.write_bytes(b'half'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.json")], cwd=ROOT, timeout=60)
+    assert len(os.listdir(tmp_path)) == 1
+    assert files.sweep_temporaries(tmp_path) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "large", "missing", "deep"])
+def test_what_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.json"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind != "missing":
+        path.write_text("[" * 100_000)
+    sentence = {
+        "folder": "it is a folder",
+        "pipe": "no regular file",
+        "large": "are allowed",
+        "missing": "no such file",
+        "deep": "nested too deeply",
+    }[kind]
+    with pytest.raises((OSError, ValueError), match=rf"a\.json.*{sentence}"):
+        read_json(path, limit=1000 if kind == "large" else 2**20)
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("a.png")
+    with pytest.raises(ValueError, match="link in a circle|leads outside"):
+        if safe_join(tmp_path, "a.png"):  # later versions of Python resolve it
+            raise ValueError("link in a circle")
+
+
+def test_a_file_of_its_owner_alone_gets_the_usual_mode(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a.safetensors") as temporary:
+        temporary.write_bytes(b"x")
+        temporary.chmod(0o600)
+    (tmp_path / "usual").write_bytes(b"x")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_folder_without_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="the name of the output folder is empty"):
+        output_folder("")

@@ -19,6 +19,7 @@ else:  # pytest brings tomli to Python 3.10
     import tomli as tomllib
 
 import diffplug
+from benchmarks import house
 
 ROOT = Path(__file__).resolve().parents[1]
 WINGS = ("samplers", "steering", "training", "demos")
@@ -132,13 +133,20 @@ def test_versions_agree() -> None:
 def test_the_doctor_asks_for_what_the_project_needs() -> None:
     from diffplug.cli.environment import CORE, EXTRAS
 
-    needed = dict(
-        re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in PROJECT["project"]["dependencies"]
-    )
+    everywhere = [line for line in PROJECT["project"]["dependencies"] if ";" not in line]
+    needed = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in everywhere)
     assert needed == CORE
     extras = PROJECT["project"]["optional-dependencies"]
     for name, extra in EXTRAS.items():
         assert any(line.startswith(name) for line in extras[extra])
+
+
+def test_nobody_imports_in_a_circle_and_the_house_stays_low() -> None:
+    """Circles count imports inside functions too; floors are those of `benchmarks.house`."""
+    files = house.sources()
+    deep = {name: house.imports(path, set(files), inside_functions=True) for name, path in files.items()}
+    assert [group for group in house.circles(deep) if len(group) > 1] == []
+    assert house.floors({name: house.imports(path, set(files)) for name, path in files.items()}) <= 12
 
 
 def test_no_file_grows_out_of_hand() -> None:

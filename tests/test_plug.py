@@ -308,8 +308,8 @@ def test_a_copy_of_a_plugged_pipeline_can_be_plugged() -> None:
     pipe = PIPES["ddpm"]
     with plug(pipe, DDIMScheduler):
         clone = copy.deepcopy(pipe)
-    with plug(clone, PNDMScheduler):
-        assert isinstance(clone.scheduler, PNDMScheduler)
+    with plug(clone, DPMSolverMultistepScheduler):
+        assert isinstance(clone.scheduler, DPMSolverMultistepScheduler)
 
 
 def test_a_plugged_pipeline_saves_plainly(tmp_path: Any) -> None:

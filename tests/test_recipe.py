@@ -11,6 +11,7 @@ import pytest
 
 from diffplug.recipe import Recipe
 from diffplug.registry import STEERERS
+from diffplug.samplers import GRIDS, PRESETS
 from diffplug.samplers import by_name as stock
 
 
@@ -27,7 +28,10 @@ def pipe() -> Any:
         ({"steps": 0}, "steps must be a whole number from 1 to 1000, got 0"),
         ({"steps": 2.5}, "steps must be a whole number"),
         ({"particles": True}, "particles must be a whole number"),
-        ({"guidance": float("nan")}, "guidance must be a finite number of at least 0, got nan"),
+        (
+            {"guidance": float("nan")},
+            "guidance must be a finite number of at least 0 and at most 1000, got nan",
+        ),
         ({"strength": -1.0}, "strength must be a finite number"),
         ({"sampler": "dc-solvr"}, "unknown sampler 'dc-solvr'. Did you mean 'dc-solver'"),
         ({"steer": "fkk"}, "unknown steerer 'fkk'. Did you mean 'fk'"),
@@ -74,7 +78,9 @@ def test_settings_tell_what_acted() -> None:
 def test_pictures_follow_their_seeds_not_their_batch(pipe: Any) -> None:
     recipe = Recipe(sampler="ddim", steps=2)
     told: list[int] = []
-    apart = recipe.run(pipe, ["a", "b", "a"], [5, 6, 7], max_rows=2, on_batch=told.append)
+    apart = recipe.run(
+        pipe, ["a", "b", "a"], [5, 6, 7], max_rows=2, on_batch=lambda batch: told.append(batch.prompts)
+    )
     alone = recipe.run(pipe, ["b"], [6])
     assert told == [2, 1]
     assert np.array_equal(np.asarray(apart.images[1]), np.asarray(alone.images[0]))
@@ -127,38 +133,49 @@ def test_steering_by_name(pipe: Any, red_reward: str, steer: str) -> None:
     assert len(made.reports) == 1 and made.reports[0] is not None
 
 
+def noise(recipe: Recipe, pipe: Any) -> str:
+    """Return where the noise of a steered recipe came from, in the words of its report."""
+    made = recipe.run(pipe, ["a"], [0])
+    assert len(made.images) == 1
+    return str(made.reports[0].noise)
+
+
 @pytest.mark.pipe
 @pytest.mark.parametrize("sampler", ["ddim", "dc-solver", None])
 @pytest.mark.parametrize("steer", STEERERS.names())
-def test_solvers_get_noise_where_particles_are_copied(
+def test_solvers_get_noise_where_particles_are_duplicated(
     pipe: Any, red_reward: str, steer: str, sampler: str | None
 ) -> None:
-    """Without noise SVDD would be refused; what copies nothing keeps the deterministic solver."""
+    """Without noise SVDD would be refused; what duplicates nothing keeps the deterministic solver."""
     recipe = Recipe(sampler=sampler, steps=3, steer=steer, particles=2, reward=red_reward)
-    free = steer in ("best-of-n", "importance", "noise-search")
-    settled = recipe.settled(pipe)
-    if steer == "beam":  # knows no churn; the pipeline's own solver is DDIM
-        assert settled.eta == (None if sampler == "dc-solver" else 1.0)
+    if steer in ("best-of-n", "importance", "noise-search"):
+        assert noise(recipe, pipe) in ("none", "")
     else:
-        assert settled.eta is None and settled.options.get("churn") == (None if free else 1.0)
-    assert settled.settled(pipe) == settled
-    if steer != "beam" or sampler != "dc-solver":
-        assert len(recipe.run(pipe, ["a"], [0]).images) == 1
+        assert noise(recipe, pipe).startswith("churn 1 at the scored calls, since ")
 
 
 @pytest.mark.pipe
-def test_noise_that_was_asked_for_or_is_there_stays(pipe: Any, red_reward: str) -> None:
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"sampler": "euler-a"}, "the solver's own"),
+        ({"eta": 0.5}, "the solver's own"),
+        ({"options": {"churn": 0.5}}, "churn 0.5 at the scored calls"),
+        ({"options": {"twist": 2.0}}, "eta=1, since DDIMScheduler adds none by itself, leant by a twist of "),
+    ],
+)
+def test_noise_that_was_asked_for_or_is_there_stays(
+    pipe: Any, red_reward: str, own: dict[str, Any], words: str
+) -> None:
     recipe = Recipe(sampler="ddim", steps=3, steer="fk", particles=2, reward=red_reward)
-    for own in (
-        {"sampler": "euler-a"},
-        {"eta": 0.0},
-        {"eta": 0.5},
-        {"options": {"churn": 0.0}},
-        {"options": {"churn": 0.5}},
-    ):
-        given = replace(recipe, **own)
-        assert given.settled(pipe) == given
-    assert replace(recipe, options={"twist": 2.0}).settled(pipe).eta == 1.0  # leans the solver's own noise
+    assert noise(replace(recipe, **own), pipe).startswith(words)
+
+
+@pytest.mark.pipe
+def test_no_noise_is_what_was_asked_for_too(pipe: Any, red_reward: str) -> None:
+    recipe = Recipe(sampler="ddim", steps=5, steer="fk", particles=2, reward=red_reward, strength=1e4)
+    with pytest.warns(UserWarning, match="added no noise after a selection"):
+        assert noise(replace(recipe, options={"churn": 0.0}), pipe) == "none"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +200,25 @@ def test_every_sampler_name_makes_a_scheduler(pipe: Any, name: str) -> None:
     from diffusers import SchedulerMixin
 
     found = stock.sampler(name, pipe)
-    assert isinstance(found, SchedulerMixin) or issubclass(found, SchedulerMixin)
+    scheduler = found.scheduler_for(pipe) if hasattr(found, "scheduler_for") else found
+    assert isinstance(scheduler, SchedulerMixin) or issubclass(scheduler, SchedulerMixin)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_runs_on_every_grid_by_name(pipe: Any, preset: str, grid: str) -> None:
+    scheduler = stock.sampler(f"{preset}@{grid}", pipe).scheduler_for(pipe)
+    scheduler.set_timesteps(6)
+    assert (scheduler.config.solver, scheduler.config.grid) == (preset, grid)
+    assert scheduler.timesteps.diff().lt(0).all()
+
+
+def test_a_misspelt_preset_or_grid_gets_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown grid 'karas'\. Did you mean 'karras'\?"):
+        stock.sampler("dpm++@karas", None)
+    with pytest.raises(ValueError, match=r"unknown preset 'dpm\+'\. Did you mean 'dpm\+\+'"):
+        stock.sampler("dpm+@karras", None)
 
 
 @pytest.mark.pipe

@@ -17,7 +17,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from benchmarks.steering.chain import BETAS, GAUSSIAN, TWO_HUMPS, Mixture, Steered, steer
+from benchmarks.steering.chain import Steered, steer
 from benchmarks.steering.published import Dropping, Lagging
 from benchmarks.steering.rows import (
     Row,
@@ -29,11 +29,12 @@ from benchmarks.steering.rows import (
     weighted_moments,
 )
 from diffplug.steering.engine import step as engine_module
-from diffplug.steering.engine.duplicates import CopyWatch
-from diffplug.steering.proposals import Twist
+from diffplug.steering.engine.step import DuplicateWatch
+from diffplug.steering.proposals import Twist, TwistedSteps
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.potentials import Difference, Max, MaxIncrement, Potential, Sum
 from diffplug.steering.smc.resampling import resample
+from diffplug.testing.closed_form.chain import BETAS, GAUSSIAN, TWO_HUMPS, Mixture
 
 PART = "Feynman-Kac"
 
@@ -225,7 +226,7 @@ def _sde(**options: Any) -> Any:
 
 def _distinct(groups: int) -> Row:
     """How many different ends eight particles reach with a deterministic solver."""
-    watch = CopyWatch()
+    watch = DuplicateWatch()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run = LINEAR.run(
@@ -276,7 +277,7 @@ def twists(groups: int) -> Iterator[Row]:
     )
     for seed, (case, slope, deviations) in enumerate(stated, start=50):
         for prior, deviation in zip((None, 0.5, 1.0), deviations, strict=True):
-            twist = None if prior is None else Twist(slope, strength=case.strength, cap=1e9, spread=prior)
+            twist = None if prior is None else TwistedSteps(Twist(1e9, prior), slope, strength=case.strength)
             run = case.run(groups, plan=every, proposal=twist, seed=seed)
             title = f"{case.name}, {'no gradient' if prior is None else f'gradient, spread {prior}'}"
             heavy = deviation > 1

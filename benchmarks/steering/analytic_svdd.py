@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.steering.analytic_fk import HUMPS, LINEAR, QUADRATIC, STEEP, Case
-from benchmarks.steering.chain import GAUSSIAN, Steered, ddim
-from benchmarks.steering.masked_model import MASK, STEPS, STRENGTH, MaskedModel, Z
+from benchmarks.steering.chain import Steered
+from benchmarks.steering.masked_svdd import handed_over, selected
 from benchmarks.steering.rows import Row, moments, normaliser, pooled_moments, spread, weighted_moments
 from diffplug.noise.families import level
 from diffplug.steering.engine.score_times import every_block
 from diffplug.steering.smc.filter import ParticleFilter
-from diffplug.steering.smc.islands import Populations
+from diffplug.steering.smc.islands import Islands
 from diffplug.steering.smc.potentials import Difference
-from diffplug.steering.smc.resampling import Rule, one_survivor, the_best
+from diffplug.steering.smc.resampling import Selector, one_survivor, the_best
+from diffplug.testing.closed_form.chain import GAUSSIAN, ddim
+from diffplug.testing.closed_form.masked_tokens import MASK, STEPS, STRENGTH, MaskedModel, Z
 from diffplug.transition import transition
 
 PART = "SVDD"
@@ -34,7 +36,7 @@ def decode(
     count: int = 1,
     tilt: str = "constant",
     block: int = 1,
-    rule: Rule = one_survivor,
+    rule: Selector = one_survivor,
     **options: Any,
 ) -> Steered:
     """A chain with m candidates a group; with `count` groups of a population, these are resampled as well."""
@@ -51,7 +53,7 @@ def decode(
         if count == 1:
             return inner
         above = [torch.Generator().manual_seed(seed + 2)]
-        return Populations(inner, groups=rows, generators=above, ess_threshold=0.5)
+        return Islands(inner, groups=rows, generators=above, ess_threshold=0.5)
 
     options.setdefault("plan", every_block(block))
     return case.run(groups, particles=m * count, make_filter=build, **options)
@@ -103,7 +105,7 @@ def outputs(groups: int) -> Iterator[Row]:
         yield from _mean_and_variance(name, chosen(run, case, m), mean, variance, _OWN_ERROR[case.name])
         yield normaliser(PART, name, run, case.z)
     for seed, (m, mean) in enumerate(((2, 1.2206), (8, 1.3535), (20, 1.3865), (64, 1.3968)), start=20):
-        run = decode(QUADRATIC, m, groups, seed=seed, score=soft_value)
+        run = decode(QUADRATIC, m, groups, seed=seed, score=lambda step: soft_value(step.x0, step.index))
         name = f"{QUADRATIC.name}, exact soft value, M = {m}"
         yield from _mean_and_variance(name, chosen(run, QUADRATIC, m), mean, None, 0.016)
         yield normaliser(PART, name, run, QUADRATIC.z)
@@ -261,10 +263,10 @@ def _limit(model: MaskedModel, values: list[Tensor]) -> Tensor:
 def _simulated(
     model: MaskedModel, name: str, value: Tensor, groups: int, greedy: bool, expected: float
 ) -> Iterator[Row]:
-    x, log_z = model.selected(value, groups, 10, greedy=greedy)
+    x, log_z = selected(model, value, groups, 10, greedy=greedy)
     case = f"tokens, {name}, M = 10{', greedy' if greedy else ''}"
     ties = name in ("likeliest tokens", "masks count nothing")  # candidates of equal value all stay here
-    mean, _, error = moments(model.handed_over(x, greedy=greedy))
+    mean, _, error = moments(handed_over(model, x, greedy=greedy))
     yield _row(case=case, quantity="mean", expected=expected, found=mean, error=error, slack=0.03, shown=ties)
     if not greedy and not ties:
         ratio, _, error = moments(log_z.exp() / Z)

@@ -1,4 +1,4 @@
-"""A one-dimensional diffusion chain with an exact clean prediction: the ground truth for every steerer."""
+"""Steered runs of a one-dimensional chain by the engine alone: the ground truth for every steerer."""
 
 from __future__ import annotations
 
@@ -11,56 +11,14 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from diffplug.intercept import intercept_step
-from diffplug.noise.families import reading
-from diffplug.steering.engine.duplicates import CopyWatch
-from diffplug.steering.engine.score_times import Plan
-from diffplug.steering.engine.step import ParticleSteps
+from diffplug.steering.engine.rule import Filter, Plan, Score
+from diffplug.steering.engine.step import DuplicateWatch, ParticleSteps
 from diffplug.steering.proposals import Proposal
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.potentials import Difference, Potential
+from diffplug.testing.closed_form.chain import BETAS, GAUSSIAN, TWO_HUMPS, Mixture, ddim, denoise
 
-BETAS = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "timestep_spacing": "trailing",
-}
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Data law: components of weight w, mean m and variance v."""
-
-    components: tuple[tuple[float, float, float], ...]
-
-    def x0hat(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """Return E[x0 | x] exactly."""
-        w, m, v = (torch.tensor(c, dtype=x.dtype) for c in zip(*self.components, strict=True))
-        total = alpha**2 * v + sigma**2
-        logp = w.log() - 0.5 * total.log() - 0.5 * (x - alpha * m) ** 2 / total
-        means = m + alpha * v / total * (x - alpha * m)
-        return (torch.softmax(logp, -1) * means).sum(-1, keepdim=True)
-
-
-GAUSSIAN = Mixture(((1.0, 1.0, 0.25),))
-TWO_HUMPS = Mixture(((0.7, -2.0, 0.25), (0.3, 2.0, 0.25)))
-
-
-def ddim(**kwargs: Any) -> Any:
-    """Return a DDIM scheduler that ends on clean data."""
-    return DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=True, **kwargs)
-
-
-def denoise(scheduler: Any, data: Mixture, x: Tensor, steps: int = 20, **step_kwargs: Any) -> Tensor:
-    """Return the chain's end from start noise x `[n, 1]`; the network is exact, and predicts what the
-    scheduler expects.
-    """
-    scheduler.set_timesteps(steps)
-    for t in scheduler.timesteps:
-        now = reading(scheduler, t)
-        x0 = data.x0hat(x, now.level.alpha, now.level.sigma)
-        x = scheduler.step((x0 - now.keep * x) / now.gain, t, x, **step_kwargs).prev_sample
-    return x
+__all__ = ["BETAS", "GAUSSIAN", "TWO_HUMPS", "Mixture", "Steered", "ddim", "denoise", "steer"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +41,23 @@ class Steered:
         return float(means.mean()), float(means.std() / len(means) ** 0.5)
 
 
+@dataclass(frozen=True)
+class ChainRule:
+    """A steering rule put together from its answers: particles, which calls are scored, and the filter."""
+
+    particles: int
+    calls: Plan
+    filters: Callable[[int], Filter]
+
+    def plan(self) -> Plan:
+        """Return which calls are scored."""
+        return self.calls
+
+    def build_filter(self, groups: int) -> Filter:
+        """Return a fresh filter."""
+        return self.filters(groups)
+
+
 def steer(
     data: Mixture,
     reward: Callable[[Tensor], Tensor],
@@ -99,17 +74,17 @@ def steer(
     seed: int = 0,
     patch: Callable[[ParticleSteps], None] = lambda engine: None,
     make_filter: Callable[[int], Any] | None = None,
-    watch: CopyWatch | None = None,
+    watch: DuplicateWatch | None = None,
     proposal: Proposal | None = None,
     potential: Potential | None = None,
-    score: Callable[[Tensor, int], Tensor] | None = None,
+    score: Score | None = None,
     one_start: bool = False,
     stand: type[ParticleSteps] = ParticleSteps,
     **step_kwargs: Any,
 ) -> Steered:
     """Return a steered run of the chain by the engine alone, without a pipeline.
 
-    score: from clean predictions `[n, 1]` and the call to what a state is worth, by default its reward.
+    score: from a scored step to what its states are worth, by default the reward of their x0.
     one_start: the particles of a group begin at the same point.
     """
     scheduler = scheduler or ddim()
@@ -125,10 +100,8 @@ def steer(
         )
 
     engine = stand(
-        make_filter or build,
-        score or (lambda x0, call: reward(x0[:, 0])),
-        particles=particles,
-        calls=plan,
+        ChainRule(particles, plan, make_filter or build),
+        score or (lambda step: reward(step.x0[:, 0])),
         watch=watch,
         proposal=proposal,
     )

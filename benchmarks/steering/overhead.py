@@ -16,7 +16,7 @@ from diffplug.denoiser import count_network
 from diffplug.plug import plug
 from diffplug.seeds import generators
 from diffplug.shapes import sample_prompts
-from diffplug.steering import SVDD, FeynmanKac
+from diffplug.steering import SVDD, FeynmanKac, Scoring
 
 
 @dataclass
@@ -114,7 +114,7 @@ def _preview(pipe: Any, steps: int, particles: int, seed: int) -> float:
         num_encoder_blocks=(1, 1, 1),
         num_decoder_blocks=(1, 1, 1),
     ).eval()
-    steerer = SVDD("shapes", particles=particles, preview=preview, returns="all")
+    steerer = SVDD("shapes", particles=particles, returns="all", scoring=Scoring(preview=preview))
     _call(pipe, steerer, steps, seed)
     report = steerer.report
     assert report is not None  # noqa: S101  # it has run

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffplug.intercept import StepCall
-from diffplug.steering.engine.denoised import clean_prediction
-from diffplug.steering.engine.history import reindex
-from diffplug.steering.engine.ranks import Ranks
+from diffplug.steering import Adaptive, Resampling
+from diffplug.steering.engine.denoised import scored_step
 from diffplug.steering.engine.request import Request
+from diffplug.steering.engine.rule import Filter
 from diffplug.steering.engine.run import SteeredRun
-from diffplug.steering.engine.step import Filter, ParticleSteps
+from diffplug.steering.engine.slots import Slots
+from diffplug.steering.engine.step import ParticleSteps
 from diffplug.steering.proposals import replaced, stepped
 from diffplug.steering.rules.feynman_kac import FeynmanKac
 from diffplug.steering.smc.filter import ParticleFilter, Selection
+
+PUBLISHED = Resampling("multinomial", ess_threshold=0.5, islands=1)
 
 
 class Dropping(ParticleFilter):
@@ -38,25 +41,23 @@ class Lagging(ParticleSteps):
     def on_step(self, call: StepCall) -> Any:
         """Return the step's result, its rows those of the survivors."""
         if self.filter is None:
-            self._begin(call)
+            self.filter = self._begun(call)
         index = self.made
         self.made += 1
-        if not self._is_due(call.scheduler, index):
+        if not self.due or index < self.due[0]:
             return call.run()
-        x0 = clean_prediction(call)
+        self.due = self.due[1:]
+        step = scored_step(call, index, self.steps, self.ahead)
         result = call.run()
-        self.now = call
-        rows = self._select(self.score(x0, index), index, (index + 1) / self.steps)
-        return result if rows is None else replaced(result, reindex(stepped(result), rows))
+        chosen = self.filter.select(self.score(step), call=index, progress=step.progress)
+        rows = self.slots.moved(chosen.ancestors)
+        return result if rows is None else replaced(result, rows.take(stepped(result)))
 
 
 class _PublishedRun(SteeredRun):
-    def __init__(self, steerer: Any, pipe: Any, request: Request, ranks: Ranks | None = None) -> None:
-        super().__init__(steerer, pipe, request, ranks)
-        own = self.engine
-        self.engine = Lagging(
-            own.build_filter, own.score, particles=steerer.particles, calls=own.plan, watch=own.watch
-        )
+    def __init__(self, steering: Any, pipe: Any, request: Request, slots: Slots) -> None:
+        super().__init__(steering, pipe, request, slots)
+        self.engine = Lagging(steering, self.scorer, watch=self.engine.watch)
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,12 @@ class PublishedFeynmanKac(FeynmanKac):
     """The published rule with its defaults: one population, maximum, multinomial, ESS below .5, full tilt."""
 
     potential: str = "max"
-    resampler: str = "multinomial"
-    ess_threshold: float | None = 0.5
-    tilt: str = "constant"
-    populations: int | None = 1
+    tilt: str | Adaptive = "constant"
+    selection: Resampling = PUBLISHED
 
-    def build_run(self, pipe: Any, request: Request, ranks: Ranks | None) -> SteeredRun:
+    def build_run(self, pipe: Any, request: Request, slots: Slots) -> SteeredRun:
         """Return a run whose engine lags."""
-        return _PublishedRun(self, pipe, request, ranks)
+        return _PublishedRun(self, pipe, request, slots)
 
     def build_filter(self, groups: int) -> Filter:
         """Return a fresh filter that drops weights."""

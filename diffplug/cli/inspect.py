@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from diffplug.cli.console import guarded, print_json, print_table
+from diffplug.cli.few_step import print_few_step_names
 from diffplug.cli.options import Json
 
 
 @guarded
 def doctor(json: Json = False) -> None:
-    """Tells versions, devices, attention back ends, what is missing and the command that gets it.
+    """Print versions, devices, attention back ends, what is missing and the command that gets it.
 
     Example: `diffplug doctor`. The exit status is 1 where something needed is missing.
     """
@@ -32,11 +35,17 @@ def doctor(json: Json = False) -> None:
 
 
 @guarded
-def names(json: Json = False) -> None:
-    """Lists the short names of models, samplers, steerers, rewards and trainers.
+def names(
+    few_step: Annotated[bool, typer.Option("--few-step", help="The few-step checkpoints instead.")] = False,
+    json: Json = False,
+) -> None:
+    """Print the short names of models, samplers, steerers, rewards and trainers, or of few-step checkpoints.
 
-    Example: `diffplug names --json`
+    Example: `diffplug names --json`, `diffplug names --few-step`
     """
+    if few_step:
+        print_few_step_names(json)
+        return
     from diffplug.registry import REWARDS, STEERERS, TRAINERS
     from diffplug.samplers import by_name as stock
 

@@ -8,26 +8,37 @@ import typer
 
 import diffplug
 from diffplug.cli import schedule
+from diffplug.cli.boundary import Commands
 from diffplug.cli.compare import compare
+from diffplug.cli.few_step import recipe
 from diffplug.cli.generate import generate
 from diffplug.cli.inspect import doctor, names
+from diffplug.cli.score import score
 from diffplug.cli.search import search
+from diffplug.cli.show import show
+from diffplug.cli.train import train
 
 app = typer.Typer(
     name="diffplug",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Make Diffusers pipelines faster, steered or tuned.",
 )
-for command in (generate, compare, search, doctor, names):
+for command in (generate, compare, search, train, score, show, recipe, names, doctor):
     app.command()(command)
 app.add_typer(schedule.app, name="schedule")
 
 
 @app.callback(invoke_without_command=True)
-def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error was raised; goes anywhere in the line.")
+    ] = False,
+) -> None:
     """Make Diffusers pipelines faster, steered or tuned."""
     if version:
         typer.echo(diffplug.__version__)

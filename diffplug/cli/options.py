@@ -7,6 +7,13 @@ from typing import Annotated
 
 import typer
 
+
+def _folder(text: str | Path) -> Path:
+    if not str(text).strip():
+        raise typer.BadParameter("the folder's name is empty: give one, or . for the current folder")
+    return Path(text)
+
+
 Model = Annotated[str, typer.Option(help="shapes (embedded), a folder, or a hub id such as owner/name.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
@@ -22,9 +29,61 @@ Prompts = Annotated[
 FirstSeed = Annotated[int, typer.Option(min=0, help="Seed of the search and of the first pair.")]
 ScheduleOut = Annotated[Path, typer.Option("--out", "-o", help="JSON file to write.")]
 Levels = Annotated[str, typer.Option(help="Whose noise levels: shapes, a folder or a hub id.")]
+
+# of pictures
 Seed = Annotated[
     int, typer.Option(min=0, max=2**62, help="Seed of the first picture; the next ones count up.")
 ]
 Images = Annotated[int, typer.Option("--images", "-n", min=1, max=10_000, help="Pictures for each prompt.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures; made if missing.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", parser=_folder, metavar="FOLDER", help="Folder for the pictures; made if missing."
+    ),
+]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What the picture should not show.")]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help="File of prompts: a text, one in each line; a CSV or JSONL with prompt, negative_prompt, seed.",
+    ),
+]
+Sampler = Annotated[str | None, typer.Option(help="A name from `diffplug names`, or a searched .json file.")]
+Steps = Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")]
+Eta = Annotated[float | None, typer.Option(min=0, max=1, help="Noise of DDIM's steps: 0 none, 1 as in DDPM.")]
+Width = Annotated[int | None, typer.Option(min=8, max=16_384, help="Width in pixels; else the model's own.")]
+Height = Annotated[
+    int | None, typer.Option(min=8, max=16_384, help="Height in pixels; else the model's own.")
+]
+Steer = Annotated[
+    str | None,
+    typer.Option(help="Choose among particles by a reward: fk, svdd, best-of-n, ...; see `diffplug names`."),
+]
+Particles = Annotated[int, typer.Option(min=1, max=4096, help="Particles for each picture.")]
+Reward = Annotated[
+    str,
+    typer.Option(
+        help="What steering asks for: a name from `diffplug names`, or a sum, `0.7*clip + 0.3*jpeg`."
+    ),
+]
+Strength = Annotated[float | None, typer.Option(min=0, help="How much the reward counts.")]
+Option = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", help="Further option of the steerer, or argument of the pipeline's call: `churn=1.0`."
+    ),
+]
+Batch = Annotated[
+    int,
+    typer.Option(
+        min=1, max=4096, help="Pictures times particles in one call; halved by itself when memory runs out."
+    ),
+]
+
+# of memory
+Offload = Annotated[
+    str, typer.Option(help="none; model: parts wait in host memory; sequential: layer by layer, slowest.")
+]
+VaeTiling = Annotated[bool, typer.Option("--vae-tiling", help="Decode large pictures tile by tile.")]
+VaeSlicing = Annotated[bool, typer.Option("--vae-slicing", help="Decode pictures one by one.")]

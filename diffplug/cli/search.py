@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from diffplug.cli.console import guarded, print_json, print_table, until_stopped
+from diffplug.cli.few_step import FewStepName, with_few_step
 from diffplug.cli.options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts
 from diffplug.cli.pipeline import pipe_and_prompts
 from diffplug.files import output_file
@@ -69,6 +70,7 @@ def search(
     ] = "5",
     guidance: Guidance = None,
     model: Model = "shapes",
+    few_step: FewStepName = None,
     prompts: Prompts = None,
     objective: Objective = "error",
     budget: Spending = 200,
@@ -112,6 +114,7 @@ def search(
     places = {n: progress or path.with_suffix(f".progress.{kind}") for n, path in files.items()}
     known = _starts(start or [], counts)
     pipe, words = pipe_and_prompts(model, device, dtype, prompts, max(4 * pairs, 12), seed)
+    guidance = with_few_step(pipe, few_step, guidance)
     seeds = [schedule(pipe) for schedule in known]
 
     with until_stopped("the same command continues after what is done"), _shown(json) as callbacks:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from diffplug.lazy import hand_on
 
 if TYPE_CHECKING:
+    from diffplug.noise.families import FLOW as FLOW
     from diffplug.noise.families import Family as Family
     from diffplug.noise.families import Reading as Reading
     from diffplug.noise.families import family as family
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CLEAN": "diffplug.noise.noise_level",
+    "FLOW": "diffplug.noise.families",
     "Family": "diffplug.noise.families",
     "Level": "diffplug.noise.noise_level",
     "Reading": "diffplug.noise.families",

@@ -174,8 +174,8 @@ class Known:
 
     family: how its levels and outputs are read. step: its Gaussian step as numbers, None where it has none.
     noise: whether its steps are random: "always", "never", by the argument "eta" (with `eta` as its default),
-    or by the "config" (an algorithm type that begins with sde, stochastic_sampling). churn: whether noise
-    added between its steps stays and does no harm.
+    or by the "config" (an algorithm type that begins with sde, stochastic_sampling, its own eta). churn:
+    whether noise added between its steps stays and does no harm.
     """
 
     family: Family
@@ -193,7 +193,7 @@ KNOWN: dict[str, Known] = {
     "PNDMScheduler": Known(family=TABLE),
     "LCMScheduler": Known(family=TABLE, step=table.lcm_step, noise="always"),
     "TCDScheduler": Known(family=TABLE, step=table.tcd_step, noise="eta", eta=0.3),
-    "CogVideoXDDIMScheduler": Known(family=TABLE, noise="eta"),
+    "CogVideoXDDIMScheduler": Known(family=TABLE, noise="never", churn=True),  # takes eta and ignores it
     "CogVideoXDPMScheduler": Known(family=TABLE, noise="always"),
     "UnCLIPScheduler": Known(family=TABLE, noise="always"),
     "RePaintScheduler": Known(family=TABLE, noise="always"),
@@ -215,6 +215,7 @@ KNOWN: dict[str, Known] = {
     "FlowMatchEulerDiscreteScheduler": Known(family=FLOW, step=flow.flow_euler_step, churn=True),
     "FlowMatchHeunDiscreteScheduler": Known(family=FLOW, churn=True),
     "FlowMatchLCMScheduler": Known(family=FLOW, step=flow.flow_renoise_step, noise="always"),
+    "FlowMatchTCDScheduler": Known(family=FLOW, step=flow.flow_tcd_step, noise="config"),
     "LTXEulerAncestralRFScheduler": Known(family=FLOW, step=flow.flow_ancestral_step, noise="always"),
     "SCMScheduler": Known(family=ANGLE, step=flow.angle_step, noise="always"),
     "CMStochasticIterativeScheduler": Known(family=JUMP, step=sigma.jump_step, noise="always"),

@@ -96,6 +96,18 @@ def flow_ancestral_step(scheduler: Any, at: StepPosition) -> NormalForm:
     return NormalForm(a=a, b=b, s=s, advice="eta > 0 in the scheduler's config")
 
 
+def flow_tcd_step(scheduler: Any, at: StepPosition) -> NormalForm:
+    """Return the step to (1 - eta) times the next level, noised up to it (trajectory consistency, flow)."""
+    eta = float(scheduler.config.eta)
+    here, there = sigma_pair(scheduler, at)
+    down = (1.0 - eta) * there
+    lift = 1.0 if down == there else (1.0 - there) / (1.0 - down)
+    s = math.sqrt(max(there**2 - (down * lift) ** 2, 0.0))
+    return NormalForm(
+        a=lift * (1.0 - down / here), b=lift * down / here, s=s, advice="eta > 0 in the scheduler's config"
+    )
+
+
 def angle_step(scheduler: Any, at: StepPosition) -> NormalForm:
     angle = host(scheduler.timesteps, at.index(scheduler) + 1)
     noise = math.sin(angle) * scheduler.config.sigma_data

@@ -7,7 +7,7 @@ or None.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -52,6 +52,11 @@ def config_mix(scheduler: Any, at: Level) -> tuple[float, float]:
             "schedule: set use_flow_sigmas=True"
         )
     return prediction_mix(kind, at)
+
+
+def is_continuous(config: Mapping[str, Any]) -> bool:
+    """Return whether a network is told 0.25 log sigma at any sigma, as SVD is, and no timestep."""
+    return config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
 
 
 def unbounded(scheduler: Any) -> Bound | None:

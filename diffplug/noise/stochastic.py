@@ -6,6 +6,7 @@ from typing import Any
 
 from diffplug.noise.families import FLOW, family, known
 from diffplug.noise.position import base_name
+from diffplug.noise.prediction import is_continuous
 
 _REMEMBERS_NOISE = frozenset({"IPNDMScheduler"})
 _NOISE_TYPES = ("deis", "dpmsolver", "sde-dpmsolver", "noise_prediction")
@@ -26,7 +27,7 @@ def adds_noise(scheduler: Any, eta: float | None = None) -> bool:
         return (row.eta if eta is None else eta) > 0
     config = getattr(scheduler, "config", {})
     sde = str(config.get("algorithm_type", "")).startswith("sde")
-    return sde or bool(config.get("stochastic_sampling", False))
+    return sde or bool(config.get("stochastic_sampling", False)) or (config.get("eta") or 0.0) > 0
 
 
 def takes_churn(scheduler: Any) -> bool:
@@ -56,6 +57,11 @@ def stochastic(scheduler: Any, order: int = 1) -> Any:
     if adds_noise(scheduler):
         return scheduler
     options: dict[str, Any] = {"algorithm_type": "sde-dpmsolver++", "solver_order": order}
+    if is_continuous(scheduler.config):
+        raise ValueError(
+            "a model with timestep_type='continuous' is told its noise, SDE-DPM-Solver++ does not tell it: "
+            "steer with churn"
+        )
     if family(scheduler) is not FLOW:
         return DPMSolverMultistepScheduler.from_config(
             scheduler.config, **options, final_sigmas_type="zero", use_karras_sigmas=False
@@ -63,7 +69,9 @@ def stochastic(scheduler: Any, order: int = 1) -> Any:
     config = scheduler.config
     shifts = {"use_dynamic_shifting": True, "time_shift_type": config.get("time_shift_type", "exponential")}
     dynamic = bool(config.get("use_dynamic_shifting", False))
-    return DPMSolverMultistepScheduler(
+    from diffplug.noise.flow_sde import FixedShiftSDEScheduler
+
+    return (DPMSolverMultistepScheduler if dynamic else FixedShiftSDEScheduler)(
         num_train_timesteps=config.get("num_train_timesteps", 1000),
         prediction_type="flow_prediction",
         use_flow_sigmas=True,

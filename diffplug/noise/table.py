@@ -26,7 +26,9 @@ def table_level(scheduler: Any, timestep: int) -> Level:
     return CLEAN if end is None else vp(float(end))
 
 
-LISTED = frozenset({"DDPMScheduler", "DDPMParallelScheduler", "LCMScheduler", "TCDScheduler"})
+LISTED = frozenset(
+    {"DDPMScheduler", "DDPMParallelScheduler", "LCMScheduler", "TCDScheduler", "ListedDDIMScheduler"}
+)
 
 
 _SPECIAL = LISTED | {"PNDMScheduler", "UnCLIPScheduler"}

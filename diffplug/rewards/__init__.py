@@ -7,14 +7,15 @@ One that keeps the graph of pictures that require gradients says so by an attrib
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from diffplug.lazy import hand_on
 from diffplug.registry import REWARDS
 
 if TYPE_CHECKING:
@@ -22,7 +23,18 @@ if TYPE_CHECKING:
     from diffplug.rewards.compose import Weighted as Weighted
     from diffplug.rewards.spec import parse as parse
 
-__all__ = ["Reward", "Standardised", "Weighted", "get", "names", "parse", "score"]
+__all__ = [
+    "Reward",
+    "Standardised",
+    "Weighted",
+    "ask",
+    "check_prompts",
+    "get",
+    "names",
+    "parse",
+    "prepare",
+    "score",
+]
 
 Reward = Callable[[torch.Tensor, list[str]], Any]
 
@@ -43,7 +55,7 @@ def get(name: str, **options: Any) -> Reward:
             raise ValueError(
                 f"reward {name!r} is no plain name and takes no options, got {', '.join(options)}"
             )
-        return import_module("diffplug.rewards.spec").parse(name)
+        return __getattr__("parse")(name)
     found: Any = REWARDS.get(name)
     if isinstance(found, type):
         return found(**options)
@@ -63,7 +75,7 @@ def score(
     """
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts: give one prompt for each image")
-    returned = reward(images, list(prompts))
+    returned = ask(reward, images.clone(), list(prompts))  # it may write into what it is given
     scores = _numbers(returned, graph)
     if scores is not None and scores.shape == (len(images), 1):
         scores = scores[:, 0]
@@ -73,6 +85,29 @@ def score(
             f"it returned {_described(returned)}"
         )
     return scores
+
+
+def ask(reward: Reward, images: torch.Tensor, prompts: list[str]) -> Any:
+    """Return what a reward returns; one whose arguments are named (prompts, images) gets them that way."""
+    try:
+        named = list(inspect.signature(reward).parameters)[:2]
+    except (TypeError, ValueError):  # built-in functions have none
+        named = []
+    return reward(prompts, images) if named == ["prompts", "images"] else reward(images, prompts)  # type: ignore[arg-type]
+
+
+def prepare(reward: Any) -> None:
+    """Load what a reward needs, if it says how (`reward.prepare()`), so that bad weights are told early."""
+    own = getattr(reward, "prepare", None)
+    if callable(own):
+        own()
+
+
+def check_prompts(reward: Any, prompts: Sequence[str]) -> None:
+    """Raise ValueError for prompts that a reward cannot read, if it says so (`reward.check_prompts(...)`)."""
+    own = getattr(reward, "check_prompts", None)
+    if callable(own):
+        own(prompts)
 
 
 def _numbers(returned: Any, graph: bool) -> torch.Tensor | None:
@@ -111,10 +146,9 @@ def _described(returned: Any) -> str:
     )
 
 
-_HOMES = {"Standardised": "compose", "Weighted": "compose", "parse": "spec"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"diffplug.rewards.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'diffplug.rewards' has no attribute {name!r}")
+_HOMES = {
+    "Standardised": "diffplug.rewards.compose",
+    "Weighted": "diffplug.rewards.compose",
+    "parse": "diffplug.rewards.spec",
+}
+__getattr__, _ = hand_on(__name__, _HOMES)

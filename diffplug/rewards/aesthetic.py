@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffplug.rewards.checkpoints import hub_file, load_into, read_weights
+from diffplug.rewards.checkpoints import check_weights, hub_file, load_into, read_weights
 from diffplug.rewards.clip_network import ClipNetwork, clip_network
 from diffplug.rewards.image_reward import Head
 from diffplug.rewards.networks import NetworkReward
@@ -37,13 +37,19 @@ class AestheticReward(NetworkReward):
         dtype: str = "float32",
     ) -> None:
         where = None if head is None else str(head)
+        if where is not None:
+            check_weights(where, "aesthetic head")
         whole = model.startswith("hf-hub:") or Path(model).is_dir()
         super().__init__(_load, where, model, None if whole else pretrained, batch=batch, dtype=dtype)
 
     @classmethod
     def from_spec(cls, text: str, **options: Any) -> AestheticReward:
-        """From the path of a head."""
-        return cls(text, **options)
+        """From the path of a head, or from HEAD@MODEL/WEIGHTS where its CLIP comes from a file too."""
+        head, at, clip = text.partition("@")
+        if not at:
+            return cls(text, **options)
+        model, slash, pretrained = clip.partition("/")
+        return cls(head or None, model=model, pretrained=pretrained if slash else None, **options)
 
 
 class _AestheticNetwork(nn.Module):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["first_line", "hub_file", "load_into", "misfits", "read_weights"]
+__all__ = ["check_weights", "first_line", "hub_file", "load_into", "misfits", "read_weights"]
 
 
 def read_weights(path: str | Path, what: str) -> dict[str, Tensor]:
@@ -35,6 +35,22 @@ def read_weights(path: str | Path, what: str) -> dict[str, Tensor]:
         )
     prefix = "module." if all(key.startswith("module.") for key in state) else ""
     return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def check_weights(path: str | Path, what: str) -> None:
+    """Look whether a weight file is there and can be read, without loading it where that costs time.
+
+    Raises ValueError that names the file, as `read_weights` does.
+    """
+    file = Path(path)
+    if file.is_file() and file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt") as header:
+                header.keys()
+        except (SafetensorError, OSError):
+            raise _unreadable(file, what, "its header or its length is wrong") from None
+    elif not file.is_file() or zipfile.is_zipfile(file):  # a mapped file is not loaded
+        read_weights(file, what)
 
 
 def _read(file: Path, what: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -111,7 +112,19 @@ def fill(model: nn.Module, file: Path, what: str) -> None:
     load_into(model, state, file, what)
 
 
+def _quick(open_clip: Any, model: str) -> str:
+    """Return the name of the same model with OpenAI's activation, where there is one."""
+    twin = f"{model}-quickgelu"
+    return twin if twin in open_clip.list_models() else model
+
+
 def _from_file(open_clip: Any, model: str, file: Path) -> ClipNetwork:
+    if (twin := _quick(open_clip, model)) != model:
+        warnings.warn(
+            f"a file does not say which activation its weights were trained with, and {model} has GELU: for "
+            f"OpenAI's own weights say {twin}/{file}",
+            stacklevel=2,
+        )
     network = untrained(open_clip, model)
     fill(network, file, f"CLIP model {model}")
     return _finished(open_clip, network, model)
@@ -148,15 +161,16 @@ def _from_tag(open_clip: Any, model: str, tag: str) -> nn.Module:
     if tag not in tags:
         raise unknown(f"weights of CLIP model {model}:", tag, tags, "Or give a weight file that exists.")
     config = import_module("open_clip.pretrained").get_pretrained_cfg(model, tag)
+    # the tag says which activation its weights were trained with; open_clip only warns of another
+    quick = bool(config.get("quick_gelu"))
+    named = _quick(open_clip, model) if quick else model
     try:
         with _without_notices():
-            # the tag says which activation its weights were trained with; open_clip only warns of another
-            quick = bool(config.get("quick_gelu"))
             return open_clip.create_model(model, pretrained=tag, force_quick_gelu=quick)
     except (RuntimeError, OSError) as error:
         raise ValueError(
             f"CLIP weights {model}/{tag} did not come ({first_line(error)}). Run once with a "
-            f"connection, or download them and give the file: {model}/PATH"
+            f"connection, or download them and give the file: {named}/PATH"
         ) from error
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffplug.rewards import Reward, score
+from diffplug.rewards import Reward, check_prompts, prepare, score
 
 __all__ = ["Standardised", "Weighted"]
 
@@ -29,6 +29,16 @@ class Weighted:
     @property
     def differentiable(self) -> bool:
         return all(getattr(reward, "differentiable", False) for reward in self.rewards)
+
+    def prepare(self) -> None:
+        """Load what the parts need."""
+        for reward in self.rewards:
+            prepare(reward)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise ValueError for prompts that a part cannot read."""
+        for reward in self.rewards:
+            check_prompts(reward, prompts)
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [n] float64 on the CPU."""
@@ -77,6 +87,14 @@ class Standardised:
         """Keep the present mean and deviation from now on; returns the reward itself."""
         self._std, self.running = self.std, False
         return self
+
+    def prepare(self) -> None:
+        """Load what the reward needs."""
+        prepare(self.reward)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise ValueError for prompts that the reward cannot read."""
+        check_prompts(self.reward, prompts)
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [n] float64 on the CPU."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from diffplug.rewards.checkpoints import hub_file
+from diffplug.rewards.checkpoints import check_weights, hub_file
 from diffplug.rewards.clip_network import ClipNetwork, fill, import_open_clip, untrained
 from diffplug.rewards.networks import NetworkReward
 from diffplug.rewards.preprocess import Preprocess
@@ -34,6 +34,8 @@ class HpsReward(NetworkReward):
         dtype: str = "float32",
     ) -> None:
         where = None if checkpoint is None else str(checkpoint)
+        if where is not None:
+            check_weights(where, "HPS v2.1")
         super().__init__(_load, where, model, batch=batch, dtype=dtype)
 
     @classmethod
@@ -50,4 +52,6 @@ def _load(checkpoint: str | None, name: str) -> nn.Module:
     visual: Any = model.visual
     size = visual.preprocess_cfg["size"]
     h, w = (size, size) if isinstance(size, int) else size
-    return ClipNetwork(model, open_clip.get_tokenizer(name), Preprocess(size=(h, w), resize_mode="longest"))
+    return ClipNetwork(
+        model, open_clip.get_tokenizer(name), Preprocess(size=(h, w), resize_mode="longest", clamp=False)
+    )

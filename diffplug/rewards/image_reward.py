@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffplug.rewards.blip import Blip, BlipConfig
-from diffplug.rewards.checkpoints import first_line, hub_file, load_into, read_weights
+from diffplug.rewards.checkpoints import check_weights, first_line, hub_file, load_into, read_weights
 from diffplug.rewards.networks import NetworkReward
 from diffplug.rewards.preprocess import Preprocess
 
@@ -40,6 +40,8 @@ class ImageRewardReward(NetworkReward):
         dtype: str = "float32",
     ) -> None:
         where = None if checkpoint is None else str(checkpoint)
+        if where is not None:
+            check_weights(where, "ImageReward")
         sizes = config or BlipConfig()
         super().__init__(_load, where, str(tokenizer), sizes, batch=batch, dtype=dtype)
 

@@ -73,6 +73,10 @@ class NetworkReward:
         """The network on that device, loaded now if it is not yet."""
         return self._loaded.on(torch.device(device))
 
+    def prepare(self) -> None:
+        """Load the network now, so that bad weights are told before anybody has worked for their scores."""
+        self.network()
+
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [n] float64, on the CPU, of pictures [n, 3, h, w] in [0, 1] for n prompts."""
         _check(images, prompts)

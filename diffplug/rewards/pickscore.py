@@ -51,7 +51,7 @@ class _PickNetwork(nn.Module):
         self.model, self.tokenizer = model, tokenizer
         config: Any = model.config
         side = config.vision_config.image_size
-        self.preprocess = Preprocess(size=(side, side))
+        self.preprocess = Preprocess(size=(side, side), round_crop=False)
         self.text_features = TextFeatures(self._encode_text)
 
     def forward(self, images: Tensor, prompts: list[str]) -> Tensor:

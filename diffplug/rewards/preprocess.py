@@ -30,7 +30,9 @@ class Preprocess:
 
     Args:
         size: height and width of the result. resize_mode: "shortest" resizes the shorter edge and crops,
-        "longest" the longer one and pads with `fill_color` (0..255), "squash" ignores the proportions.
+        "longest" the longer one and pads with `fill_color` (0..255), "squash" ignores the proportions. clamp:
+        keep resized pictures within [0, 1], as 8-bit pictures are. round_crop: where the middle lies between
+        two pixels, crop as open_clip does (to the even one); else at the lower one, as transformers does.
     """
 
     size: tuple[int, int]
@@ -39,6 +41,8 @@ class Preprocess:
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
     fill_color: int = 0
+    clamp: bool = True
+    round_crop: bool = True
 
     def __post_init__(self) -> None:
         if self.resize_mode not in _MODES:
@@ -60,8 +64,9 @@ class Preprocess:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Pictures [n, 3, h, w] in [0, 1] as [n, 3, *size] float32, normalised."""
-        pixels = resize(images.float(), self._target(*images.shape[-2:]), self.interpolation)
-        pixels = _centred(pixels, self.size, self.fill_color / 255)
+        target = self._target(*images.shape[-2:])
+        pixels = resize(images.float(), target, self.interpolation, clamp=self.clamp)
+        pixels = _centred(pixels, self.size, self.fill_color / 255, rounded=self.round_crop)
         mean, std = (pixels.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
         return (pixels - mean) / std
 
@@ -77,14 +82,16 @@ class Preprocess:
         return round(h / ratio), round(w / ratio)
 
 
-def resize(images: Tensor, size: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
-    """Pictures [n, c, h, w] at another size, filtered as PIL does and kept within [0, 1]."""
+def resize(
+    images: Tensor, size: tuple[int, int], interpolation: str = "bicubic", *, clamp: bool = True
+) -> Tensor:
+    """Return pictures [n, c, h, w] at another size, filtered as PIL does, and kept within [0, 1]."""
     h, w = images.shape[-2:]
     if size[1] != w:
         images = images @ _matrix(w, size[1], interpolation).to(images).T
     if size[0] != h:
         images = _matrix(h, size[0], interpolation).to(images) @ images
-    return images if size == (h, w) else images.clamp(0, 1)
+    return images.clamp(0, 1) if clamp and size != (h, w) else images
 
 
 @lru_cache(maxsize=64)
@@ -104,13 +111,14 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < _SUPPORT["bicubic"], far, torch.zeros_like(x)))
 
 
-def _centred(images: Tensor, size: tuple[int, int], fill: float) -> Tensor:
-    """The middle of the pictures, padded with `fill` where they are smaller than `size`."""
+def _centred(images: Tensor, size: tuple[int, int], fill: float, *, rounded: bool = True) -> Tensor:
+    """Return the middle of the pictures, padded with `fill` where they are smaller than `size`."""
     h, w = images.shape[-2:]
     if h < size[0] or w < size[1]:
         short_h, short_w = max(size[0] - h, 0), max(size[1] - w, 0)
         pads = (short_w // 2, (short_w + 1) // 2, short_h // 2, (short_h + 1) // 2)
         images = F.pad(images, pads, value=fill)
         h, w = images.shape[-2:]
-    top, left = round((h - size[0]) / 2), round((w - size[1]) / 2)
+    top, left = ((h - size[0]) / 2, (w - size[1]) / 2)
+    top, left = (round(top), round(left)) if rounded else (int(top), int(left))
     return images[..., top : top + size[0], left : left + size[1]]

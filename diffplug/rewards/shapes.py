@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import Tensor
 
+from diffplug.shapes.captions import parse
 from diffplug.shapes.grading import grade
 
 
@@ -28,6 +31,11 @@ class ShapesReward:
                 f"shapes:{text}: write 'shapes', or 'shapes:strict' for 1 only where every fact holds"
             )
         return cls(strict=True)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise ValueError for a prompt that is not about the Shapes world."""
+        for prompt in prompts:
+            parse(prompt)
 
     def __call__(self, images: Tensor, prompts: list[str]) -> np.ndarray:
         """Scores of pictures [n, 3, h, w] in [0, 1] for n prompts: [n] float64."""

@@ -39,6 +39,6 @@ def _load(folder: str) -> nn.Module:
     if not (Path(folder) / CONFIG).is_file():
         raise ValueError(
             f"shapes-clip: the weights are missing, {folder!r} holds no {CONFIG}. Train them with "
-            f"`python -m diffplug.shapes.train_clip`, or name the folder of a run: shapes-clip:FOLDER"
+            f"`python -m diffplug.training.shapes.clip`, or name the folder of a run: shapes-clip:FOLDER"
         )
     return clip_network(folder, None)

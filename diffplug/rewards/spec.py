@@ -165,6 +165,8 @@ class _Reader:
 def _atom(word: str, python: bool) -> Any:
     """The reward of a name, with its argument if there is one, or a function of the user's own."""
     name, colon, argument = (part.strip() for part in word.partition(":"))
+    if not colon and name.endswith(".py"):
+        raise ValueError(f"reward {name!r} is a file: add its function, as {name}:my_reward")
     if not colon or name in REWARDS:
         return _named(name, argument if colon else None)
     near = get_close_matches(name.lower(), REWARDS.names(), n=1, cutoff=0.6)

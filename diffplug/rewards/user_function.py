@@ -31,7 +31,11 @@ def user_function(place: str, near: str | None = None) -> Any:
             meant = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"reward {place!r}: {where!r} has no {part!r}.{meant}")
         found = getattr(found, part)
-    found = found() if isinstance(found, type) else found
+    if isinstance(found, type):
+        try:
+            found = found()
+        except Exception as error:  # whatever the user's class raises
+            raise ValueError(f"reward {place!r}: {name}() raised {type(error).__name__}: {error}") from error
     if not callable(found):
         raise ValueError(
             f"reward {place!r} is no function but {type(found).__name__}: give a function "
@@ -52,7 +56,7 @@ def _from_module(where: str, place: str, near: str | None) -> ModuleType:
             f"Known: {', '.join(REWARDS.names())}. A module's folder must be in PYTHONPATH; or give "
             f"file.py:function."
         ) from error
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
         raise _failed(where, place, error) from error
 
 
@@ -68,11 +72,11 @@ def _from_file(where: str, place: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickles look their module up by name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         del sys.modules[name]
         raise _failed(where, place, error) from error
     return module
 
 
-def _failed(where: str, place: str, error: Exception) -> ValueError:
+def _failed(where: str, place: str, error: BaseException) -> ValueError:
     return ValueError(f"reward {place!r}: importing {where!r} raised {type(error).__name__}: {error}")

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffplug.testing.gaussian_model import is_flow
+from diffplug.testing.closed_form.gaussian import is_flow
 from diffplug.testing.sampler_runs import (
     ROWS,
     SHAPE,
@@ -64,6 +64,48 @@ def _require_same(got: Tensor, wanted: Tensor, what: str, tolerance: float = 0.0
     _require(got.shape == wanted.shape, f"{what}: shape {tuple(got.shape)} instead of {tuple(wanted.shape)}")
     off = float((got.double() - wanted.double()).abs().max() / wanted.double().abs().max())
     _require(off <= tolerance, f"{what}: relative difference {off:.3g}, allowed {tolerance:g}")
+
+
+def asked_before_a_run(sampler: Sampler) -> None:
+    """Before `set_timesteps` a scheduler scales its input all the same, or says what it needs."""
+    scheduler, x = sampler.new(), noise()
+    if not hasattr(scheduler, "scale_model_input"):
+        return
+    try:
+        _require(scheduler.scale_model_input(x, 0).shape == x.shape, "scale_model_input changes the shape")
+    except (ValueError, IndexError):
+        return
+
+
+def configuration_is_left_alone(sampler: Sampler) -> None:
+    """A run writes nothing into the configuration, which copies, files and other pipelines share."""
+    scheduler = sampler.new()
+    before = copy.deepcopy(dict(scheduler.config))
+    run(scheduler)
+    changed = sorted(name for name, value in scheduler.config.items() if not _equal(value, before.get(name)))
+    _require(not changed, f"a run changed the config of {', '.join(changed)}")
+
+
+def _equal(value: Any, other: Any) -> bool:
+    return bool(np.array_equal(value, other)) if isinstance(value, np.ndarray) else bool(value == other)
+
+
+def flow_sigmas_end_at_one(sampler: Sampler) -> None:
+    """No option of the grid tells a flow model a sigma above 1 or a time above that of pure noise."""
+    if not is_flow(sampler.new()):
+        return
+    for option in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
+        if not sampler.takes(option):
+            continue
+        try:
+            scheduler = sampler.new(**{option: True})
+            scheduler.set_timesteps(STEPS)
+        except ValueError:
+            continue
+        highest, latest = float(scheduler.sigmas.max()), float(scheduler.timesteps.max())
+        trained = scheduler.config.num_train_timesteps
+        _require(highest <= 1 + 1e-6, f"{option}: sigma {highest:g}, flow models end at 1")
+        _require(latest <= trained * (1 + 1e-6), f"{option}: time {latest:g} of {trained}")
 
 
 def config_round_trip(sampler: Sampler) -> None:
@@ -289,5 +331,8 @@ SAMPLER_LAWS: tuple[Law, ...] = (
     few_steps_work,
     given_sigmas_are_used,
     starts_anywhere,
+    asked_before_a_run,
+    configuration_is_left_alone,
+    flow_sigmas_end_at_one,
     plug_and_undo,
 )

@@ -1,4 +1,4 @@
-"""Tiny pipelines of the families with a UNet: Stable Diffusion and its kin, SDXL, consistency, DDPM."""
+"""Tiny pipelines with a UNet in latent space: Stable Diffusion and its kin, SDXL, Kandinsky."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from typing import Any
 from diffusers import (
     ControlNetModel,
     DDIMScheduler,
-    DDPMPipeline,
     DDPMScheduler,
     EulerDiscreteScheduler,
+    KandinskyV22Pipeline,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
-    UNet2DModel,
+    VQModel,
 )
 
 from diffplug.testing.encoders import clip_encoder, kl_autoencoder
@@ -72,6 +75,11 @@ def sd15_img2img() -> StableDiffusionImg2ImgPipeline:
     return StableDiffusionImg2ImgPipeline(**sd_parts(), scheduler=ddim())
 
 
+def sd15_inpaint() -> StableDiffusionInpaintPipeline:
+    """Stable Diffusion's inpainting model: it also sees the mask and the masked picture."""
+    return StableDiffusionInpaintPipeline(**sd_parts(in_channels=9), scheduler=ddim())
+
+
 def controlnet() -> StableDiffusionControlNetPipeline:
     parts = sd_parts()
     extra = ControlNetModel(
@@ -92,6 +100,20 @@ def lcm() -> LatentConsistencyModelPipeline:
 
 
 def sdxl() -> StableDiffusionXLPipeline:
+    return StableDiffusionXLPipeline(**_sdxl_parts())
+
+
+def sdxl_img2img() -> StableDiffusionXLImg2ImgPipeline:
+    return StableDiffusionXLImg2ImgPipeline(**_sdxl_parts())
+
+
+def sdxl_inpaint() -> StableDiffusionXLInpaintPipeline:
+    """SDXL's own network, whose latents are put back outside the mask after every step."""
+    return StableDiffusionXLInpaintPipeline(**_sdxl_parts())
+
+
+def _sdxl_parts() -> dict[str, Any]:
+    """What every pipeline of the SDXL family takes."""
     denoiser = unet(
         attention_head_dim=(2, 4),
         use_linear_projection=True,
@@ -101,26 +123,52 @@ def sdxl() -> StableDiffusionXLPipeline:
         projection_class_embeddings_input_dim=80,  # six numbers of 8, and the pooled 32
         cross_attention_dim=64,
     )
-    return StableDiffusionXLPipeline(
-        vae=kl_autoencoder(scaling_factor=0.13025),
-        text_encoder=clip_encoder(),
-        text_encoder_2=clip_encoder(projection=True),
-        tokenizer=clip_tokenizer(),
-        tokenizer_2=clip_tokenizer(),
-        unet=denoiser,
-        scheduler=EulerDiscreteScheduler(**SD_BETAS, timestep_spacing="leading", steps_offset=1),
-        add_watermarker=False,
-    )
+    return {
+        "vae": kl_autoencoder(scaling_factor=0.13025),
+        "text_encoder": clip_encoder(),
+        "text_encoder_2": clip_encoder(projection=True),
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": clip_tokenizer(),
+        "unet": denoiser,
+        "scheduler": EulerDiscreteScheduler(**SD_BETAS, timestep_spacing="leading", steps_offset=1),
+        "add_watermarker": False,
+    }
 
 
-def ddpm() -> DDPMPipeline:
-    denoiser = UNet2DModel(
+def kandinsky22() -> KandinskyV22Pipeline:
+    """Kandinsky 2.2's decoder: from picture embeddings; half of the output is a learned variance."""
+    denoiser = UNet2DConditionModel(
         **_SIZES,
         sample_size=8,
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        in_channels=4,
+        out_channels=8,
+        addition_embed_type="image",
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        cross_attention_dim=32,
+        encoder_hid_dim=32,
+        encoder_hid_dim_type="image_proj",
         attention_head_dim=4,
+        resnet_time_scale_shift="scale_shift",
+        class_embed_type=None,
     )
-    return DDPMPipeline(unet=denoiser, scheduler=DDPMScheduler())
+    movq = VQModel(
+        block_out_channels=(32, 32),  # its norms have 32 groups
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        latent_channels=4,
+        num_vq_embeddings=12,
+        norm_num_groups=4,
+        norm_type="spatial",
+        vq_embed_dim=4,
+    )
+    scheduler = DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=True,
+        clip_sample_range=2.0,
+        variance_type="learned_range",
+        sample_max_value=2.0,
+    )
+    return KandinskyV22Pipeline(unet=denoiser, scheduler=scheduler, movq=movq)

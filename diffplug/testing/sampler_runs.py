@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffplug.testing.gaussian_model import GaussianModel
+from diffplug.testing.closed_form.gaussian import GaussianModel
 
 STEPS = 6
 ROWS = 4

@@ -8,23 +8,16 @@ from typing import Any
 
 import torch
 
-_FAMILIES = "diffplug.testing.families"
-_TRANSFORMERS = "diffplug.testing.transformer_families"
-_BUILDERS = {
-    "sd15": (_FAMILIES, "sd15"),
-    "sd15-img2img": (_FAMILIES, "sd15_img2img"),
-    "controlnet": (_FAMILIES, "controlnet"),
-    "lcm": (_FAMILIES, "lcm"),
-    "sdxl": (_FAMILIES, "sdxl"),
-    "ddpm": (_FAMILIES, "ddpm"),
-    "sd3": (_TRANSFORMERS, "sd3"),
-    "flux": (_TRANSFORMERS, "flux"),
-    "qwenimage": (_TRANSFORMERS, "qwenimage"),
-    "wan": (_TRANSFORMERS, "wan"),
-    "pixart": (_TRANSFORMERS, "pixart"),
+from diffplug.testing.tiny_inputs import tiny_inputs
+
+_HOMES = {
+    "families": ("sd15 sd15-img2img sd15-inpaint controlnet lcm sdxl sdxl-img2img sdxl-inpaint kandinsky22"),
+    "pixel_families": "ddpm ddim consistency deepfloyd-if",
+    "transformer_families": "sd3 flux flux-schnell flux-img2img qwenimage pixart dit hunyuandit",
+    "flow_families": "chroma flux2-klein z-image lumina2 auraflow sana sana-sprint",
+    "video_families": "wan wan22 ltx cogvideox animatediff svd",
 }
-_PROMPT = "a red circle"
-_SMALL = {"height": 16, "width": 16}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 
 class Tiny:
@@ -37,8 +30,8 @@ class Tiny:
         global random state is left as it was. `pipe(**tiny.inputs(name))` runs it in under a second.
         ValueError: there is no such family.
         """
-        module, function = self._builder(name)
-        build = getattr(import_module(module), function)
+        _check(name)
+        build = getattr(import_module(f"diffplug.testing.{_MODULES[name]}"), name.replace("-", "_"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             pipe = build()
@@ -51,43 +44,24 @@ class Tiny:
 
     def names(self) -> list[str]:
         """The families that there are."""
-        return sorted(_BUILDERS)
+        return sorted(_MODULES)
 
     def inputs(self, name: str, **changes: Any) -> dict[str, Any]:
         """Arguments with which the pipeline of a family runs quickly: two steps, tensors out."""
-        self._builder(name)
-        common = {"num_inference_steps": 2, "output_type": "pt"}
-        return {**common, **_inputs(name), **changes}
+        _check(name)
+        return {**tiny_inputs(name), **changes}
 
-    def _builder(self, name: str) -> tuple[str, str]:
-        if name not in _BUILDERS:
-            near = difflib.get_close_matches(name, _BUILDERS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(
-                f"There is no tiny pipeline {name!r}: {hint}The families are {', '.join(self.names())}."
-            )
-        return _BUILDERS[name]
+
+def _check(name: str) -> None:
+    if name not in _MODULES:
+        near = difflib.get_close_matches(name, _MODULES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"There is no tiny pipeline {name!r}: {hint}The families are {', '.join(sorted(_MODULES))}."
+        )
 
 
 tiny = Tiny()
-
-
-def _inputs(name: str) -> dict[str, Any]:
-    if name == "ddpm":
-        return {"batch_size": 1}
-    if name in ("sd15-img2img", "controlnet"):
-        noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(5))
-        extra = {"strength": 1.0} if name == "sd15-img2img" else {}
-        return {"prompt": _PROMPT, "image": noise, **extra}
-    if name == "wan":
-        return {"prompt": _PROMPT, **_SMALL, "num_frames": 5, "max_sequence_length": 16}
-    if name == "qwenimage":  # one token a letter: the template alone is longer than most prompts
-        return {"prompt": _PROMPT, **_SMALL, "max_sequence_length": 256}
-    if name in ("sd3", "flux"):
-        return {"prompt": _PROMPT, **_SMALL, "max_sequence_length": 16}
-    if name == "pixart":
-        return {"prompt": _PROMPT, "use_resolution_binning": False, "clean_caption": False}
-    return {"prompt": _PROMPT}
 
 
 def _modules(pipe: Any) -> list[torch.nn.Module]:

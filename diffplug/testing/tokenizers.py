@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import CLIPTokenizer, Qwen2Tokenizer, T5Tokenizer
+from transformers import BertTokenizer, CLIPTokenizer, GemmaTokenizer, Qwen2Tokenizer, T5Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _ASCII = [chr(code) for code in range(33, 127)]
@@ -42,3 +42,15 @@ def qwen_tokenizer() -> Any:
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return tokenizer
+
+
+def gemma_tokenizer() -> Any:
+    """A Gemma tokenizer of 100 tokens, which pads on the left: six marks, then printable ASCII."""
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *_ASCII]
+    return GemmaTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[])
+
+
+def bert_tokenizer() -> Any:
+    """A BERT tokenizer of 193 tokens: five marks, printable ASCII, and the same inside a word."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_ASCII, *("##" + letter for letter in _ASCII)]
+    return BertTokenizer(vocab={word: index for index, word in enumerate(words)}, model_max_length=77)

@@ -1,4 +1,4 @@
-"""Tiny pipelines of the families with a transformer: SD3, FLUX, Qwen-Image, Wan (flow), and PixArt."""
+"""Tiny pipelines of the families with a transformer: SD3, FLUX, Qwen-Image; PixArt, DiT, Hunyuan-DiT."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ from typing import Any
 
 from diffusers import (
     AutoencoderKLQwenImage,
-    AutoencoderKLWan,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxImg2ImgPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    HunyuanDiT2DModel,
+    HunyuanDiTPipeline,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
-    UniPCMultistepScheduler,
-    WanPipeline,
-    WanTransformer3DModel,
 )
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from diffplug.testing.encoders import clip_encoder, kl_autoencoder, t5_encoder
-from diffplug.testing.tokenizers import clip_tokenizer, qwen_tokenizer, t5_tokenizer
+from diffplug.testing.encoders import bert_encoder, clip_encoder, kl_autoencoder, qwen_vl_encoder, t5_encoder
+from diffplug.testing.tokenizers import bert_tokenizer, clip_tokenizer, qwen_tokenizer, t5_tokenizer
 
 
 def sd3() -> StableDiffusion3Pipeline:
@@ -54,6 +56,29 @@ def sd3() -> StableDiffusion3Pipeline:
 
 
 def flux() -> FluxPipeline:
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=3.0,
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+    )
+    return FluxPipeline(**_flux_parts(), scheduler=scheduler)
+
+
+def flux_schnell() -> FluxPipeline:
+    """FLUX as its few-step model has it: no embedded guidance, and no dynamic shifting of sigmas."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False)
+    return FluxPipeline(**_flux_parts(guidance_embeds=False), scheduler=scheduler)
+
+
+def flux_img2img() -> FluxImg2ImgPipeline:
+    return FluxImg2ImgPipeline(**flux().components)
+
+
+def _flux_parts(guidance_embeds: bool = True) -> dict[str, Any]:
+    """What every pipeline of the FLUX family takes, but for the scheduler."""
     denoiser = FluxTransformer2DModel(
         patch_size=1,
         in_channels=4,
@@ -64,27 +89,18 @@ def flux() -> FluxPipeline:
         joint_attention_dim=32,
         pooled_projection_dim=32,
         axes_dims_rope=(4, 4, 8),
-        guidance_embeds=True,
+        guidance_embeds=guidance_embeds,
     )
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        shift=3.0,
-        use_dynamic_shifting=True,
-        base_shift=0.5,
-        max_shift=1.15,
-        base_image_seq_len=256,
-        max_image_seq_len=4096,
-    )
-    return FluxPipeline(
-        scheduler=scheduler,
-        vae=kl_autoencoder(
+    return {
+        "vae": kl_autoencoder(
             latent_channels=1, blocks=1, quant_convs=False, scaling_factor=0.3611, shift_factor=0.1159
         ),
-        text_encoder=clip_encoder(),
-        tokenizer=clip_tokenizer(),
-        text_encoder_2=t5_encoder(),
-        tokenizer_2=t5_tokenizer(),
-        transformer=denoiser,
-    )
+        "text_encoder": clip_encoder(),
+        "tokenizer": clip_tokenizer(),
+        "text_encoder_2": t5_encoder(),
+        "tokenizer_2": t5_tokenizer(),
+        "transformer": denoiser,
+    }
 
 
 def pixart() -> PixArtAlphaPipeline:
@@ -106,30 +122,6 @@ def pixart() -> PixArtAlphaPipeline:
         vae=kl_autoencoder(scaling_factor=0.18215),
         transformer=denoiser,
         scheduler=DPMSolverMultistepScheduler(),
-    )
-
-
-def wan() -> WanPipeline:
-    denoiser = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=16,
-        out_channels=16,
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=1,
-        rope_max_seq_len=32,
-    )
-    return WanPipeline(
-        tokenizer=t5_tokenizer(),
-        text_encoder=t5_encoder(umt5=True),
-        vae=AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
-        transformer=denoiser,
-        scheduler=UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
     )
 
 
@@ -159,39 +151,59 @@ def qwenimage() -> QwenImagePipeline:
     return QwenImagePipeline(
         scheduler=scheduler,
         vae=vae,
-        text_encoder=_qwen_encoder(),
+        text_encoder=qwen_vl_encoder(),
         tokenizer=qwen_tokenizer(),
         transformer=denoiser,
     )
 
 
-def _qwen_encoder() -> Any:
-    """A Qwen2.5-VL language model, 16 wide, one layer."""
-    text = {
-        "vocab_size": 264,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6},
-        "bos_token_id": 257,
-        "eos_token_id": 258,
-    }
-    vision = {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_heads": 2,
-        "out_hidden_size": 16,
-    }
-    marks = {
-        "image_token_id": 259,
-        "video_token_id": 260,
-        "vision_start_token_id": 261,
-        "vision_end_token_id": 262,
-    }
-    return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(text_config=text, vision_config=vision, **marks)
+def dit() -> DiTPipeline:
+    """A transformer that is told a class instead of a prompt; half of its output is a variance."""
+    denoiser = DiTTransformer2DModel(
+        sample_size=8,
+        num_layers=1,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        in_channels=4,
+        out_channels=8,
+        num_embeds_ada_norm=1000,  # the pipeline calls class 1000 "none"
+    )
+    scheduler = DDIMScheduler(clip_sample=False)
+    return DiTPipeline(transformer=denoiser, vae=kl_autoencoder(scaling_factor=0.18215), scheduler=scheduler)
+
+
+def hunyuandit() -> HunyuanDiTPipeline:
+    denoiser = HunyuanDiT2DModel(
+        sample_size=16,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        in_channels=4,
+        hidden_size=24,
+        cross_attention_dim=32,
+        cross_attention_dim_t5=32,
+        pooled_projection_dim=16,
+        use_style_cond_and_image_meta_size=True,
+    )
+    scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.018,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        steps_offset=1,
+    )
+    return HunyuanDiTPipeline(
+        transformer=denoiser,
+        vae=kl_autoencoder(scaling_factor=0.13025),
+        text_encoder=bert_encoder(),
+        tokenizer=bert_tokenizer(),
+        text_encoder_2=t5_encoder(),
+        tokenizer_2=t5_tokenizer(max_length=256),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from diffplug.call_arguments import asked_guidance, asked_steps, given_grid
-from diffplug.intercept import PipelineCall, Undo
+from diffplug.intercept import Undo, current_scheduler
 from diffplug.samplers.dc_solver.ratios import RatioBook
 from diffplug.samplers.dc_solver.scheduler import CONSTRUCTOR, DCSolverScheduler
 from diffplug.samplers.fingerprint import check_origin
-from diffplug.samplers.solver.attach import attached, check_names, fitted, remade
-from diffplug.scheduler_plug import current_scheduler, world
+from diffplug.samplers.solver.around_call import AroundCall
+from diffplug.samplers.solver.attach import check_names, fitted, remade
+from diffplug.scheduler_plug import plugged_in, world
 
 RECIPE: Mapping[str, Any] = MappingProxyType(
     {
@@ -31,6 +30,7 @@ RECIPE: Mapping[str, Any] = MappingProxyType(
     }
 )
 ELSEWHERE = ("refuse", "neutral")
+ON_OWN_GRIDS = "the DC ratios were searched on the method's own grid, this call brings another"
 LAST_SIGMA = {True: "zero", False: "sigma_min"}  # of flow models, of all others
 
 
@@ -81,7 +81,7 @@ class DCSolver:
     def scheduler_for(self, pipe: Any) -> DCSolverScheduler:
         """A new scheduler for the pipeline's model; the pipeline is left alone."""
         last = LAST_SIGMA[world(current_scheduler(pipe)) == "flow matching"]
-        ratios = self.book.single if self.elsewhere == "refuse" else None
+        ratios = self.book.to_config(self.elsewhere)
         options = {**RECIPE, "final_sigmas_type": last, **self.config, "dc_ratios": ratios}
         scheduler: DCSolverScheduler = fitted(DCSolverScheduler, pipe, **options)
         return scheduler
@@ -90,28 +90,4 @@ class DCSolver:
         """Replace `pipe.scheduler`; returns the function that puts the very same object back."""
         scheduler = self.scheduler_for(pipe)
         check_origin("DC ratios", self.book.metas, pipe)
-        if scheduler.config.dc_ratios is not None or not (self.book.entries or self.book.polynomial):
-            return attached(pipe, scheduler)
-
-        def around(call: PipelineCall, kwargs: dict[str, Any]) -> Any:
-            self._choose(scheduler, asked_steps(pipe, kwargs), asked_guidance(pipe, kwargs))
-            if self.book.metas and given_grid(kwargs) is not None:
-                warnings.warn(
-                    "the DC ratios were searched on the method's own grid, this call brings another",
-                    stacklevel=3,
-                )
-            return call(**kwargs)
-
-        return attached(pipe, scheduler, around)
-
-    def _choose(self, scheduler: DCSolverScheduler, steps: Any, guidance: float | None) -> None:
-        """Give the scheduler the ratios of a call, and warn where they were made for another one."""
-        try:
-            ratios, note = self.book.choose(steps, guidance)
-        except ValueError as error:
-            if self.elsewhere == "refuse":
-                raise
-            ratios, note = None, f"{error}; run without compensation"
-        if note:
-            warnings.warn(note, stacklevel=4)
-        scheduler.register_to_config(dc_ratios=ratios)
+        return plugged_in(pipe, scheduler, AroundCall(ON_OWN_GRIDS if self.book.metas else ""))

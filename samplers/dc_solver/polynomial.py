@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from diffplug.checks import finite, whole
 from diffplug.files import read_json, write_json
+from diffplug.foreign_files import damaged, read_array
+from diffplug.messages import reason, shown
 
 __all__ = ["CompensationPolynomial"]
 
@@ -133,10 +135,9 @@ class CompensationPolynomial:
         """
         name = os.fspath(path)
         if Path(path).suffix == ".npy":
-            try:
-                return cls(np.load(path, allow_pickle=False))
-            except (ValueError, EOFError) as error:
-                raise ValueError(f"{name!r} holds no compensation polynomial: {error}") from error
+            array = read_array(path, "compensation polynomial")
+            with damaged(path, "compensation polynomial"):
+                return cls(array)
         document = read_json(path)
         try:
             return cls.from_json(document)
@@ -149,12 +150,14 @@ class CompensationPolynomial:
         if not isinstance(document, Mapping) or document.get("format") != FORMAT:
             raise ValueError(f"its 'format' has to be {FORMAT!r}")
         if document.get("version") != VERSION:
-            raise ValueError(f"it has version {document.get('version')!r}, not {VERSION}: update diffplug")
+            raise ValueError(
+                f"it has version {shown(document.get('version'))}, not {VERSION}: update diffplug"
+            )
         try:
             numbers, steps, guidance = (document[name] for name in ("coefficients", "steps", "guidance"))
             return cls(numbers, tuple(steps), tuple(guidance), dict(document.get("meta", {})))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"it lacks or garbles {error}: write it again") from error
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"it lacks or garbles {reason(error)}: write it again") from error
 
     def to_json(self) -> dict[str, Any]:
         """The polynomial as plain JSON values; `from_json` gives it back."""

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from diffplug.checks import is_finite
 from diffplug.files import read_json
+from diffplug.messages import shown
 from diffplug.samplers.dc_solver.polynomial import FORMAT as POLYNOMIAL
 from diffplug.samplers.dc_solver.polynomial import CompensationPolynomial
 from diffplug.samplers.fingerprint import made_for_guidance
 from diffplug.samplers.library import shipped_names, shipped_polynomial, shipped_ratios
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import unipc
-from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.schedule.schedule import LARGEST_FILE, SolverSchedule
 from diffplug.samplers.schedule.steps import checked_ratios
 
 __all__ = ["RatioBook"]
@@ -43,6 +44,8 @@ class RatioBook:
         order: K of the compensation, up to whose step ratios have to be 1. Raises ValueError for anything
         else, for bad ratios, two of one key, and schedules that decide more than DC-Solver's ratios.
         """
+        if isinstance(source, RatioBook):
+            return source
         if isinstance(source, (str, os.PathLike)):
             return cls._named(os.fspath(source), order)
         if isinstance(source, CompensationPolynomial):
@@ -63,13 +66,18 @@ class RatioBook:
         return cls() if ratios is None else cls((((len(ratios), None), tuple(ratios)),))
 
     @classmethod
+    def shipped(cls, name: str, steps: int | None = None) -> RatioBook:
+        """Return the book that comes with the package for a model; steps: only what serves so many."""
+        found = cls._of_schedules(shipped_ratios(name, steps))
+        return replace(found, polynomial=shipped_polynomial(name))
+
+    @classmethod
     def _named(cls, name: str, order: int) -> RatioBook:
         if name in shipped_names():
-            found = cls._of_schedules(shipped_ratios(name))
-            return replace(found, polynomial=shipped_polynomial(name))
+            return cls.shipped(name)
         if Path(name).suffix == ".npy":
             return cls.of(CompensationPolynomial.load(name))
-        document = read_json(name)
+        document = read_json(name, limit=LARGEST_FILE)
         if isinstance(document, list):
             try:
                 return cls.of(document, order)
@@ -94,6 +102,31 @@ class RatioBook:
             entries[key] = schedule.ratios
             metas.append(dict(schedule.meta))
         return cls(tuple(entries.items()), metas=tuple(metas))
+
+    def to_config(self, elsewhere: str) -> Any:
+        """The book as plain JSON for a configuration: None without ratios, a list where there is only one.
+
+        elsewhere: "refuse" or "neutral", for steps that it has no ratios for.
+        """
+        if not self.entries and self.polynomial is None:
+            return None
+        if self.single is not None and elsewhere == "refuse":
+            return self.single
+        entries = [[count, scale, list(ratios)] for (count, scale), ratios in self.entries]
+        curve = None if self.polynomial is None else self.polynomial.to_json()
+        return {"entries": entries, "polynomial": curve, "elsewhere": elsewhere}
+
+    @classmethod
+    def from_config(cls, document: Mapping[str, Any], order: int = 2) -> RatioBook:
+        """The book that `to_config` told; ValueError for anything else."""
+        if set(document) != {"entries", "polynomial", "elsewhere"}:
+            raise ValueError(
+                f"dc_ratios holds {shown(list(document))}: give one number per step, or what "
+                "RatioBook.of(...).to_config('refuse') tells; DCSolver(...) takes files and dictionaries"
+            )
+        entries = tuple(_entry((count, scale), ratios, order) for count, scale, ratios in document["entries"])
+        curve = document["polynomial"]
+        return cls(entries, None if curve is None else CompensationPolynomial.from_json(curve))
 
     @property
     def single(self) -> list[float] | None:
@@ -126,7 +159,9 @@ class RatioBook:
             note = f"DC ratios for {steps} steps are of guidance {near:g}, not {guidance:g}"
             return curve.ratios(steps, near), note
         if scales:
-            return list(known[scales[0]]), ""
+            note = f"DC ratios for {steps} steps are of guidance {scales[0]:g}, this pipeline does not tell"
+            several = len(scales) > 1
+            return list(known[scales[0]]), f"{note} its own: plug this very pipeline" if several else ""
         raise ValueError(
             f"DC ratios are for {self.steps()} steps, the pipeline asked for {steps}: run one of those, or "
             f"search ratios for {steps} (diffplug search)"
@@ -142,9 +177,9 @@ class RatioBook:
 def _entry(key: Any, ratios: Any, order: int) -> tuple[Key, tuple[float, ...]]:
     """A checked entry of a dictionary {(steps, guidance): ratios} or {steps: ratios}."""
     steps, scale = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
-    finite_scale = scale is None or (isinstance(scale, Real) and math.isfinite(scale))
+    finite_scale = scale is None or is_finite(scale)
     if isinstance(steps, bool) or not isinstance(steps, int) or not finite_scale:
-        raise ValueError(f"key {key!r} of the DC ratios: give (steps, guidance scale), as in (6, 7.5)")
+        raise ValueError(f"key {shown(key)} of the DC ratios: give (steps, guidance scale), as in (6, 7.5)")
     checked = checked_ratios(ratios, order) or []
     if len(checked) != steps:
         raise ValueError(f"{len(checked)} DC ratios for {steps} steps: give one for each step")
@@ -155,9 +190,15 @@ def _only_ratios(schedule: SolverSchedule) -> bool:
     """Whether a schedule is the method's own recipe apart from its ratios."""
     if schedule.nodes.kind != "name" or schedule.compensation != (2, "timestep"):
         return False
-    count = len(schedule.steps)
-    plain = unipc(
-        count, Nodes(kind="name", name="linspace", final=schedule.nodes.final), disable_corrector=(0,)
+    plain = _recipe(len(schedule.steps), schedule.nodes.final)
+    more = (schedule.deltas, schedule.time_shift, schedule.skips, schedule.mean, schedule.statistics)
+    return (schedule.nodes, schedule.first, *more) == (plain.nodes, plain.first, *[None] * 5) and all(
+        (one.param, one.predict, one.correct) == (other.param, other.predict, other.correct)
+        for one, other in zip(schedule.steps, plain.steps, strict=True)
     )
-    steps = tuple(replace(step, ratio=1.0) for step in schedule.steps)
-    return replace(schedule, steps=steps, meta={}) == replace(plain, meta={})
+
+
+@cache
+def _recipe(steps: int, final: str) -> SolverSchedule:
+    """The method without ratios."""
+    return unipc(steps, Nodes(kind="name", name="linspace", final=final), disable_corrector=(0,))

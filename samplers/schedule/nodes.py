@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffplug.checks import as_list, check_keys, finite
+from diffplug.messages import shown
 from diffplug.samplers.model_noise import Floats, NoiseLevels
 from diffplug.samplers.schedule.grids import GRIDS, named_grid, with_end
 
@@ -36,9 +37,9 @@ class Nodes:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"grid of kind {self.kind!r}: allowed are {', '.join(KINDS)}")
+            raise ValueError(f"grid of kind {shown(self.kind)}: allowed are {', '.join(KINDS)}")
         if self.final not in FINALS:
-            raise ValueError(f"final {self.final!r}: allowed are {', '.join(FINALS)}")
+            raise ValueError(f"final {shown(self.final)}: allowed are {', '.join(FINALS)}")
         if self.kind == "name":
             self._check_name()
         else:
@@ -54,14 +55,16 @@ class Nodes:
         try:
             values = list(self.values)
         except TypeError:
-            raise ValueError(f"a grid of {self.kind} is {self.values!r}: give a list of numbers") from None
+            raise ValueError(
+                f"a grid of {self.kind} is {shown(self.values)}: give a list of numbers"
+            ) from None
         open_end = self.kind == "lambda" and self.final == "node" and values[-1:] == [math.inf]
         checked = [
             finite(f"node {i} of the grid", v) for i, v in enumerate(values[:-1] if open_end else values)
         ]
         object.__setattr__(self, "values", tuple(checked + [math.inf] * open_end))
         if self.name:
-            raise ValueError(f"a grid of {self.kind} takes no name, got {self.name!r}")
+            raise ValueError(f"a grid of {self.kind} takes no name, got {shown(self.name)}")
         sign = 1 if self.kind == "lambda" else -1
         for i, (one, two) in enumerate(pairwise(self.values)):
             if not sign * (two - one) > 0:

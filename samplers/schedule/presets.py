@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from typing import Any
 
 from diffplug.registry import unknown
@@ -49,6 +50,7 @@ def _steps_of(name: str, steps: Any) -> int:
     return steps
 
 
+@cache
 def _past(order: int, scales: tuple[Scale, ...] = (), variable: str = "lambda") -> Update:
     """An update from the newest state, every derivative from all order - 1 earlier points."""
     points = tuple(range(-1, -order, -1))
@@ -58,6 +60,7 @@ def _past(order: int, scales: tuple[Scale, ...] = (), variable: str = "lambda") 
     )
 
 
+@cache
 def _corrector(order: int, scale: Scale) -> Update:
     """UniC of a predictor's order: one order more with the new point; only that of order 1 is scaled."""
     points = (1, *range(-1, -order, -1))

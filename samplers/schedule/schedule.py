@@ -30,8 +30,17 @@ from typing import Any
 
 from diffplug.checks import as_list, as_numbers, as_object, check_keys, finite, numbered, whole
 from diffplug.files import read_json, write_json
+from diffplug.messages import reason, shown
 from diffplug.samplers.schedule.nodes import Nodes, _grid, _grid_to_json
-from diffplug.samplers.schedule.steps import MAX_DC_ORDER, Delta, SolverStep, _delta, _step, _step_to_json
+from diffplug.samplers.schedule.steps import (
+    MAX_DC_ORDER,
+    MOST_STEPS,
+    Delta,
+    SolverStep,
+    _delta,
+    _step,
+    _step_to_json,
+)
 
 FIRST = ("model", "zero_x0", "mean")
 COMPENSATION_VARIABLES = ("timestep", "lambda")
@@ -69,6 +78,8 @@ class SolverSchedule:
         object.__setattr__(self, "steps", tuple(self.steps))
         object.__setattr__(self, "compensation", tuple(self.compensation))
         object.__setattr__(self, "meta", MappingProxyType(_json_copy(self.meta)))
+        if len(self.steps) > MOST_STEPS:
+            raise ValueError(f"the schedule has {len(self.steps)} steps, allowed are up to {MOST_STEPS}")
         if not self.steps:
             raise ValueError("the schedule has no steps: give one decision for each step")
         self.nodes.check_count(len(self.steps))
@@ -83,7 +94,7 @@ class SolverSchedule:
 
     def _check_first(self) -> None:
         if self.first not in FIRST:
-            raise ValueError(f"first {self.first!r} is unknown: allowed are {', '.join(FIRST)}")
+            raise ValueError(f"first {shown(self.first)} is unknown: allowed are {', '.join(FIRST)}")
         if (self.mean is not None) != (self.first == "mean"):
             raise ValueError("mean holds the data's mean for first='mean', and is left out otherwise")
         if self.mean is not None:
@@ -98,7 +109,7 @@ class SolverSchedule:
         whole("the compensation's order", order, 1, MAX_DC_ORDER)
         if variable not in COMPENSATION_VARIABLES:
             raise ValueError(
-                f"compensation over {variable!r}: allowed are {' and '.join(COMPENSATION_VARIABLES)}"
+                f"compensation over {shown(variable)}: allowed are {' and '.join(COMPENSATION_VARIABLES)}"
             )
 
     def _check_step(self, index: int, step: SolverStep) -> None:
@@ -135,7 +146,7 @@ class SolverSchedule:
         if self.time_shift is not None:
             _check_length("time_shift", self.time_shift, steps)
         if self.statistics is not None and not (isinstance(self.statistics, str) and self.statistics):
-            raise ValueError(f"statistics is {self.statistics!r}: give the path of a file, or None")
+            raise ValueError(f"statistics is {shown(self.statistics)}: give the path of a file, or None")
 
     @property
     def nfe(self) -> int:
@@ -188,11 +199,12 @@ class SolverSchedule:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SolverSchedule:
         """The schedule in a JSON file; ValueError names the file where it holds none."""
-        document = read_json(path)
+        document = read_json(path, limit=LARGEST_FILE)
         try:
             found = cls.from_json(document)
-            beside = found.statistics and str(Path(path).absolute().parent / found.statistics)
-            return replace(found, statistics=beside)
+            if found.statistics is None:
+                return found
+            return replace(found, statistics=str(Path(path).absolute().parent / found.statistics))
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)!r} is no solver schedule: {error}") from error
 
@@ -200,8 +212,8 @@ class SolverSchedule:
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"the text of a solver schedule is not valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the text of a solver schedule is not valid JSON: {reason(error)}") from None
 
 
 def _check_length(name: str, values: Any, steps: int) -> None:
@@ -213,12 +225,13 @@ def _json_copy(meta: Mapping[str, Any]) -> dict[str, Any]:
     """A deep copy of what JSON can hold; ValueError for anything else."""
     try:
         copied: dict[str, Any] = json.loads(json.dumps(dict(meta), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"meta has to be plain JSON: {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"meta has to be plain JSON: {reason(error)}") from None
     return copied
 
 
 FORMAT = "solver-schedule"
+LARGEST_FILE = 2**20  # bytes; hundreds of steps fit in well
 
 
 VERSION = 1
@@ -278,7 +291,7 @@ def schedule_from_json(document: Any) -> SolverSchedule:
         meta=as_object("meta", document.get("meta", {})),
     )
     if document.get("nfe", schedule.nfe) != schedule.nfe:
-        raise ValueError(f"nfe says {document['nfe']!r} evaluations, the steps take {schedule.nfe}")
+        raise ValueError(f"nfe says {shown(document['nfe'])} evaluations, the steps take {schedule.nfe}")
     return schedule
 
 
@@ -287,8 +300,8 @@ def _check_head(document: Any) -> None:
         raise ValueError(f"this is no solver schedule: its 'format' has to be {FORMAT!r}")
     version = document.get("version")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise ValueError(f"version {version!r} of a solver schedule does not exist: known is {VERSION}")
+        raise ValueError(f"version {shown(version)} of a solver schedule does not exist: known is {VERSION}")
     if version > VERSION:
         raise ValueError(
-            f"the schedule has version {version}, this diffplug reads up to {VERSION}: update diffplug"
+            f"the schedule has version {shown(version)}, this diffplug reads up to {VERSION}: update diffplug"
         )

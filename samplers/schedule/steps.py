@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from functools import cached_property
 from typing import Any
 
-from diffplug.checks import as_list, as_numbers, as_object, check_keys, finite, whole
+from diffplug.checks import as_list, as_numbers, as_object, check_keys, finite, is_finite, whole
+from diffplug.messages import shown
 
 SCALES = ("none", "const", "linear", "exp", "bh1", "bh2")
 SCALES_WITH_NUMBER = ("const", "linear", "exp")
@@ -27,7 +27,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         if self.kind not in SCALES:
-            raise ValueError(f"scale {self.kind!r} is unknown: allowed are {', '.join(SCALES)}")
+            raise ValueError(f"scale {shown(self.kind)} is unknown: allowed are {', '.join(SCALES)}")
         object.__setattr__(self, "c", finite(f"c of scale {self.kind!r}", self.c))
         if self.kind not in SCALES_WITH_NUMBER and self.c:
             raise ValueError(f"scale {self.kind!r} takes no c: leave it out")
@@ -45,7 +45,9 @@ class Derivative:
         for point in points:
             whole("point", point, -64, 64)
         if not points or 0 in points or len(set(points)) < len(points):
-            raise ValueError(f"points {list(points)}: give different whole numbers, none of them the start 0")
+            raise ValueError(
+                f"points {shown(list(points))}: give different whole numbers, none of them the start 0"
+            )
         object.__setattr__(self, "points", points)
 
 
@@ -68,7 +70,8 @@ class Update:
         whole("start", self.start, -64, 0)
         object.__setattr__(self, "derivatives", tuple(self.derivatives))
         if self.variable not in VARIABLES:
-            raise ValueError(f"variable {self.variable!r} is unknown: allowed are {' and '.join(VARIABLES)}")
+            allowed = " and ".join(VARIABLES)
+            raise ValueError(f"variable {shown(self.variable)} is unknown: allowed are {allowed}")
         if len(self.derivatives) != self.order - 1:
             raise ValueError(
                 f"order {self.order} needs {self.order - 1} derivatives, got {len(self.derivatives)}"
@@ -77,10 +80,10 @@ class Update:
             if len(derivative.points) < k:
                 raise ValueError(f"derivative {k} needs at least {k} points, got {list(derivative.points)}")
 
-    @property
-    def points(self) -> set[int]:
+    @cached_property
+    def points(self) -> frozenset[int]:
         """All points that the derivatives use."""
-        return {point for derivative in self.derivatives for point in derivative.points}
+        return frozenset({point for derivative in self.derivatives for point in derivative.points})
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ class SolverStep:
     def __post_init__(self) -> None:
         if not isinstance(self.param, Linear) and self.param not in NAMED_PARAMS:
             raise ValueError(
-                f"param {self.param!r} is unknown: allowed are {', '.join(NAMED_PARAMS)} and an l with an s"
+                f"param {shown(self.param)} is unknown: allowed are {', '.join(NAMED_PARAMS)} and an l with "
+                "an s"
             )
         object.__setattr__(self, "ratio", finite("ratio", self.ratio))
         if abs(self.ratio) > LARGEST_RATIO:
@@ -171,6 +175,7 @@ class Delta:
 
 
 MAX_DC_ORDER = 3
+MOST_STEPS = 10_000  # of a run; more are no schedule, and take minutes to check
 
 
 def checked_ratios(ratios: Any, order: int) -> list[float] | None:
@@ -186,12 +191,14 @@ def checked_ratios(ratios: Any, order: int) -> list[float] | None:
         raise ValueError(
             f"DC ratios are a {type(ratios).__name__}: give a list with one number per step, or None"
         )
+    if len(values) > MOST_STEPS:
+        raise ValueError(f"{len(values)} DC ratios: runs have up to {MOST_STEPS} steps")
     if not values:
         raise ValueError("DC ratios are an empty list: give one number per step, or None for no compensation")
     for step, ratio in enumerate(values):
-        if isinstance(ratio, bool) or not isinstance(ratio, Real) or not math.isfinite(ratio):
+        if not is_finite(ratio):
             raise ValueError(
-                f"DC ratio {ratio!r} of step {step} is not a finite number: 1.0 means no compensation"
+                f"DC ratio {shown(ratio)} of step {step} is not a finite number: 1.0 means no compensation"
             )
         if abs(float(ratio)) > LARGEST_RATIO:
             raise ValueError(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffplug.gradients import WithGraph, differentiable
-from diffplug.intercept import StepCall, StepInterceptor, Undo, intercept_step
+from diffplug.intercept import StepCall, StepInterceptor, Undo, current_scheduler, intercept_step
 from diffplug.noise import families as noise
 from diffplug.rewards import score
 from diffplug.rollout import with_sample
@@ -28,7 +28,6 @@ from diffplug.samplers.search.pipeline_problem import PipelineProblem
 from diffplug.samplers.search.result import Record
 from diffplug.samplers.search.settings import Gradient
 from diffplug.samplers.solver.table import DATA, STATES, Histories, SolverTable, Term, advance
-from diffplug.scheduler_plug import current_scheduler
 
 __all__ = ["LEARNED", "Descent", "check_gradient", "climb_gradient", "run_with_graph"]
 

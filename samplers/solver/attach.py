@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
-from diffplug.intercept import Around, Undo, intercept_call
-from diffplug.scheduler_plug import build, check, current_scheduler, swap
+from diffplug.intercept import current_scheduler
+from diffplug.scheduler_plug import build, check, check_noise
 
 
 def fitted(cls: Any, pipe: Any, **options: Any) -> Any:
@@ -22,7 +20,7 @@ def fitted(cls: Any, pipe: Any, **options: Any) -> Any:
     current = current_scheduler(pipe)
     scheduler = build(cls, pipe, **options)
     check(scheduler, current, pipe)
-    _check_same_noise(scheduler, current)
+    check_noise(scheduler, current)
     return scheduler
 
 
@@ -39,45 +37,9 @@ def check_names(who: str, config: Mapping[str, Any], signature: inspect.Signatur
             raise ValueError(f"{who} has no option {name!r}: {hint}")
 
 
-def attached(pipe: Any, scheduler: Any, around: Around | None = None) -> Undo:
-    """A function that puts the pipeline's own scheduler back; until then `scheduler` is in its place.
-
-    around: what stands around every call of the pipeline meanwhile (see `intercept_call`), if anything.
-    """
-    undo_swap = swap(pipe, scheduler)
-    if around is None:
-        return undo_swap
-    try:
-        undo_call = intercept_call(pipe, around)
-    except BaseException:
-        undo_swap()
-        raise
-
-    def undo() -> None:
-        try:
-            undo_call()
-        finally:
-            undo_swap()
-
-    return undo
-
-
 def remade(cls: Any, fields: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
     """A plug as it was pickled or copied; its values were checked when it was made."""
     plug = object.__new__(cls)
     for name, value in {**fields, "config": MappingProxyType(dict(config))}.items():
         object.__setattr__(plug, name, value)
     return plug
-
-
-def _check_same_noise(scheduler: Any, current: Any) -> None:
-    """Raise ValueError unless the new scheduler has the noise levels that the model was trained with."""
-    trained = getattr(current, "alphas_cumprod", None)
-    if trained is None or scheduler.config.use_flow_sigmas:
-        return
-    ours, theirs = scheduler.alphas_cumprod.cpu().double(), trained.cpu().double()
-    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6):
-        raise ValueError(
-            f"{type(current).__name__} has noise levels that its configuration does not tell: "
-            "pass trained_betas= with the betas of the model"
-        )

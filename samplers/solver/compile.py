@@ -43,6 +43,7 @@ from diffplug.samplers.solver.table import (
 )
 
 LEAST_ALPHA = 1e-5  # below it the weights of a noise prediction explode
+LARGEST_DELTA = 1e3  # of a learned addition; those that help are far below 1
 LARGEST_WEIGHT = 1e30  # what float32 still multiplies
 Weights = dict[tuple[int, int], Any]  # (history, node) -> weight, a float or, of "ems" steps, an array
 
@@ -107,6 +108,10 @@ class _Compiler:
         if delta is not None and delta.reach <= i - self.begin + 1:
             for history, additions in ((DATA, delta.data), (STATES, delta.states)):
                 for back, addition in enumerate(additions):
+                    if abs(addition) > LARGEST_DELTA:
+                        raise ValueError(
+                            f"a weight is {addition:g}, too large: allowed are {LARGEST_DELTA:g}"
+                        )
                     weights[history, i - back] += addition
         return self.row(weights, i)
 
@@ -146,7 +151,9 @@ class _Compiler:
         points = [[p for p in group if p >= self.begin and p != start] for group in points]
         order = next((k for k, group in enumerate(points, 1) if len(group) < k), update.order)
         h = self.lams[target] - self.lams[start]
-        if h < 0 or (h == 0 and order > 1):
+        if h == 0:  # Diffusers' grids that end at sigma_min repeat it: nothing is left to do
+            return defaultdict(float, {(STATES, start): 1.0})
+        if h < 0:
             raise ValueError(f"lambda goes from {self.lams[start]:g} on by {h:g}: it has to increase")
         if order == 1 and param == "noise" and not self.corrected(start):
             param = "data"  # the same where X = x, without a division by the start's signal

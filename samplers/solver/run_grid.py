@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from diffplug.samplers.model_noise import Floats, NoiseLevels
+from diffplug.samplers.schedule.grids import GRIDS
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.solver.user_grid import checked_levels
 
@@ -40,6 +41,14 @@ def given_grid(scheduler: Any, levels: NoiseLevels, timesteps: Any, sigmas: Any)
         times = checked_levels("timesteps", timesteps, lowest=lowest, highest=highest).astype(np.float64)
         nodes = times / levels.train_steps if levels.flow else levels.sigma_of_time(times)
     return rounded(np.append(nodes, _terminal(scheduler, levels, nodes)), times, levels)
+
+
+def flow_grid(formula: str, levels: NoiseLevels, steps: int, lowest: float, final: str) -> RunGrid:
+    """The nodes of a flow model by use_karras_sigmas and the like, from sigma 1 down to the lowest one."""
+    name = formula.removeprefix("use_").removesuffix("_sigmas")
+    levels = replace(levels, terminal=lowest)
+    sigmas = GRIDS[name](steps, levels, final)
+    return rounded(sigmas, levels.time_of_sigma(sigmas[:-1]), levels)
 
 
 def schedule_grid(schedule: SolverSchedule, levels: NoiseLevels) -> RunGrid:

@@ -15,46 +15,67 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from diffplug.noise.prediction import config_mix
 from diffplug.noise.solver import solver_bound
-from diffplug.samplers.library import book_to_config, entry
 from diffplug.samplers.model_noise import Floats, NoiseLevels
+from diffplug.samplers.schedule.book import ScheduleBook
 from diffplug.samplers.schedule.grids import named_grid
-from diffplug.samplers.schedule.presets import check_options, preset
+from diffplug.samplers.schedule.presets import check_options
 from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.solver.around_call import AroundCall
+from diffplug.samplers.solver.call_request import refuse_ddim_options
 from diffplug.samplers.solver.compile import compile_schedule
-from diffplug.samplers.solver.image_to_image import NodeScheduler
-from diffplug.samplers.solver.run_grid import RunGrid, check_apart, given_grid, rounded, schedule_grid
+from diffplug.samplers.solver.idle_options import refuse_idle
+from diffplug.samplers.solver.run_decisions import DecidingScheduler
+from diffplug.samplers.solver.run_grid import (
+    RunGrid,
+    check_apart,
+    flow_grid,
+    given_grid,
+    rounded,
+    schedule_grid,
+)
 from diffplug.samplers.solver.statistics import load_statistics
 from diffplug.samplers.solver.table import AnalyticStep, SolverTable, advance
 from diffplug.samplers.solver.unipc_options import (
     bound_options,
     check_unipc,
     constructor_signature,
+    defaults_of,
     with_signature,
 )
 from diffplug.samplers.solver.user_grid import check_length, check_request, is_pipeline_default
+from diffplug.scheduler_options import FLOW_GRIDS
 
-OWN_DEFAULTS: dict[str, Any] = {"schedules": None, "solver": None, "solver_options": None, "grid": None}
+CLIPPING: dict[str, Any] = {"clip_sample": False, "clip_sample_range": 1.0}
+OWN_DEFAULTS: dict[str, Any] = {
+    **{"schedules": None, "solver": None, "solver_options": None, "grid": None},
+    **CLIPPING,
+}
 CONSTRUCTOR = constructor_signature({}, OWN_DEFAULTS)
 WIDE = (torch.float32, torch.float64)
 
 
-class SolverScheduler(NodeScheduler):
+class SolverScheduler(DecidingScheduler):
     """A Diffusers scheduler for any solver that is linear in states and predictions.
 
-    Takes every option of `UniPCMultistepScheduler`, and four more:
-      schedules: a `SolverSchedule` (or its JSON), or several for different numbers of evaluations.
+    Takes every option of `UniPCMultistepScheduler`, and six more:
+      schedules: a `SolverSchedule` (or its JSON), or several for different numbers of evaluations and, by
+        meta["guidance_scale"], for different guidance. The plug `Solver` tells a run its guidance.
       solver: name of a preset (`presets.PRESETS`) for runs without a schedule; None means "unipc" with
         UniPC's own options (solver_order, ...), or, where there are schedules, to refuse other runs.
       solver_options: keywords of that preset. grid: name of a grid (`grids.GRIDS`) for it; None: what
         UniPC's options say (timestep_spacing, use_karras_sigmas, ...).
+      clip_sample, clip_sample_range: clean predictions are clamped, as Diffusers' DDPM and DDIM do.
 
-    All of it lives in the configuration. A step costs one or two weighted sums with numbers that
-    `set_timesteps` has computed in float64; sums are in float32 at the least. A schedule whose first step is
-    analytic lists one timestep less, so that timesteps are evaluations; a pipeline has to scale its first
-    noise by `init_noise_sigma` for that, which flow pipelines do not. Raises ValueError for options that
-    contradict each other or would silently do nothing.
+    The grids of use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas are, for flow models, those of
+    `FlowMatchEulerDiscreteScheduler`: between the largest and the smallest shifted sigma. All options live
+    in the configuration. A step costs one or two weighted sums with numbers that `set_timesteps` has computed
+    in float64; sums are in float32 at the least. A schedule whose first step is analytic lists one timestep
+    less, so that timesteps are evaluations; a pipeline has to scale its first noise by `init_noise_sigma` for
+    that, which flow pipelines do not. Raises ValueError for options that contradict each other or would
+    silently do nothing.
     """
 
+    constructor = CONSTRUCTOR
     model_outputs: list[torch.Tensor]
     solver_states: list[torch.Tensor]
     seen_samples: list[torch.Tensor]
@@ -62,10 +83,13 @@ class SolverScheduler(NodeScheduler):
     @register_to_config
     @with_signature(CONSTRUCTOR)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        options, _ = bound_options(CONSTRUCTOR, args, kwargs)
+        options, given = bound_options(CONSTRUCTOR, args, kwargs)
         _check_solver(options)
+        refuse_idle(options, given, defaults_of(CONSTRUCTOR))
         self._set_up(options, OWN_DEFAULTS)
-        self.register_to_config(schedules=book_to_config(options["schedules"]))
+        book = ScheduleBook.of(options["schedules"])
+        self.register_to_config(schedules=book.to_config())
+        self._parsed = self.config.schedules, book
 
     def _set_up(self, options: dict[str, Any], own: dict[str, Any]) -> None:
         check_unipc(options)
@@ -74,7 +98,15 @@ class SolverScheduler(NodeScheduler):
                 "solver_p is another scheduler with a history of its own: choose solver= instead"
             )
         super().__init__(**{name: value for name, value in options.items() if name not in own})
+        self._parsed: tuple[Any, ScheduleBook] = None, ScheduleBook()
+        self._table: SolverTable = None  # type: ignore[assignment]
+        self._decided: SolverSchedule | None = None
+        self._hidden = 0
         self._forget()
+
+    def around_call(self) -> AroundCall:
+        """What stands around the calls of a pipeline that has this scheduler plugged."""
+        return AroundCall()
 
     # --------------------------------------------------------------------------- a run's nodes and table
 
@@ -95,6 +127,8 @@ class SolverScheduler(NodeScheduler):
         given grid is not shifted. Raises ValueError for a grid that does not decrease, and where there is no
         schedule for so many steps.
         """
+        if self.request.sigmas is not None and timesteps is None and sigmas is None:
+            num_inference_steps, sigmas = None, self.request.sigmas
         check_request(num_inference_steps, timesteps, sigmas)
         levels = NoiseLevels.from_scheduler(self, mu)
         grid: RunGrid | None = None
@@ -109,46 +143,25 @@ class SolverScheduler(NodeScheduler):
         assert num_inference_steps is not None  # noqa: S101 - check_request and the grid have seen to it
         self._given = grid is not None
         schedule = self._schedule(int(num_inference_steps), given=self._given)
+        if not self._given:
+            self._tell(int(num_inference_steps))
         if grid is None:
             grid = self._own_grid(schedule, levels, int(num_inference_steps), shifted, mu)
         self._start(schedule, levels, grid, device)
-
-    def _schedule(self, steps: int, *, given: bool, begin: int = 0) -> SolverSchedule:
-        """The decisions of a run: the entry for so many evaluations, or the preset."""
-        book, name = self.config.get("schedules") or {}, self.config.get("solver")
-        if book and given and not name:
-            raise ValueError(
-                "the schedules bring grids of their own: leave out timesteps= and sigmas=, or name a preset "
-                "for given grids (solver='unipc')"
-            )
-        if book and not given and (str(steps) in book or not name):
-            return entry(book, steps)
-        options = {"final": self.config.final_sigmas_type, "begin": begin}
-        if (name or "unipc") == "unipc":
-            options |= self._unipc_options()
-        options |= self.config.get("solver_options") or {}
-        return preset(name or "unipc")(steps, self.config.grid or "linspace", **options)
-
-    def _unipc_options(self) -> dict[str, Any]:
-        """UniPC's own options as keywords of the preset."""
-        config = self.config
-        return {
-            "order": config.solver_order,
-            "kind": config.solver_type,
-            "param": "data" if config.predict_x0 else "noise",
-            "disable_corrector": self.disable_corrector,
-            "lower_order_final": config.lower_order_final,
-        }
 
     def _own_grid(
         self, schedule: SolverSchedule, levels: NoiseLevels, steps: int, shifted: Any, mu: float | None
     ) -> RunGrid:
         """The nodes where a person gave none: the schedule's, or those of UniPC's options."""
-        stored = str(steps) in (self.config.get("schedules") or {})
+        stored = self.book.find(steps) is not None
+        if self.config.use_dynamic_shifting and mu is None and not stored:
+            raise ValueError("`mu` must be passed when `use_dynamic_shifting` is set to be `True`")
         if stored or self.config.grid:
-            if self.config.use_dynamic_shifting and mu is None and not stored:
-                raise ValueError("`mu` must be passed when `use_dynamic_shifting` is set to be `True`")
             return schedule_grid(schedule, levels)
+        formula = next((name for name in FLOW_GRIDS if self.config[name]), None) if levels.flow else None
+        if formula is not None:
+            lowest = self._lowest_flow_sigma(levels, shifted)
+            return flow_grid(formula, levels, steps, lowest, self.config.final_sigmas_type)
         if shifted is None:
             super().set_timesteps(steps, mu=mu)
         else:
@@ -166,8 +179,10 @@ class SolverScheduler(NodeScheduler):
                 f"the schedule's first step is analytic ({schedule.first!r}): pipelines would have to scale "
                 "their first noise, and those of flow models do not; use a schedule with first='model'"
             )
+        if levels.flow and grid.sigmas[0] > 1:
+            raise ValueError(f"the grid starts at sigma {grid.sigmas[0]:g}, flow models end at 1")
         self._forget()
-        self._run = (levels, grid)
+        self._run, self._decided = (levels, grid), schedule
         self._table = self._compiled(schedule)
         self._hidden = hidden
         self.init_noise_sigma = 1.0 if self._table.first is None else self._table.first.outside
@@ -201,8 +216,17 @@ class SolverScheduler(NodeScheduler):
         self._linked = value is not None
 
     @property
+    def schedule(self) -> SolverSchedule:
+        """The decisions of the run that `set_timesteps` has set up; ValueError where there is none."""
+        if self._decided is None:
+            raise ValueError("no run is set up: call set_timesteps first")
+        return self._decided
+
+    @property
     def table(self) -> SolverTable:
-        """The numbers of the run that `set_timesteps` has set up."""
+        """The numbers of the run that `set_timesteps` has set up; ValueError where there is none."""
+        if self._table is None:
+            raise ValueError("no run is set up: call set_timesteps first")
         return self._table
 
     def per_sample_state(self) -> tuple[str, ...]:
@@ -218,7 +242,7 @@ class SolverScheduler(NodeScheduler):
         """
         self._linked = False
         begin = (self._step_index or 0) + self._hidden
-        if not self._step_index or not self._table.reads_earlier_states(begin):
+        if not self._step_index or not self.table.reads_earlier_states(begin):
             return
         schedule = self._schedule(len(self.timesteps), given=self._given, begin=begin)
         self._table = self._compiled(schedule, begin)
@@ -234,13 +258,18 @@ class SolverScheduler(NodeScheduler):
         sample: torch.Tensor,
         return_dict: bool = True,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
     ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """The sample at the next node: correct, compensate the new prediction, predict.
 
         model_output, sample: [n, ...] of one shape; the result has the sample's dtype. Costs no network call
         and, past the first step, no device synchronisation. generator: not used, the solver adds no noise;
-        some pipelines (DDPM) pass one to every scheduler. Raises ValueError after the last node.
+        some pipelines (DDPM) pass one to every scheduler, and DDIMPipeline eta and use_clipped_model_output
+        as well, which have to be neutral. Raises ValueError for those, and after the last node.
         """
+        if eta or use_clipped_model_output:
+            refuse_ddim_options(eta, use_clipped_model_output)
         steps = self.num_inference_steps
         if steps is None:
             raise ValueError("no run is set up: call set_timesteps first")
@@ -249,7 +278,10 @@ class SolverScheduler(NodeScheduler):
             x = self._enter(timestep, x)
         i: int = self._step_index  # type: ignore[assignment]
         if i >= steps:
-            raise ValueError(f"all {steps} steps are done: call set_timesteps before the next run")
+            raise ValueError(
+                f"all {steps} steps are done: call set_timesteps before the next run, and give every thread "
+                "a pipeline of its own"
+            )
         keep, gain = self._mixes[i]
         data = (
             torch.mul(model_output, gain) if keep == 0 else torch.mul(x, keep).add_(model_output, alpha=gain)
@@ -306,7 +338,7 @@ class SolverScheduler(NodeScheduler):
 
     def _analytic(self, index: int) -> AnalyticStep | None:
         """The analytic step that led to the first node; None for a run that starts later or was noised."""
-        table: SolverTable = self._table
+        table = self.table
         return None if index or self._noised or table.begin else table.first
 
     def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -11,6 +11,7 @@ so that (l, s, b) = (1, 0, 0) is data prediction and (0, -1, 0) noise prediction
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from safetensors.numpy import save_file
 from scipy.integrate import cumulative_simpson
 
 from diffplug.files import atomic_path
+from diffplug.messages import reason
 
 __all__ = ["Between", "ModelStatistics", "load_statistics"]
 
@@ -102,28 +104,33 @@ class ModelStatistics:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write them as safetensors, float32, whole or not at all."""
-        arrays = {name: getattr(self, name).astype(np.float32) for name in NAMES}
+        arrays = {"lambdas": self.lambdas}
+        arrays |= {name: getattr(self, name).astype(np.float32) for name in NAMES}
+        told = {**self.told, "format": FORMAT, "sha256": _hash(arrays)}
         with atomic_path(path) as temporary:
-            save_file(
-                {"lambdas": self.lambdas, **arrays}, temporary, metadata={**self.told, "format": FORMAT}
-            )
+            save_file(arrays, temporary, metadata=told)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ModelStatistics:
-        """The statistics in a file of `save`; ValueError names the file where it holds none."""
+        """The statistics in a file of `save`; ValueError names a file that is none, or damaged."""
         try:
             with safe_open(path, framework="np") as file:
                 told = dict(file.metadata() or {})
                 if told.pop("format", None) != FORMAT:
                     raise ValueError(f"it lacks the mark {FORMAT!r}")
-                return cls(told=told, **{name: file.get_tensor(name) for name in ("lambdas", *NAMES)})
+                arrays = {name: file.get_tensor(name) for name in ("lambdas", *NAMES)}
+            if told.pop("sha256", None) not in (None, _hash(arrays)):
+                raise ValueError("it is damaged: its numbers are not those of the hash in its header")
+            return cls(told=told, **arrays)
         except FileNotFoundError as error:
             raise ValueError(
                 f"the statistics in {os.fspath(path)!r} are not there: put the file beside the schedule, or "
                 "measure them (diffplug schedule measure)"
             ) from error
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)!r} holds no statistics of a model: {error}") from error
+        except (SafetensorError, OSError, ValueError, MemoryError) as error:
+            raise ValueError(
+                f"{os.fspath(path)!r} holds no statistics of a model: {reason(error)}"
+            ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +154,15 @@ class Between:
     def _weighed(self, values: Floats) -> Floats:
         weights = np.exp(self.l + self.s - self.l[-1])
         return np.asarray(_integrals(weights * values, self.offsets[1])[-1])
+
+
+def _hash(arrays: Mapping[str, Any]) -> str:
+    """A hash of arrays by name, type and content."""
+    digest = hashlib.sha256()
+    for name, values in sorted(arrays.items()):
+        digest.update(f"{name}{values.dtype}{values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def load_statistics(path: str | os.PathLike[str]) -> ModelStatistics:

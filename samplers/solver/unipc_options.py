@@ -18,6 +18,11 @@ def constructor_signature(changed: Mapping[str, Any], own: Mapping[str, Any]) ->
     return inspect.Signature([*parameters, *more])
 
 
+def defaults_of(signature: inspect.Signature) -> dict[str, Any]:
+    """Every option of a constructor with its default."""
+    return {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
+
+
 def with_signature(signature: inspect.Signature) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator: the constructor shows this signature, from which Diffusers makes the configuration."""
 

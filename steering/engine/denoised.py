@@ -2,43 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffplug import latents
 from diffplug.intercept import StepCall
-from diffplug.noise.families import Level, level, x0hat
+from diffplug.noise.families import Level, Reading, next_level, reading
+from diffplug.steering.engine.rule import ScoredStep
 
 
-def clean_prediction(call: StepCall) -> Tensor:
-    """Return x0hat `[n, ...]` of a step's arguments; for tokens the likeliest code at masked places."""
-    if call.sample.is_floating_point():
-        return x0hat(call.scheduler, call.model_output, call.timestep, call.sample)
+@dataclass(frozen=True)
+class StepNoise:
+    """What a scheduler says of one of its steps: how x0 is read from it, and the level that it leads to.
+
+    position: its place in `scheduler.timesteps`. timestep: the entry there.
+    """
+
+    reading: Reading
+    there: Level
+    position: int
+    timestep: float
+
+    def is_for(self, call: StepCall) -> bool:
+        """Return whether the scheduler stands where this was read."""
+        standing = getattr(call.scheduler, "step_index", self.position)
+        return standing == self.position and bool((torch.as_tensor(call.timestep) == self.timestep).all())
+
+
+def noise_ahead(scheduler: Any, start: int, calls: Iterable[int]) -> dict[int, StepNoise]:
+    """Return what the scheduler will say of these calls of a run that begins at step `start`.
+
+    All numbers come from the host's tables, so that a scored step computes none. PNDM is left out: it counts
+    by itself and looks at one timestep twice. Raises ValueError for a scheduler whose levels are not known.
+    """
+    if hasattr(scheduler, "counter"):
+        return {}
+    times = scheduler.timesteps.tolist()
+    return {
+        call: StepNoise(
+            reading=reading(scheduler, step_index=start + call),
+            there=next_level(scheduler, step_index=start + call),
+            position=start + call,
+            timestep=times[start + call],
+        )
+        for call in calls
+    }
+
+
+def scored_step(call: StepCall, index: int, steps: int, ahead: Mapping[int, StepNoise]) -> ScoredStep:
+    """Return a call as a value: its clean prediction, and the noise before and after the step.
+
+    ahead: what `noise_ahead` read; a call that is not there, or elsewhere in the schedule, is read now.
+    """
+    progress = (index + 1) / max(steps, index + 1)
+    here = there = None
+    if not call.sample.is_floating_point():
+        x0 = likeliest_tokens(call)
+    else:
+        noise = ahead.get(index)
+        if noise is not None and noise.is_for(call):
+            now, there = noise.reading, noise.there
+        else:
+            now, there = reading(call.scheduler, call.timestep), next_level(call.scheduler, call.timestep)
+        here, x0 = now.level, now.clip(now.raw(call.model_output, call.sample))
+    return ScoredStep(call=call, index=index, steps=steps, progress=progress, x0=x0, here=here, there=there)
+
+
+def likeliest_tokens(call: StepCall) -> Tensor:
+    """Return the tokens of a call with the likeliest code at masked places."""
     masked = call.sample == call.scheduler.config.mask_token_id
     codes = call.model_output.argmax(1 if call.sample.ndim == 3 else -1)
     return torch.where(masked, codes, call.sample)
-
-
-def level_of(call: StepCall) -> Level | None:
-    """Return signal and noise of a step's sample; None for tokens."""
-    return level(call.scheduler, call.timestep) if call.sample.is_floating_point() else None
-
-
-def decode(pipe: Any, x: Tensor, *, batch_size: int = 4, **size: Any) -> Tensor:
-    """Return pictures `[n, 3, h, w]` in [0, 1] of latents (`diffplug.latents.decode`) or of token maps
-    `[n, h, w]`, which the pipeline's `vqvae` decodes `batch_size` rows at a time; sequences `[n, l]` of
-    tokens are returned as they are.
-    """
-    if x.is_floating_point():
-        return latents.decode(pipe, x, batch_size=batch_size, **size)
-    if x.ndim == 2:
-        return x
-    vqvae = pipe.vqvae
-    pictures = []
-    for rows in x.split(batch_size):
-        shape = (*rows.shape, vqvae.config.latent_channels)
-        out = vqvae.decode(rows, force_not_quantize=True, shape=shape).sample
-        pictures.append(out.float().clamp(0, 1))
-    return torch.cat(pictures)

@@ -8,14 +8,54 @@ range).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffplug.steering.engine.ranks import Rows
+from diffplug.intercept import StepCall
 
-_FRESH = "noise"
+_FRESH = "noise"  # arguments with this in their name are drawn anew for every slot
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Where every row continues from: row i from row `source[i]`, `[P * k]`."""
+
+    source: Tensor
+
+    @property
+    def count(self) -> int:
+        """Return how many rows a tensor of this process has."""
+        return len(self.source)
+
+    def take(self, x: Tensor) -> Tensor:
+        """Return the rows of x, each from where it continues."""
+        return x.index_select(0, self.source.to(x.device))
+
+    def everywhere(self, found: bool) -> bool:
+        """Return whether something holds wherever there are rows."""
+        return found
+
+
+def move_particles(call: StepCall, rows: Rows, guiders: Iterable[Any] = ()) -> None:
+    """Make every per-particle tensor of a call, of its scheduler and of guiders continue from `rows`.
+
+    Given noise stays in its slot: it is fresh there. Guiders are Diffusers' objects with a momentum (adaptive
+    projected guidance).
+    """
+    shapes = {call.sample.shape, call.model_output.shape}
+    reindex_scheduler(call.scheduler, rows, shapes)
+    call.model_output = rows.take(call.model_output)
+    call.sample = rows.take(call.sample)
+    for name, value in call.kwargs.items():
+        if value is not None and _FRESH not in name:
+            call.kwargs[name] = reindex(value, rows, shapes)
+    for guider in guiders:
+        buffer = getattr(guider, "momentum_buffer", None)
+        if buffer is not None:
+            buffer.running_average = reindex(buffer.running_average, rows)
 
 
 def reindex_scheduler(scheduler: Any, rows: Rows, shapes: set[torch.Size]) -> None:
@@ -39,27 +79,10 @@ def reindex(value: Any, rows: Rows, shapes: set[torch.Size] | None = None) -> An
     shapes: which tensors are per-sample; None means every tensor with as many rows.
     """
     if isinstance(value, Tensor):
-        fits = value.ndim > 0 and len(value) == len(rows) if shapes is None else value.shape in shapes
+        fits = value.ndim > 0 and len(value) == rows.count if shapes is None else value.shape in shapes
         return rows.take(value) if fits else value
     if type(value) in (list, tuple):
         moved = [reindex(item, rows, shapes) for item in value]
         changed = any(new is not old for new, old in zip(moved, value, strict=True))
         return type(value)(moved) if changed else value
     return value
-
-
-def reindex_arguments(arguments: dict[str, Any], rows: Rows, shapes: set[torch.Size]) -> dict[str, Any]:
-    """Return step arguments with per-sample tensors taken at `rows`; given noise stays in its slot, it is
-    fresh there.
-    """
-    return {
-        name: value if _FRESH in name else reindex(value, rows, shapes) for name, value in arguments.items()
-    }
-
-
-def reindex_guiders(guiders: Iterable[Any], rows: Rows) -> None:
-    """Move the momentum of guiders (adaptive projected guidance) with its particles."""
-    for guider in guiders:
-        buffer = getattr(guider, "momentum_buffer", None)
-        if buffer is not None:
-            buffer.running_average = reindex(buffer.running_average, rows)

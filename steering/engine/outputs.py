@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffplug.steering.engine.ranks import Slots
+from diffplug.steering.engine.slots import Slots
 
 
 def take(output: Any, rows: Sequence[int], total: int) -> Any:
@@ -19,8 +19,8 @@ def take(output: Any, rows: Sequence[int], total: int) -> Any:
 
 
 def of_all(output: Any, total: int, slots: Slots) -> Any:
-    """Return the same kind of output with the rows of all processes, from one with this process's `total`."""
-    if slots.ranks.count == 1:
+    """Return the same kind of output with the rows of all slots, from one with the `total` rows here."""
+    if len(slots.own) == slots.particles:
         return output
     return _changed(output, lambda value: _of_all(value, total, slots))
 
@@ -67,10 +67,10 @@ def _taken(value: Any, rows: Sequence[int], total: int) -> Any:
     return value
 
 
-def best_first(rewards: Tensor, populations: int = 1) -> list[int]:
-    """Return slots by falling reward `[k]`, the best one of each population before all others."""
+def best_first(rewards: Tensor, islands: int = 1) -> list[int]:
+    """Return slots by falling reward `[k]`, the best one of each island before all others."""
     order = torch.argsort(rewards, descending=True, stable=True).tolist()
-    size = len(order) // populations
+    size = len(order) // islands
     met: set[int] = set()
     leaders = [slot for slot in order if not (slot // size in met or met.add(slot // size))]  # type: ignore[func-returns-value]
     leaders = [slot for slot in leaders if rewards[slot] > -torch.inf]

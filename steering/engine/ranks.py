@@ -3,7 +3,7 @@
 Of the k particles of every prompt, process r of W denoises the slots r k/W ... (r+1) k/W - 1. All processes
 make the same call and hold the same filter: rewards are gathered, each computes the same ancestors, and
 survivors change hands (output, sample, the solver's history). Everything runs over torch.distributed, as
-`accelerate launch` or `torchrun` start it; a lone process is the special case in which nothing is sent.
+`accelerate launch` or `torchrun` start it. No other file knows of more than one process.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from diffplug.steering.engine.history import Rows
+from diffplug.steering.engine.slots import Slots
 
 T = TypeVar("T")
 
@@ -33,7 +36,7 @@ class Ranks:
 
     @classmethod
     def of(cls, group: Any = None) -> Ranks:
-        """The processes of a group, or of the whole job.
+        """Return the processes of a group, or of the whole job.
 
         A job that a launcher started is joined if nobody did so yet; without one there is a single process.
         """
@@ -46,7 +49,7 @@ class Ranks:
         return cls(dist.get_rank(group), dist.get_world_size(group), group)
 
     def everyone(self, make: Callable[[], T]) -> list[T]:
-        """What `make` returns in each process, in their order; an error in one of them is raised in all.
+        """Return what `make` returns in each process, in their order; an error in one is raised in all.
 
         For small values: they are pickled.
         """
@@ -66,16 +69,8 @@ class Ranks:
                 raise ValueError(f"process {index} of {self.count} failed: {message}")
         return [value for value, _ in found]
 
-    def agree(self, value: Any, what: str) -> None:
-        """Raise ValueError, in every process, unless all of them have the same value."""
-        if any(other != value for other in self.everyone(lambda: value)):
-            raise ValueError(
-                f"the processes that share particles have different {what}: each must make the same call, "
-                "with the same steerer and seeds"
-            )
-
     def stacked(self, x: Tensor) -> Tensor:
-        """The tensors of all processes, `[count, *x.shape]`, which is the same shape in each."""
+        """Return the tensors of all processes, `[count, *x.shape]`, which is the same shape in each."""
         if self.count == 1:
             return x[None]
         on_wire = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
@@ -85,19 +80,21 @@ class Ranks:
         return torch.stack([part.view(x.dtype).reshape(x.shape) for part in parts]).to(x.device)
 
 
-ALONE = Ranks()
+def slots_of(particles: int, ranks: bool | Ranks) -> Slots:
+    """Return the slots of k particles: all here, or shared by the processes of a job or of a group.
+
+    Raises ValueError where the processes do not divide the particles.
+    """
+    if ranks is False:
+        return Slots(particles)
+    return SharedSlots(particles, Ranks.of() if ranks is True else ranks)
 
 
 @dataclass(frozen=True)
-class Slots:
-    """The k slots of every prompt, and which of them this process holds.
+class SharedSlots(Slots):
+    """The k slots of every prompt, k / W of them in each of W processes."""
 
-    Rows of this process are prompt-major over its own slots, `[P * k / W]`; rows of all of them are
-    prompt-major over all slots, `[P * k]`. Raises ValueError where W does not divide k.
-    """
-
-    particles: int
-    ranks: Ranks = ALONE
+    ranks: Ranks
 
     def __post_init__(self) -> None:
         if self.particles % self.ranks.count:
@@ -108,68 +105,77 @@ class Slots:
 
     @property
     def own(self) -> range:
-        """The slots of this process."""
+        """Return the slots of this process."""
         size = self.particles // self.ranks.count
         return range(self.ranks.index * size, (self.ranks.index + 1) * size)
 
+    @property
+    def every_seed(self) -> bool:
+        """Return True: a particle's noise must not depend on the process that holds it."""
+        return True
+
     def mine(self, rows: Sequence[T]) -> list[T]:
-        """From one entry for every row `[P * k]` to those of this process."""
+        """Return, from one entry for every row `[P * k]`, those of this process."""
         starts = range(0, len(rows), self.particles)
         return [rows[start + slot] for start in starts for slot in self.own]
 
     def all(self, x: Tensor) -> Tensor:
-        """From the rows of this process to those of all, `[P * k, ...]`."""
-        return self._joined(self.ranks.stacked(x)) if self.ranks.count > 1 else x
+        """Return the rows of all processes, `[P * k, ...]`, from those of this one."""
+        return self._joined(self.ranks.stacked(x))
 
     def made(self, make: Callable[[], Tensor]) -> Tensor:
-        """The same for small tensors on the CPU that `make` returns; its error in one process ends all."""
-        return self._joined(torch.stack(self.ranks.everyone(make))) if self.ranks.count > 1 else make()
+        """Return the rows of all processes; an error of `make` in one of them ends all."""
+        return self._joined(torch.stack(self.ranks.everyone(make)))
 
     def _joined(self, by_rank: Tensor) -> Tensor:
-        """Rows `[P * k, ...]` of `[W, P * k / W, ...]`."""
+        """Return rows `[P * k, ...]` of `[W, P * k / W, ...]`."""
         return by_rank.unflatten(1, (-1, len(self.own))).transpose(0, 1).flatten(0, 2)
 
     def all_items(self, items: Sequence[T]) -> list[T]:
-        """The same for things that are no tensors, such as PIL images."""
+        """Return the rows of all processes of things that are no tensors."""
         by_rank, size = self.ranks.everyone(lambda: list(items)), len(self.own)
         starts = range(0, len(items), size)
         return [item for start in starts for part in by_rank for item in part[start : start + size]]
 
+    def total(self, number: int) -> int:
+        """Return the sum of a number over all processes."""
+        return sum(self.ranks.everyone(lambda: number))
+
+    def first(self, value: T) -> T:
+        """Return the value of the first process."""
+        return self.ranks.everyone(lambda: value)[0]
+
+    def agree(self, value: Any, what: str) -> None:
+        """Raise ValueError, in every process, unless all of them have the same value."""
+        if any(other != value for other in self.ranks.everyone(lambda: value)):
+            raise ValueError(
+                f"the processes that share particles have different {what}: each must make the same call, "
+                "with the same steerer and seeds"
+            )
+
+    def moved(self, ancestors: Tensor) -> Rows | None:
+        """Return the rows to continue from. Raises ValueError where the processes chose differently."""
+        self.agree(ancestors.tolist(), "ancestors")
+        rows = super().moved(ancestors)
+        return None if rows is None else SharedRows(rows.source, self)
+
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Where every row continues from: row i from row `source[i]`, numbered over all processes, `[P * k]`."""
+class SharedRows(Rows):
+    """Rows that may continue from one in another process; `source` is numbered over all of them."""
 
-    source: Tensor
-    slots: Slots | None = None
+    slots: SharedSlots
 
-    def __len__(self) -> int:
-        """Return the rows of this process."""
-        return len(self.source) // (1 if self.slots is None else self.slots.ranks.count)
+    @property
+    def count(self) -> int:
+        """Return how many rows a tensor of this process has."""
+        return len(self.source) // self.slots.ranks.count
 
     def take(self, x: Tensor) -> Tensor:
-        """Return this process's rows, each from where it continues; x: the rows of this process.
-
-        Costs the memory of all rows where survivors come from other processes.
-        """
-        if self.slots is None or self.slots.ranks.count == 1:
-            return x.index_select(0, self.source.to(x.device))
+        """Return this process's rows, each from where it continues; costs the memory of all rows."""
         mine = torch.tensor(self.slots.mine(self.source.tolist()), device=x.device)
         return self.slots.all(x).index_select(0, mine)
 
-    def in_all(self, found: bool) -> bool:
-        """Whether something holds in every process."""
-        return found if self.slots is None else all(self.slots.ranks.everyone(lambda: found))
-
-
-def moved_rows(ancestors: Tensor, slots: Slots) -> Rows | None:
-    """The rows that the slots continue from, or None where every particle stays.
-
-    ancestors: `[P, k]` slots. Raises ValueError where the processes chose differently.
-    """
-    groups, k = ancestors.shape
-    if slots.ranks.count > 1:
-        slots.ranks.agree(ancestors.tolist(), "ancestors")
-    if torch.equal(ancestors, torch.arange(k).expand_as(ancestors)):
-        return None
-    return Rows((ancestors + torch.arange(groups)[:, None] * k).reshape(-1), slots)
+    def everywhere(self, found: bool) -> bool:
+        """Return whether something holds in every process."""
+        return all(self.slots.ranks.everyone(lambda: found))

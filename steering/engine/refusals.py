@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from diffplug.denoiser import denoisers
+from diffplug.intercept import interceptors
+from diffplug.steering.engine.step import ParticleSteps
 
 _CHUNKS = "it denoises in chunks, and earlier chunks stay in their rows while particles move"
 _EDITS = "it replays stored noise of one given picture, which leaves nothing to draw"
@@ -30,9 +32,7 @@ def refuse_pipeline(pipe: Any, *, copies: bool = True) -> None:
     cannot be moved there; copies: whether that is going to happen.
     """
     if getattr(pipe, "scheduler", None) is None:
-        raise ValueError(
-            f"{type(pipe).__name__} has no scheduler: only pipelines that denoise can be steered"
-        )
+        raise ValueError(_without_scheduler(pipe))
     for cls in type(pipe).__mro__ if copies else ():
         for name, reason in _REFUSED.items():
             if cls.__name__.startswith(name):
@@ -40,6 +40,32 @@ def refuse_pipeline(pipe: Any, *, copies: bool = True) -> None:
                     f"particles of {type(pipe).__name__} cannot be copied: {reason}; try BestOfN, which "
                     "copies none"
                 )
+
+
+def _without_scheduler(pipe: Any) -> str:
+    """Return why a pipeline without `pipe.scheduler` cannot be steered."""
+    names = sorted({*getattr(pipe, "components", {}), *getattr(pipe, "__dict__", {})} - {"_scheduler"})
+    several = [name for name in names if name.endswith("scheduler") and getattr(pipe, name, None) is not None]
+    if several:
+        return (
+            f"{type(pipe).__name__} denoises with {len(several)} schedulers ({', '.join(several)}), and "
+            "particles are moved at one: it cannot be steered yet; draw several results and choose"
+        )
+    return f"{type(pipe).__name__} has no scheduler: only pipelines that denoise can be steered"
+
+
+def refuse_second_run(pipe: Any) -> None:
+    """Raise ValueError where a steered run at the pipeline's scheduler is still under way.
+
+    That is a reward which calls its own steered pipeline, another thread, or another pipeline that shares the
+    scheduler object.
+    """
+    if any(isinstance(one, ParticleSteps) for one in interceptors(pipe.scheduler)):
+        raise ValueError(
+            f"the {type(pipe.scheduler).__name__} of this {type(pipe).__name__} is in a steered run already: "
+            "a reward must not call the pipeline that it steers, and threads and pipelines need a scheduler "
+            "each (they may share the weights)"
+        )
 
 
 def refuse_caches(pipe: Any) -> None:

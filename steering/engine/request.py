@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffplug.checks import check_whole
-from diffplug.seeds import attached_seeds, picture_seeds, row_seeds
-from diffplug.steering.engine.ranks import ALONE, Ranks, Slots
+from diffplug.pipeline_quirks import lost_arguments
+from diffplug.steering.engine.generators import particle_generators, spread_generators
+from diffplug.steering.engine.slots import Slots
 
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size")
 _SIZES = ("height", "width", "num_frames")
@@ -40,47 +40,82 @@ class Request:
     size: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_request(pipe: Any, kwargs: Mapping[str, Any], particles: int, ranks: Ranks | None = None) -> Request:
+def read_request(pipe: Any, kwargs: Mapping[str, Any], slots: Slots) -> Request:
     """Return the request behind a call's arguments (by name, defaults not filled in).
 
-    ranks: the processes that share the particles; every particle then has a generator of its own, which does
-    not depend on the process that holds it. A pipeline without prompts (`batch_size` or neither) has one
-    group. Raises ValueError where more pictures are wanted than there are particles, and for generators or
-    latents whose number fits neither prompts nor particles.
+    slots: the particles of every prompt, and which of them are here; where they are shared, every particle
+    has a generator of its own, which does not depend on the process that holds it. A pipeline without prompts
+    (`batch_size` or neither) has one group. Raises ValueError where more pictures are wanted than there are
+    particles, for generators or latents whose number fits neither prompts nor particles, and for given videos
+    that cannot be repeated.
     """
     defaults = {name: p.default for name, p in inspect.signature(type(pipe).__call__).parameters.items()}
     count = next((name for name in _COUNTS if name in defaults), None)
-    wanted = kwargs.get(count, defaults[count]) if count else None
-    wanted = 1 if wanted is None else wanted
-    check_whole(str(count), wanted)
+    wanted = _wanted(kwargs.get(count, defaults[count]) if count else None, str(count), slots.particles)
+    groups, prompts = _groups(kwargs, defaults)
+    if count == "batch_size" and wanted % groups == 0:
+        wanted //= groups
+    given = dict(kwargs) | _repeated(pipe, kwargs, defaults, count, groups, len(slots.own))
+    if given.get("latents") is not None:
+        _check_latents(given["latents"], groups, slots.particles)
+        given["latents"] = given["latents"][slots.mine(range(groups * slots.particles))]
+    generator = given.get("generator")
+    if slots.every_seed and "generator" in defaults:
+        given["generator"] = slots.mine(particle_generators(pipe, generator, groups, wanted, slots))
+    elif isinstance(generator, (list, tuple)):
+        given["generator"] = spread_generators(generator, groups, slots.particles)
+    return Request(
+        groups=groups,
+        wanted=wanted,
+        prompts=prompts,
+        output_type=given.get("output_type", defaults.get("output_type")),
+        kwargs=given,
+        size={name: given.get(name) or _number(defaults.get(name)) for name in _SIZES},
+    )
+
+
+def one_each(pipe: Any) -> bool:
+    """Return whether a pipeline makes one video for each prompt, whatever its call says.
+
+    Its prompts are given k times instead.
+    """
+    return not {*_COUNTS}.isdisjoint(lost_arguments(pipe))
+
+
+def _wanted(asked: Any, count: str, particles: int) -> int:
+    """Return how many pictures per prompt a call asks for."""
+    wanted = 1 if asked is None else asked
+    check_whole(count, wanted)
     if wanted > particles:
         raise ValueError(
             f"{count}={wanted} pictures asked for but only {particles} particles are run: raise "
             f"particles to at least {wanted}"
         )
-    groups, prompts = _groups(kwargs, defaults)
-    slots = Slots(particles, ranks or ALONE)
-    here = len(slots.own)
-    given = dict(kwargs)
-    tiles = type(pipe).__name__.startswith(_TILING)
-    by_count = bool(count) and not tiles and given.get("prompt_embeds") is None
-    given.update(_multiplied(given, count, groups, here, by_count))
-    given.update(_start_images(pipe, given, defaults, groups, here, by_count))
-    if given.get("latents") is not None:
-        _check_latents(given["latents"], groups, particles)
-        if here < particles:
-            given["latents"] = given["latents"][slots.mine(range(groups * particles))]
-    generator = given.get("generator")
-    if ranks is not None and "generator" in defaults:
-        every = particle_generators(pipe, generator, groups, wanted, slots)
-        given["generator"] = slots.mine(every)
-    elif isinstance(generator, (list, tuple)):
-        given["generator"] = spread_generators(generator, groups, particles)
-    output_type = given.get("output_type", defaults.get("output_type"))
-    size = {name: given.get(name) or _number(defaults.get(name)) for name in _SIZES}
-    return Request(
-        groups=groups, wanted=wanted, prompts=prompts, output_type=output_type, kwargs=given, size=size
+    return wanted
+
+
+def _repeated(
+    pipe: Any,
+    given: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    count: str | None,
+    groups: int,
+    here: int,
+) -> dict[str, Any]:
+    """Return the arguments that change so that every prompt has `here` consecutive rows."""
+    by_count = (
+        bool(count)
+        and not type(pipe).__name__.startswith(_TILING)
+        and not one_each(pipe)
+        and given.get("prompt_embeds") is None
     )
+    if one_each(pipe) and given.get("video") is not None:
+        raise ValueError(
+            f"{type(pipe).__name__} makes one video for the video that it is given, so several particles of "
+            "it cannot run together: steer the pipeline that starts from noise"
+        )
+    changed = _multiplied(given, count, groups, here, by_count)
+    return changed | _start_images(pipe, given, defaults, groups, here, by_count)
 
 
 def _number(default: Any) -> int | None:
@@ -111,6 +146,10 @@ def _multiplied(
     given: Mapping[str, Any], count: str | None, groups: int, particles: int, by_count: bool
 ) -> dict[str, Any]:
     """Return the arguments that change so that every prompt has `particles` consecutive rows."""
+    labels = given.get("class_labels")
+    if count == "batch_size" and labels is not None:  # it counts all rows, and wants a label for each
+        listed = [labels] if isinstance(labels, int) else labels
+        return {count: groups * particles, "class_labels": _repeat(listed, groups, particles)}
     if by_count and count:
         return {count: particles}
     embeds = given.get("prompt_embeds") is not None
@@ -138,7 +177,7 @@ def _start_images(
     and for all where prompts are repeated here instead of by the pipeline.
     """
     if groups == 1:
-        return {}
+        return _lone_image(given, particles) if one_each(pipe) else {}
     tiled = "strength" in defaults or type(pipe).__name__.startswith(_TILING_IMAGES)
     names = (_IMAGES if tiled else ()) if by_count else (*_IMAGES, *_CONTROLS)
     several = hasattr(getattr(pipe, "controlnet", None), "nets")  # one entry, or list, for each of them
@@ -150,6 +189,16 @@ def _start_images(
         elif value is not None:
             found[name] = _repeat(value, groups, particles)
     return found
+
+
+def _lone_image(given: Mapping[str, Any], particles: int) -> dict[str, Any]:
+    """Return the start image of a single prompt, once for every row."""
+    image = given.get("image")
+    if image is None or (isinstance(image, Tensor) and image.ndim > 3 and len(image) != 1):
+        return {}
+    if isinstance(image, (list, tuple)) or (isinstance(image, Tensor) and image.ndim > 3):
+        return {"image": _repeat(image, 1, particles)}
+    return {"image": [image] * particles}
 
 
 def _repeat(value: Any, groups: int, k: int) -> Any:
@@ -169,75 +218,3 @@ def _check_latents(latents: Any, groups: int, particles: int) -> None:
             "start from "
             f"{groups * particles}: give one row for every particle, prompt by prompt"
         )
-
-
-def spread_generators(
-    generators: Sequence[torch.Generator], groups: int, particles: int
-) -> list[torch.Generator]:
-    """Return one generator per particle from q per prompt (1 <= q <= k), prompt-major.
-
-    The given ones serve the first q particles of their prompt as they are, so those start like the unsteered
-    pictures; the others get generators whose seeds are drawn from a copy of a given one: no given generator
-    is advanced.
-    """
-    per_group, rest = divmod(len(generators), groups)
-    if rest or not 1 <= per_group <= particles:
-        raise ValueError(
-            f"{len(generators)} generators for {groups} prompts with {particles} particles each: give "
-            "one generator "
-            "for all, one for each prompt, or one for each particle"
-        )
-    blocks = [generators[g * per_group : (g + 1) * per_group] for g in range(groups)]
-    for prompt, block in enumerate(blocks):
-        _check_streams(block, prompt)
-    return [generator for block in blocks for generator in _block(block, particles)]
-
-
-def particle_generators(
-    pipe: Any, generator: Any, groups: int, wanted: int, slots: Slots
-) -> list[torch.Generator]:
-    """Return a generator for every particle of all processes, prompt-major; each must get the same ones.
-
-    From the list given, else from the `Seeds` of the pipeline, else with seeds that the first process draws
-    from the generator given or from the global one. Raises ValueError where the processes disagree.
-    """
-    k, seeds = slots.particles, attached_seeds(pipe)
-    if isinstance(generator, (list, tuple)):
-        every = spread_generators(generator, groups, k)
-    elif generator is None and seeds is not None:
-        rows = row_seeds(picture_seeds(seeds.seeds, groups * wanted), groups, groups * k)
-        every = [torch.Generator(seeds.device).manual_seed(seed) for seed in rows]
-    else:
-        device = "cpu" if generator is None else generator.device
-        drawn = torch.randint(2**63 - 1, (groups * k,), generator=generator, device=device).tolist()
-        every = [torch.Generator(device).manual_seed(s) for s in slots.ranks.everyone(lambda: drawn)[0]]
-    slots.ranks.agree([one.initial_seed() for one in every], "generators")
-    return every
-
-
-def _check_streams(given: Sequence[torch.Generator], prompt: int) -> None:
-    """Raise ValueError for two generators of one prompt that would draw the same noise."""
-    apart = {id(generator): generator for generator in given}.values()
-    if len({generator.get_state().numpy().tobytes() for generator in apart}) < len(apart):
-        raise ValueError(
-            f"two generators of prompt {prompt} have the same state, so that their particles would be the "
-            "same: seed each differently (diffplug.seeds.generators)"
-        )
-
-
-def _block(given: Sequence[torch.Generator], particles: int) -> list[torch.Generator]:
-    rounds = -(-particles // len(given)) - 1
-    seeds = [child_seeds(generator, rounds) for generator in given]
-    children = [
-        torch.Generator(given[i].device).manual_seed(seeds[i][j])
-        for j in range(rounds)
-        for i in range(len(given))
-    ]
-    return [*given, *children][:particles]
-
-
-def child_seeds(generator: torch.Generator, n: int) -> list[int]:
-    """Return n seeds drawn from a copy of the generator, which itself stays where it is."""
-    copy = torch.Generator(generator.device)
-    copy.set_state(generator.get_state())
-    return torch.randint(2**63 - 1, (n,), generator=copy, device=generator.device).tolist()

@@ -7,11 +7,10 @@ prediction is the finished picture, which is scored in any case, and copies made
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from diffplug.checks import check_number
-
-Plan = Callable[[int], Iterable[int]]
+from diffplug.steering.engine.rule import Plan
 
 
 def scored_calls(fractions: Iterable[float]) -> Plan:

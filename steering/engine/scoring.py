@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffplug import latents, rewards
-from diffplug.intercept import StepCall
+from diffplug import rewards
+from diffplug.latents import PictureDecoder
 from diffplug.pictures import score_pictures
-from diffplug.steering.engine import denoised as clean
-from diffplug.steering.engine.denoised import level_of
-from diffplug.steering.engine.ranks import Slots
+from diffplug.steering.engine.blame import failing_row, limited
 from diffplug.steering.engine.request import Request
+from diffplug.steering.engine.rule import ScoredStep, State, Value
+from diffplug.steering.engine.slots import Slots
+from diffplug.steering.parts import Scoring
 from diffplug.steering.proposals import reward_gradient
-from diffplug.steering.values.many_samples import State, Value
-
-if TYPE_CHECKING:
-    from diffplug.steering.steerer import Steerer
 
 
 @dataclass
@@ -34,53 +30,69 @@ class Seconds:
     reward: float = 0.0
     total: float = 0.0
 
-    @contextmanager
-    def add(self, part: str) -> Iterator[None]:
-        """Add the seconds that the block takes to a part."""
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, part, getattr(self, part) + perf_counter() - start)
-
 
 class Scorer:
-    """Rates the rows of one steered call that are in this process; `texts` holds the prompt of each."""
+    """Rates the rows of one steered call; `texts` holds the prompt of each row that is here.
 
-    def __init__(self, steerer: Steerer, pipe: Any, request: Request, slots: Slots) -> None:
-        self.steerer, self.pipe, self.request, self.slots = steerer, pipe, request, slots
-        self.prompts = _reward_prompts(steerer, request)
+    scoring: how unfinished particles are judged. weight: lambda, for values that need it. needed: whether the
+    reward will be asked at all. Raises ValueError where the reward would get no text for a prompt, and where
+    its weights cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        reward: Any,
+        scoring: Scoring,
+        pipe: Any,
+        request: Request,
+        slots: Slots,
+        *,
+        weight: float = 0.0,
+        needed: bool = True,
+    ) -> None:
+        self.reward, self.scoring, self.pipe, self.request = reward, scoring, pipe, request
+        self.slots, self.weight = slots, weight
+        self.prompts = _reward_prompts(scoring.prompts, request, needed)
         self.texts = [prompt for prompt in self.prompts for _ in slots.own]
         self.seconds = Seconds()
+        self.takes_video = bool(getattr(reward, "takes_video", False))
+        self.own = PictureDecoder(pipe, **request.size)
+        self.early = _early_decoder(scoring, pipe, request)
+        if needed:
+            load_reward(reward, self.prompts)
 
-    def value(self, x0: Tensor, index: int, steps: int, call: StepCall | None) -> Tensor:
-        """Return the values `[n]` of the states of a call, by default rewards of clean predictions."""
-        where = f"step {index + 1} of {steps}"
+    def __call__(self, step: ScoredStep) -> Tensor:
+        """Return what the states of all rows are worth at a scored step, `[P * k]`."""
+        return self.slots.made(lambda: self._valued(step))
 
-        def rated(x: Tensor) -> Tensor:
-            return self.rate(self.decoded(x, self._early_decoder()), where)
+    def _valued(self, step: ScoredStep) -> Tensor:
+        """Return the values `[n]` of the rows that are here; rows that are not finite get NaN."""
+        where = f"step {step.index + 1} of {step.steps}"
+        finite = torch.isfinite(step.x0).flatten(1).all(1).cpu()
+        if not bool(finite.any()):
+            raise ValueError(
+                f"the latents are not finite at {where}: nothing is left to steer; try dtype float32 or "
+                "bfloat16, or less guidance"
+            )
+        if self.scoring.value is None:
+            found = self.rate(self.decoded(step.x0, self.early), where)
+        else:
+            found = self._by_value(self.scoring.value, step, where)
+        return found if bool(finite.all()) else torch.where(finite, found, torch.nan)
 
-        value = self.steerer.value
-        return rated(x0) if value is None else self._valued(value, self._state(x0, index, call, rated), where)
-
-    def _state(
-        self, x0: Tensor, index: int, call: StepCall | None, rate: Callable[[Tensor], Tensor]
-    ) -> State:
-        if call is None:
-            raise RuntimeError("a state is valued outside of a scheduler call")
-        return State(
+    def _by_value(self, value: Value, step: ScoredStep, where: str) -> Tensor:
+        """Return a value's numbers. ValueError names the call where they are not one for each row."""
+        call = step.call
+        state = State(
             sample=call.sample,
             output=call.model_output,
-            x0=x0,
-            level=level_of(call),
+            x0=step.x0,
+            level=step.here,
             prompts=self.texts,
-            call=index,
-            strength=self.steerer.weight,
-            rate=rate,
+            call=step.index,
+            strength=self.weight,
+            rate=lambda x: self.rate(self.decoded(x, self.early), where),
         )
-
-    def _valued(self, value: Value, state: State, where: str) -> Tensor:
-        """Return a value's numbers. ValueError names the call where they are not one for each row."""
         try:
             found = torch.as_tensor(value(state)).detach().to("cpu", torch.float64)
         except Exception as error:
@@ -93,35 +105,12 @@ class Scorer:
             )
         return found
 
-    def gradient(self, x0: Tensor) -> Tensor:
-        """Return the gradient of the reward with respect to clean latents, shaped like them."""
-        reward: Any = self.steerer.reward
-
-        def rate(part: Tensor, rows: slice) -> Tensor:
-            images = self.decoded(part, self._early_decoder())
-            try:
-                return reward(images, self.texts[rows])
-            except Exception as error:
-                prompt, place = divmod(rows.start, len(self.slots.own))
-                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-                raise ValueError(
-                    f"the reward failed while its gradient was taken, from particle {self.slots.own[place]} "
-                    f"of prompt {prompt} on: {reason}"
-                ) from error
-
-        return reward_gradient(rate, x0, self.steerer.decode_batch_size)
-
-    def _early_decoder(self) -> Callable[..., Tensor] | None:
-        """Return how clean predictions are decoded before the end; None is the pipeline's own way."""
-        preview = self.steerer.preview
-        return self.steerer.decode if preview is None else partial(latents.decode, vae=preview)
-
     def decoded(self, x: Tensor, decode: Callable[..., Tensor] | None = None) -> Tensor:
         """Return pictures of latents or tokens, by another decoder where one is given."""
-        with self.seconds.add("decode"):
-            images = (decode or clean.decode)(
-                self.pipe, x, **self.request.size, batch_size=self.steerer.decode_batch_size
-            )
+        start = perf_counter()
+        decode = decode or (self.own if x.is_floating_point() else partial(decode_tokens, self.pipe))
+        images = decode(x, batch_size=self.scoring.decode_batch_size)
+        self.seconds.decode += perf_counter() - start
         if getattr(images, "shape", (0,))[0] != len(x):
             raise ValueError(
                 f"the decoder must return a tensor of {len(x)} pictures for as many latents, it returned "
@@ -130,46 +119,91 @@ class Scorer:
         return images
 
     def rate(self, images: Tensor, where: str) -> Tensor:
-        """Return the rewards of all rows. ValueError names the call and, if known, the particle."""
-        texts = self.texts
+        """Return the rewards `[n]` of pictures. ValueError names the call and, if known, the particle."""
+        start = perf_counter()
         try:
-            with self.seconds.add("reward"):
-                return self._scored(images, texts)
-        except Exception as error:
-            message = str(error).partition("\n")[0]
+            found = self._asked(images, self.texts)
+        except (Exception, SystemExit) as error:
+            row = failing_row(lambda rows: self._asked(images[rows], self.texts[rows]), len(images), error)
             raise ValueError(
-                f"the reward failed at {where}, {self._culprit(images, texts)}: {type(error).__name__}: "
-                f"{message}"
+                f"the reward failed at {where}{self._particle(row)}: {type(error).__name__}: "
+                f"{str(error).partition(chr(10))[0]}"
             ) from error
+        self.seconds.reward += perf_counter() - start
+        return found
 
-    def _scored(self, images: Tensor, texts: list[str]) -> Tensor:
-        reward: Any = self.steerer.reward
-        takes_video = bool(getattr(reward, "takes_video", False))
-        return score_pictures(
-            lambda pictures, words: rewards.score(reward, pictures, words),
-            images,
-            texts,
-            takes_video=takes_video,
-        )
+    def _asked(self, images: Tensor, texts: list[str]) -> Tensor:
+        """Return what the reward gives, within its time."""
+        ask: Callable[..., Tensor] = partial(rewards.score, self.reward)
+        if self.scoring.timeout is not None:
+            ask = limited(ask, self.scoring.timeout)
+        return score_pictures(ask, images, texts, takes_video=self.takes_video)
 
-    def _culprit(self, images: Tensor, texts: list[str]) -> str:
-        """Return which particle makes the reward raise, found by scoring them one by one."""
-        for row, text in enumerate(texts):
+    def _particle(self, row: int | None) -> str:
+        """Return which particle a row is, in words; empty where no row is to blame."""
+        if row is None:
+            return ""
+        prompt, place = divmod(row, len(self.slots.own))
+        return f", particle {self.slots.own[place]} of prompt {prompt}"
+
+    def gradient(self, x0: Tensor) -> Tensor:
+        """Return the gradient of the reward with respect to clean latents, shaped like them."""
+
+        def rate(part: Tensor, rows: slice) -> Tensor:
+            images = self.decoded(part, self.early)
             try:
-                self._scored(images[row : row + 1], [text])
-            except Exception:
-                prompt, place = divmod(row, len(self.slots.own))
-                return f"particle {self.slots.own[place]} of prompt {prompt}"
-        return f"particles {self.slots.own[0]} to {self.slots.own[-1]} scored together"
+                return rewards.ask(self.reward, images, self.texts[rows])
+            except Exception as error:
+                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                raise ValueError(
+                    f"the reward failed while its gradient was taken, from{self._particle(rows.start)[1:]} "
+                    f"on: {reason}"
+                ) from error
+
+        return reward_gradient(rate, x0, self.scoring.decode_batch_size)
 
 
-def _reward_prompts(steerer: Steerer, request: Request) -> list[str]:
+def _early_decoder(scoring: Scoring, pipe: Any, request: Request) -> Callable[..., Tensor] | None:
+    """Return another decoder for unfinished pictures, None for the pipeline's own way."""
+    if scoring.decode is not None:
+        return partial(scoring.decode, pipe, **request.size)
+    return None if scoring.preview is None else PictureDecoder(pipe, **request.size, vae=scoring.preview)
+
+
+def load_reward(reward: Any, prompts: Sequence[str]) -> None:
+    """Load what a reward needs and show it the prompts, so that neither fails after the work.
+
+    Raises ValueError, in which the reward is to blame and no particle.
+    """
+    try:
+        rewards.prepare(reward)
+        rewards.check_prompts(reward, prompts)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"the reward cannot be used here: {str(error).partition(chr(10))[0]}") from error
+
+
+def decode_tokens(pipe: Any, x: Tensor, *, batch_size: int = 4) -> Tensor:
+    """Return pictures `[n, 3, h, w]` in [0, 1] of token maps `[n, h, w]`, which the pipeline's `vqvae`
+    decodes `batch_size` rows at a time; sequences `[n, l]` of tokens are returned as they are.
+    """
+    if x.ndim == 2:
+        return x
+    vqvae = pipe.vqvae
+    pictures = []
+    for rows in x.split(batch_size):
+        shape = (*rows.shape, vqvae.config.latent_channels)
+        out = vqvae.decode(rows, force_not_quantize=True, shape=shape).sample
+        pictures.append(out.float().clamp(0, 1))
+    return torch.cat(pictures)
+
+
+def _reward_prompts(given: str | Sequence[str] | None, request: Request, needed: bool) -> list[str]:
     """Return the texts that the reward gets, one per prompt of the call."""
-    texts = [steerer.prompts] if isinstance(steerer.prompts, str) else steerer.prompts
-    if texts is None and request.prompts is None and steerer.scores:
+    texts = [given] if isinstance(given, str) else given
+    if texts is None and request.prompts is None and needed:
         raise ValueError(
-            "the call gives prompt_embeds, so the reward would get no text: pass prompts=[...] to the "
-            "steerer, one for each prompt"
+            "the call gives prompt_embeds, so the reward would get no text: pass "
+            "scoring=Scoring(prompts=[...]) to the steerer, one for each prompt"
         )
     texts = texts if texts is not None else request.prompts
     chosen = list(texts if texts is not None else ("",) * request.groups)

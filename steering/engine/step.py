@@ -8,83 +8,105 @@ algorithm 1):
 
 so that copies of one particle part at once through the fresh noise of that very step. It needs no pipeline:
 
-    engine = ParticleSteps(build_filter, score, particles=8, calls=scored_calls((0.2, 0.5)))
+    engine = ParticleSteps(rule, score)            # a `Rule`, and a `Score` of its scored steps
     undo = intercept_step(scheduler, engine)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffplug.intercept import StepCall, StepInterceptor
-from diffplug.steering.engine.denoised import clean_prediction
-from diffplug.steering.engine.duplicates import CopyWatch
-from diffplug.steering.engine.history import reindex, reindex_arguments, reindex_guiders, reindex_scheduler
-from diffplug.steering.engine.ranks import ALONE, Ranks, Rows, Slots, moved_rows
-from diffplug.steering.engine.score_times import Plan
+from diffplug.steering.engine.denoised import StepNoise, noise_ahead, scored_step
+from diffplug.steering.engine.history import Rows, move_particles
+from diffplug.steering.engine.rule import Filter, Rule, Score
+from diffplug.steering.engine.slots import Slots
 from diffplug.steering.proposals import Proposal
-from diffplug.steering.smc.filter import Selection
-
-Score = Callable[[Tensor, int], Tensor]
 
 
-class Filter(Protocol):
-    """What the engine asks of a particle filter; see `ParticleFilter` and `Populations`."""
+class DuplicateWatch:
+    """Warns once when duplicates are still identical after the step that should have parted them.
 
-    groups: int
-    particles: int
-    selections: list[Selection]
-    generators: Sequence[torch.Generator]
+    strict: raise ValueError instead, for rules that are nothing without noise. Two-stage solvers are looked
+    at when both stages are done, tokens not at all. Costs one comparison of the duplicated rows, until the
+    first warning.
+    """
 
-    def select(self, rewards: Tensor, *, call: int, progress: float) -> Selection:
-        """Return the selection for the rewards of a call."""
-        ...
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict = strict
+        self.warned = False
+        self.rows: Rows | None = None
 
-    def twisted(self, log_ratio: Tensor) -> None:
-        """Take log p/tau of a proposal into the weights."""
-        ...
+    def look(self, scheduler: Any, rows: Rows | None, result: Any) -> None:
+        """Compare the rows of a step's result with the rows they continue from (survivors keep their slots).
 
-    def finish(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log weights, log normalisers and checked rewards of the end."""
-        ...
+        rows: None = nothing was duplicated at this call.
+        """
+        self.rows = rows if rows is not None else self.rows
+        if self.warned or self.rows is None or not getattr(scheduler, "state_in_first_order", True):
+            return
+        rows, self.rows = self.rows, None
+        after = result[0] if isinstance(result, tuple) else result.prev_sample
+        if not after.is_floating_point():  # few tokens may be equal by chance
+            return
+        if rows.everywhere(torch.equal(after, rows.take(after))):
+            self._tell(type(scheduler).__name__)
+
+    def _tell(self, name: str) -> None:
+        said = f"{name} added no noise after a selection, so"
+        if self.strict:
+            raise ValueError(
+                f"{said} all candidates of a group are the same and there is nothing to choose from: "
+                f"{_ADVICE}; or take BestOfN or NoiseSearch, which work with every solver"
+            )
+        self.warned = True
+        warnings.warn(
+            f"{said} duplicated particles stay identical to the end and steering explores little: {_ADVICE}",
+            stacklevel=4,
+        )
+
+
+_ADVICE = (
+    "leave out proposal=None (proposal='auto' adds noise at the scored calls of most solvers), or use a "
+    "stochastic one, such as DDIMScheduler with eta=1, EulerAncestralDiscreteScheduler, or "
+    "DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++' (diffplug.steering.stochastic)"
+)
 
 
 class ParticleSteps(StepInterceptor):
-    """Steers one run of a scheduler; `filter` holds the weights and the selections of the run so far, `now`
-    the call that is being scored.
+    """Steers one run of a scheduler; `filter` holds the weights and the selections of the run so far.
 
-    build_filter: from the number of groups to a fresh filter. score: from (clean predictions `[P * k, ...]`,
-    call index) to rewards `[P * k]`. particles: k; the batch must be a multiple of it, groups are consecutive
-    blocks. calls: plan of scored call indices for n steps. watch: what happens when copies stay
-    identical, by default a warning. proposal: changes the steps of scored calls, by default not at all.
-    ranks: the processes that share the particles of every prompt: the batch then holds k / W rows for each,
-    and `score` returns the rewards of all. guiders: Diffusers' guider objects, whose momentum moves with its
-    particles. A new `set_timesteps` starts over. Raises ValueError if k (or k / W) does not divide the batch.
+    rule: which calls are scored, and how particles are weighed and selected; the batch must be a multiple of
+    its particles, groups are consecutive blocks. score: from a scored step to rewards `[P * k]`. watch: what
+    happens when duplicates stay identical, by default a warning. proposal: changes the steps of scored calls,
+    by default not at all. slots: which particles are here, by default all; `score` returns the rewards of
+    all. guiders: Diffusers' guider objects, whose momentum moves with its particles. A new `set_timesteps`
+    starts over. Raises ValueError if the particles do not divide the batch, and for steps that another thread
+    makes: they would belong to another run.
     """
 
     def __init__(
         self,
-        build_filter: Callable[[int], Filter],
+        rule: Rule,
         score: Score,
         *,
-        particles: int,
-        calls: Plan,
-        watch: CopyWatch | None = None,
+        watch: DuplicateWatch | None = None,
         proposal: Proposal | None = None,
-        ranks: Ranks = ALONE,
+        slots: Slots | None = None,
         guiders: Sequence[Any] = (),
     ) -> None:
-        self.guiders = guiders
-        self.build_filter = build_filter
-        self.score = score
-        self.slots = Slots(particles, ranks)
-        self.plan = calls
-        self.watch = CopyWatch() if watch is None else watch
+        self.rule, self.score, self.guiders = rule, score, guiders
+        self.slots = Slots(rule.particles) if slots is None else slots
+        self.watch = DuplicateWatch() if watch is None else watch
         self.proposal = Proposal() if proposal is None else proposal
+        self.thread = threading.get_ident()
+        self.disturbed = False
         self._restart()
 
     def _restart(self) -> None:
@@ -92,12 +114,15 @@ class ParticleSteps(StepInterceptor):
         self.made = 0
         self.steps = 0
         self.moves: dict[int, Rows] = {}
-        self.now: StepCall | None = None
-        self._due: list[int] = []
-        self.watch.restart()
+        self.due: list[int] = []
+        self.ahead: dict[int, StepNoise] = {}
+        self.watch.rows = None
 
     def on_set_timesteps(self, scheduler: Any) -> None:
-        """Forget the last run."""
+        """Forget the last run. Raises ValueError in another thread than the run's."""
+        self.disturbed |= threading.get_ident() != self.thread
+        if self.disturbed:
+            raise _disturbed(scheduler)
         self._restart()
 
     def follower(self) -> StepInterceptor:
@@ -106,60 +131,56 @@ class ParticleSteps(StepInterceptor):
 
     def on_step(self, call: StepCall) -> Any:
         """Return the step's result for the particles that survive this call."""
+        if self.disturbed or threading.get_ident() != self.thread:
+            raise _disturbed(call.scheduler)
         if self.filter is None:
-            self._begin(call)
-        assert self.filter is not None  # noqa: S101  # for type checkers; _begin has made it
-        index = self.made
+            self.filter = self._begun(call)
+        index, rows = self.made, None
         self.made += 1
-        rows = self._score(call, index) if self._is_due(call.scheduler, index) else None
-        result = self.proposal.after(call, call.run())
-        ratio = self.proposal.log_ratio()
-        if ratio is not None:
-            self.filter.twisted(self.slots.all(ratio))
+        first_stage = getattr(call.scheduler, "state_in_first_order", True)
+        if self.due and index >= self.due[0] and first_stage:  # x0hat of a second stage is no main estimate
+            self.due = [due for due in self.due if due > index]
+            rows = self.selected(call, index, self.filter)
+        result, log_ratio = self.proposal.after(call, call.run())
+        if log_ratio is not None:
+            self.filter.twisted(self.slots.all(log_ratio))
         if index < self.steps - 1:
             self.watch.look(call.scheduler, rows, result)
         return result
 
-    def _score(self, call: StepCall, index: int) -> Rows | None:
-        """Let the survivors of a scored call take its rows, and prepare the proposal; return where from."""
-        x0 = clean_prediction(call)
-        self.now = call
-        progress = (index + 1) / max(self.steps, index + 1)
-        rows = self._select(self.score(x0, index), index, progress)
+    def selected(self, call: StepCall, index: int, particles: Filter) -> Rows | None:
+        """Let the survivors of a scored call take its rows, and prepare the proposal.
+
+        Returns the rows that continue from others, None where every particle stays.
+        """
+        step = scored_step(call, index, self.steps, self.ahead)
+        rewards = self.score(step)
+        if self.disturbed:  # while they were made
+            raise _disturbed(call.scheduler)
+        chosen = particles.select(rewards, call=index, progress=step.progress)
+        rows = self.slots.moved(chosen.ancestors)
         if rows is not None:
             self.moves[index] = rows
-            move_particles(call, rows)
-            reindex_guiders(self.guiders, rows)
-            x0 = reindex(x0, rows)
-        self.proposal.before(call, x0, progress)
+            move_particles(call, rows, self.guiders)
+            step = replace(step, x0=rows.take(step.x0))
+        self.proposal.before(step)
         return rows
 
-    def _begin(self, call: StepCall) -> None:
+    def _begun(self, call: StepCall) -> Filter:
+        """Return fresh weights, once the first step tells how many rows and steps there are."""
         batch, size = len(call.sample), len(self.slots.own)
         if batch % size:
             raise ValueError(
                 f"a batch of {batch} cannot be split into groups of {size} particles: "
                 f"run a multiple of {size} rows, or change particles"
             )
-        self.filter = self.build_filter(batch // size)
         self.steps = remaining_steps(call.scheduler, call.timestep)
-        self._due = sorted(self.plan(self.steps))
-        self.proposal.begin(call.scheduler, self.filter.groups, self.slots.own)
-
-    def _is_due(self, scheduler: Any, index: int) -> bool:
-        """Return whether to score now; two-stage solvers wait for a first stage, where x0hat is the main
-        estimate.
-        """
-        if not self._due or index < self._due[0] or not getattr(scheduler, "state_in_first_order", True):
-            return False
-        self._due = [due for due in self._due if due > index]
-        return True
-
-    def _select(self, rewards: Tensor, index: int, progress: float) -> Rows | None:
-        """Return where each row continues from; None where every particle stays."""
-        assert self.filter is not None  # noqa: S101  # for type checkers; on_step begins first
-        selection = self.filter.select(rewards, call=index, progress=progress)
-        return moved_rows(selection.ancestors, self.slots)
+        self.due = sorted(self.rule.plan()(self.steps))
+        if call.sample.is_floating_point():
+            start = len(call.scheduler.timesteps) - self.steps
+            self.ahead = noise_ahead(call.scheduler, start, self.due)
+        self.proposal.begin(call.scheduler, batch // size, self.slots.own)
+        return self.rule.build_filter(batch // size)
 
 
 class FollowingSteps(StepInterceptor):
@@ -195,13 +216,11 @@ class FollowingSteps(StepInterceptor):
         return call.run()
 
 
-def move_particles(call: StepCall, rows: Rows) -> None:
-    """Make every per-particle tensor of the call and of its scheduler continue from `rows`."""
-    shapes = {call.sample.shape, call.model_output.shape}
-    reindex_scheduler(call.scheduler, rows, shapes)
-    call.model_output = reindex(call.model_output, rows)
-    call.sample = reindex(call.sample, rows)
-    call.kwargs = reindex_arguments(call.kwargs, rows, shapes)
+def _disturbed(scheduler: Any) -> ValueError:
+    return ValueError(
+        f"two threads use one {type(scheduler).__name__} while a steered run is under way: give every thread "
+        "its own pipeline with its own scheduler (they may share the weights)"
+    )
 
 
 def remaining_steps(scheduler: Any, timestep: Any) -> int:

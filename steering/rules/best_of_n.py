@@ -7,12 +7,15 @@ from typing import ClassVar
 
 import torch
 
-from diffplug.steering.engine.score_times import Plan, no_call
+from diffplug.steering.engine.rule import Plan
+from diffplug.steering.engine.score_times import no_call
+from diffplug.steering.parts import takes_old_keywords
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.potentials import Difference
 from diffplug.steering.steerer import Steerer
 
 
+@takes_old_keywords
 @dataclass(frozen=True)
 class BestOfN(Steerer):
     """The best of `particles` free pictures per prompt, at that many times the pipeline's cost plus one

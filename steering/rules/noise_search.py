@@ -13,18 +13,20 @@ from torch import Tensor
 from diffplug.checks import check_number, check_seed, check_whole
 from diffplug.intercept import StepCall, StepInterceptor, intercept_step
 from diffplug.steering.engine.outputs import best_first, joined, take
+from diffplug.steering.engine.refusals import refuse_second_run
 from diffplug.steering.engine.request import read_request
+from diffplug.steering.engine.rule import Filter, Plan
 from diffplug.steering.engine.run import SteeredRun
-from diffplug.steering.engine.score_times import Plan
-from diffplug.steering.engine.step import Filter
+from diffplug.steering.engine.slots import Slots
+from diffplug.steering.parts import takes_old_keywords
 from diffplug.steering.report import SteeringReport
 from diffplug.steering.rules.best_of_n import BestOfN
-from diffplug.steering.rules.tilted import prompt_seeds
-from diffplug.steering.steerer import Steerer
+from diffplug.steering.steerer import Steerer, prompt_seeds
 
 SEARCHES = ("zero-order", "random")
 
 
+@takes_old_keywords
 @dataclass(frozen=True)
 class NoiseSearch(Steerer):
     """The best picture over several rounds of `particles` start noises per prompt; costs rounds * k pictures.
@@ -55,7 +57,7 @@ class NoiseSearch(Steerer):
             raise ValueError(f"unknown search {self.search!r}: choose one of {', '.join(SEARCHES)}")
         if not 0 < self.radius <= 1:
             raise ValueError(f"radius={self.radius}: it must be in (0, 1]")
-        if self.ranks:
+        if self.network.ranks:
             raise ValueError("NoiseSearch runs in one process: give each its own prompts, or take BestOfN")
         if self.returns == "sample":
             raise ValueError("NoiseSearch has no weights to draw by: choose returns='best' or 'all'")
@@ -83,11 +85,18 @@ class NoiseSearch(Steerer):
         return super().attach(pipe)
 
     def _round(self) -> BestOfN:
-        names = ("particles", "prompts", "decode_batch_size", "network_batch_size")
-        return BestOfN(self.reward, returns="all", **{name: getattr(self, name) for name in names})
+        return BestOfN(
+            self.reward,
+            particles=self.particles,
+            returns="all",
+            scoring=self.scoring,
+            network=self.network,
+        )
 
     def _around(self, pipe: Any, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        request = read_request(pipe, kwargs, self.particles)
+        refuse_second_run(pipe)
+        every = Slots(self.particles)
+        request = read_request(pipe, kwargs, every)
         streams = [torch.Generator().manual_seed(s) for s in prompt_seeds(self.seed, request.groups)]
         total = request.groups * self.particles
         state: _Best | None = None
@@ -96,7 +105,7 @@ class NoiseSearch(Steerer):
             given = dict(request.kwargs)
             if state is not None:
                 given["latents"] = self._next(state, streams)
-            run = SteeredRun(self._round(), pipe, replace(request, kwargs=given))
+            run = SteeredRun(self._round(), pipe, replace(request, kwargs=given), every)
             start = _Start(total)
             undos = [intercept_step(pipe.scheduler, stand) for stand in (run.engine, start)]
             try:

@@ -11,57 +11,39 @@ with which the outputs are exact for every M and every value: E[exp(lw) f(x)] = 
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
-from diffplug.steering.engine.score_times import Plan, every_block
-from diffplug.steering.engine.step import Filter
+from diffplug.steering.engine.rule import Filter, Plan
+from diffplug.steering.engine.score_times import every_block
+from diffplug.steering.parts import takes_old_keywords
 from diffplug.steering.rules.tilted import Tilted, check_split
 from diffplug.steering.smc.filter import check_threshold
+from diffplug.steering.smc.potentials import Adaptive
 from diffplug.steering.smc.resampling import kl_bound, one_survivor, the_best
 
 
 @dataclass(frozen=True)
-class SVDD(Tilted):
-    """Pictures each of which was pushed on its own: in every group one of `duplicates` candidates survives.
+class OneSurvivor(Tilted):
+    """Base of steerers with groups of `duplicates` candidates, one of which survives every `block` calls.
 
-    Costs k network rows per prompt and call, as k free pictures do, and k decodings and rewards for each
-    selecting call: with the default of every call that is the main cost, so raise `block` or give a `preview`
-    decoder. Groups share no ancestor; the k = particles of a prompt are k / duplicates groups.
-
-    duplicates: M candidates per group, by default all particles. alpha: temperature, another way to say
-    strength = 1 / alpha. block: calls between selections, counted back from the finished pictures. greedy:
-    the best candidate survives; this ignores strength, has no weights, and can leave the pipeline's law by up
-    to n (log M - 1 + 1/M) nats for n selections (a warning says how far). tilt: "constant" here, which gives
-    the higher rewards; with "rising" the weighted estimates are better. returns: "best" gives the best
-    candidate of each group first, "sample" draws by the weights. A deterministic solver is refused with a
-    ValueError: all candidates would be the same. The rest: see `Tilted` and `Steerer`. Raises ValueError for
-    duplicates that do not divide the particles, alpha <= 0, and alpha and strength that disagree.
-
-        with plug(pipe, SVDD(reward, particles=8, duplicates=4, alpha=0.1)):    # two groups of four
-            images = pipe("a red circle", num_images_per_prompt=2, eta=1.0).images
+    duplicates: M candidates per group, by default all particles. block: calls between selections, counted
+    back from the finished pictures. Raises ValueError for duplicates that do not divide the particles.
     """
 
     _: KW_ONLY
     duplicates: int | None = None
-    alpha: float | None = None
     block: int = 1
-    greedy: bool = False
-    tilt: str = "constant"
+    tilt: str | Adaptive = "constant"
 
     needs_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.alpha is not None:
-            object.__setattr__(self, "strength", _strength(self.alpha, self.strength))
         super().__post_init__()
         check_split(self.particles, "duplicates", self.candidates)
         every_block(self.block)
-        if self.greedy and self.returns == "sample":
-            raise ValueError("greedy selection leaves no weights to draw by: choose returns='best' or 'all'")
 
     @property
     def candidates(self) -> int:
@@ -69,9 +51,41 @@ class SVDD(Tilted):
         return self.particles if self.duplicates is None else self.duplicates
 
     def plan(self) -> Plan:
+        """Return the plan of selecting calls."""
+        return every_block(self.block)
+
+
+@takes_old_keywords
+@dataclass(frozen=True)
+class SVDD(OneSurvivor):
+    """Pictures each of which was pushed on its own: in every group one of `duplicates` candidates survives.
+
+    Costs k network rows per prompt and call, as k free pictures do, and k decodings and rewards for each
+    selecting call: with the default of every call that is the main cost, so raise `block` or give a `preview`
+    decoder. Groups share no ancestor; the k = particles of a prompt are k / duplicates groups.
+
+    strength: 1 / alpha, where alpha is the temperature of the paper. duplicates, block: see `OneSurvivor`.
+    greedy: the best candidate survives; this ignores strength, has no weights, and can leave the pipeline's
+    law by up to n (log M - 1 + 1/M) nats for n selections (a warning says how far). tilt: "constant" here,
+    which gives the higher rewards; with "rising" the weighted estimates are better. returns: "best" gives the
+    best candidate of each group first, "sample" draws by the weights. A run without any noise is refused with
+    a ValueError: all candidates would be the same. The rest: see `Tilted` and `Steerer`.
+
+        with plug(pipe, SVDD(reward, particles=8, duplicates=4)):    # two groups of four
+            images = pipe("a red circle", num_images_per_prompt=2).images
+    """
+
+    _: KW_ONLY
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.greedy and self.returns == "sample":
+            raise ValueError("greedy selection leaves no weights to draw by: choose returns='best' or 'all'")
+
+    def plan(self) -> Plan:
         """Return the plan of selecting calls; the greedy one warns of its divergence."""
-        plan = every_block(self.block)
-        return self._warned(plan) if self.greedy else plan
+        return self._warned(super().plan()) if self.greedy else super().plan()
 
     def _warned(self, plan: Plan) -> Plan:
         def warning_plan(n: int) -> Iterable[int]:
@@ -94,10 +108,11 @@ class SVDD(Tilted):
             groups,
             resampler=the_best if self.greedy else one_survivor,
             ess_threshold=None,
-            populations=self.particles // self.candidates,
+            islands=self.particles // self.candidates,
         )
 
 
+@takes_old_keywords
 @dataclass(frozen=True)
 class CoDe(SVDD):
     """SVDD that selects every few calls: fewer rewards, and pictures nearer to the pipeline's own.
@@ -109,24 +124,24 @@ class CoDe(SVDD):
     block: int = 5
 
 
+@takes_old_keywords
 @dataclass(frozen=True)
-class TwoLevel(SVDD):
+class TwoLevel(OneSurvivor):
     """SVDD within groups, and whole groups of a prompt resampled by their importance weights.
 
     The particle filter with the most lineages at equal network rows: its outputs, weighted, are from the
     tilted law. duplicates: M = 2 by default. ess_threshold: groups are resampled where their effective number
     is below this share of them. tilt: "rising" by default. Everything else as in `SVDD`, without greedy.
+    Raises ValueError for a threshold outside (0, 1].
     """
 
     _: KW_ONLY
     duplicates: int | None = 2
-    tilt: str = "rising"
+    tilt: str | Adaptive = "rising"
     ess_threshold: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.greedy:
-            raise ValueError("TwoLevel selects groups by weights, which greedy selection has not: use SVDD")
         if self.ess_threshold is None:
             raise ValueError("ess_threshold=None: give a share in (0, 1], or SVDD, whose groups never meet")
         check_threshold(self.ess_threshold)
@@ -137,18 +152,6 @@ class TwoLevel(SVDD):
             groups,
             resampler=one_survivor,
             ess_threshold=None,
-            populations=self.particles // self.candidates,
+            islands=self.particles // self.candidates,
             second_level=self.ess_threshold,
         )
-
-
-def _strength(alpha: float, strength: float) -> float:
-    """Return 1 / alpha. Raises ValueError for alpha <= 0 and for another strength given beside it."""
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(f"alpha={alpha}: it must be a finite number above 0; for alpha -> 0 say greedy=True")
-    default = SVDD.__dataclass_fields__["strength"].default
-    if strength not in (default, 1 / alpha):
-        raise ValueError(
-            f"alpha={alpha} and strength={strength} disagree: strength is 1 / alpha, give only one"
-        )
-    return 1 / alpha

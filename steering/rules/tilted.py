@@ -2,61 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from diffplug.checks import check_seed
-from diffplug.noise.stochastic import adds_noise, takes_churn
 from diffplug.seeds import particle_seed
-from diffplug.steering.engine.step import Filter
-from diffplug.steering.proposals import Churn, Proposal, check_eta
+from diffplug.steering.engine.rule import Filter
 from diffplug.steering.smc.filter import ParticleFilter
-from diffplug.steering.smc.islands import Populations
-from diffplug.steering.smc.potentials import Potential, potential
-from diffplug.steering.smc.resampling import Rule
-from diffplug.steering.steerer import Steerer
+from diffplug.steering.smc.islands import Islands
+from diffplug.steering.smc.potentials import Adaptive, Potential, potential
+from diffplug.steering.smc.resampling import Selector
+from diffplug.steering.steerer import Selecting, prompt_seeds
 
 
 @dataclass(frozen=True)
-class Tilted(Steerer):
+class Tilted(Selecting):
     """Base of steerers with a strength.
 
     strength: lambda >= 0. What matters is strength times the spread of the reward over free samples: 1 to 3
     is moderate. 0 never scores and is the plain pipeline with `num_images_per_prompt=particles`. tilt:
-    "rising" (the potential grows with the progress of the run), "constant", or "adaptive" (as much as keeps
-    the effective sample size at `target_ess` of the particles; at the end it is always the full strength).
-    seed: of the selections, apart from the pipeline's noise; prompt g takes seed + g, or entry g of a
-    sequence. churn: eta in (0, 1] adds noise at the scored calls, for solvers that add none themselves (see
-    `diffplug.steering.churn`); 0 adds none.
+    "rising" (the potential grows with the progress of the run), "constant", or "adaptive", which is
+    `Adaptive(0.5)` (as much as keeps the effective sample size at that share of the particles; at the end it
+    is always the full strength). seed, proposal: see `Selecting`.
     """
 
     _: KW_ONLY
     strength: float = 10.0
-    tilt: str = "rising"
-    target_ess: float = 0.5
-    seed: int | Sequence[int] = 0
-    churn: float = 0.0
+    tilt: str | Adaptive = "rising"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._potential()
-        check_seed(self.seed)
-        if self.churn != 0:
-            check_eta(self.churn)
-
-    @classmethod
-    def noise_for(cls, scheduler: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what to add to a steerer's options for noise under this scheduler: churn where it adds none.
-
-        Churn leaves the solver what it is but for the scored calls. Empty where nothing is needed, or nothing
-        helps.
-        """
-        wanted = cls.copies and not adds_noise(scheduler) and takes_churn(scheduler)
-        return {"churn": 1.0} if wanted else {}
 
     @property
     def weight(self) -> float:
@@ -68,53 +44,39 @@ class Tilted(Steerer):
         """Return whether the strength is above zero."""
         return self.strength > 0
 
-    def build_proposal(self, gradient: Callable[[Tensor], Tensor]) -> Proposal | None:
-        """Return the churn that was asked for."""
-        if not self.churn:
-            return None
-        return Churn(self.churn, lambda groups: prompt_seeds(self.seed, groups))
-
     def _potential(self, name: str = "difference") -> Potential:
-        return potential(name, strength=self.strength, tilt=self.tilt, target_ess=self.target_ess)
+        if isinstance(self.tilt, Adaptive):
+            target = self.tilt.target_ess
+            return potential(name, strength=self.strength, tilt="adaptive", target_ess=target)
+        return potential(name, strength=self.strength, tilt=self.tilt)
 
     def _filter(
         self,
         groups: int,
         *,
-        resampler: str | Rule,
+        resampler: str | Selector,
         ess_threshold: float | None,
-        populations: int = 1,
+        islands: int = 1,
         second_level: float | None = None,
         potential: Potential | None = None,
     ) -> Filter:
-        """Return a filter of `populations` populations per prompt, each with its own stream.
+        """Return a filter of so many islands per prompt, each with its own stream.
 
-        The stream of population 0 is the prompt's own, so that one population is the plain filter.
+        The stream of island 0 is the prompt's own, so that one island is the plain filter.
         """
         seeds = prompt_seeds(self.seed, groups)
         inner = ParticleFilter(
-            groups=groups * populations,
-            particles=self.particles // populations,
+            groups=groups * islands,
+            particles=self.particles // islands,
             potential=self._potential() if potential is None else potential,
-            generators=[_stream(seed, j) for seed in seeds for j in range(populations)],
+            generators=[_stream(seed, j) for seed in seeds for j in range(islands)],
             resampler=resampler,
             ess_threshold=ess_threshold,
         )
-        if populations == 1:
+        if islands == 1:
             return inner
-        above = [_stream(seed, populations) for seed in seeds]
-        return Populations(inner, groups=groups, generators=above, ess_threshold=second_level)
-
-
-def prompt_seeds(seed: int | Sequence[int], groups: int) -> list[int]:
-    """Return one seed for each prompt: seed + g, or entry g. Raises ValueError for a wrong number of them."""
-    if isinstance(seed, int):
-        return [seed + g for g in range(groups)]
-    if len(seed) != groups:
-        raise ValueError(
-            f"{len(seed)} selection seeds for {groups} prompts: give one number, or one for each prompt"
-        )
-    return list(seed)
+        above = [_stream(seed, islands) for seed in seeds]
+        return Islands(inner, groups=groups, generators=above, ess_threshold=second_level)
 
 
 def _stream(seed: int, index: int) -> torch.Generator:

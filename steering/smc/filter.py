@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffplug.checks import check_number
 from diffplug.steering.smc.potentials import Potential
-from diffplug.steering.smc.resampling import Rule, check_resampler, resample, settle
+from diffplug.steering.smc.resampling import Selector, selector, settle
 from diffplug.steering.smc.weights import ess, log_mean_exp
 
 
@@ -43,7 +43,7 @@ class Selection:
 
     @property
     def moves(self) -> bool:
-        """Whether any particle was replaced."""
+        """Return whether any particle was replaced."""
         return bool((self.ancestors != torch.arange(self.ancestors.shape[-1])).any())
 
 
@@ -69,11 +69,12 @@ class ParticleFilter:
     """P independent groups of k weighted particles; `select` at scored calls, `finish` at the end.
 
     groups, particles: P and k. potential: see `diffplug.steering.smc.potentials`. resampler: a name of
-    `RESAMPLERS`, or a rule of `diffplug.steering.smc.selection`; a biased rule leaves no weights (`exact` is
-    False, the final weights are equal and the normaliser is NaN). ess_threshold: select where the effective
-    sample size is below this share of k; None selects at every scored call. generators: CPU generators for
-    the selections, one for all groups or one for each. Groups never mix. A group whose weights are equal
-    stays as it is; one in which a particle died selects at once; one in which all died counts as not scored.
+    `RESAMPLERS`, or a selector such as `one_survivor`; one that is marked `biased` leaves no weights (`exact`
+    is False, the final weights are equal and the normaliser is NaN). ess_threshold: select where the
+    effective sample size is below this share of k; None selects at every scored call. generators: CPU
+    generators for the selections, one for all groups or one for each. Groups never mix. A group whose weights
+    are equal stays as it is; one in which a particle died selects at once; one in which all died counts as
+    not scored.
     """
 
     def __init__(
@@ -83,13 +84,13 @@ class ParticleFilter:
         particles: int,
         potential: Potential,
         generators: Sequence[torch.Generator],
-        resampler: str | Rule = "systematic",
+        resampler: str | Selector = "systematic",
         ess_threshold: float | None = None,
     ) -> None:
         check_threshold(ess_threshold)
         self.groups, self.particles = groups, particles
         self.potential = potential
-        self.resampler = check_resampler(resampler) if isinstance(resampler, str) else resampler
+        self.selector = selector(resampler) if isinstance(resampler, str) else resampler
         self.exact = not getattr(resampler, "biased", False)
         self.ess_threshold = ess_threshold
         self.generators = generators
@@ -113,8 +114,11 @@ class ParticleFilter:
         self._weigh(scores, alive, progress)
         logw = self.psi - self.base
         size = ess(logw)
-        chosen = self._due(logw, size) & alive[:, 0]
-        drawn = settle(self._drawn(logw))
+        due = logw.amax(-1) > logw.amin(-1)  # equal weights stay as they are
+        if self.ess_threshold is not None:
+            due &= (size < self.ess_threshold * self.particles) | (logw == -torch.inf).any(-1)
+        chosen = due & alive[:, 0]
+        drawn = settle(self.selector(logw, self.generators))
         ancestors = torch.where(chosen[:, None], drawn, torch.arange(self.particles))
         self._inherit(ancestors, chosen, logw)
         selection = Selection(
@@ -139,11 +143,6 @@ class ParticleFilter:
         tilted = torch.where(full == -torch.inf, -torch.inf, share * full) + self.twist
         self.psi = torch.where(alive, tilted, self.psi)
 
-    def _drawn(self, logw: Tensor) -> Tensor:
-        if isinstance(self.resampler, str):
-            return resample(logw, self.generators, self.resampler)
-        return self.resampler(logw, self.generators)
-
     def twisted(self, log_ratio: Tensor) -> None:
         """Add log p/tau, `[P * k]` or `[P, k]`, of a proposal tau that was used in place of the transition p.
 
@@ -156,13 +155,6 @@ class ParticleFilter:
         for name in ("psi", "base", "twist", "log_z", "share", "roots"):
             setattr(self, name, getattr(self, name).index_select(0, source))
         self._path = self._path.index_select(1, source)
-
-    def _due(self, logw: Tensor, size: Tensor) -> Tensor:
-        """Return which groups select: unequal weights, and poor ones, a dead particle, or no threshold."""
-        unequal = logw.amax(-1) > logw.amin(-1)
-        if self.ess_threshold is None:
-            return unequal
-        return unequal & ((size < self.ess_threshold * self.particles) | (logw == -torch.inf).any(-1))
 
     def _inherit(self, ancestors: Tensor, chosen: Tensor, logw: Tensor) -> None:
         """Move lineages to their ancestors and close the books of the groups that selected."""

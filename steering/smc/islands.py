@@ -1,13 +1,13 @@
-"""Several populations per prompt: apart from each other, or selected among each other (a second level).
+"""Islands: several populations per prompt, apart from each other or selected among each other.
 
-The k particles of a prompt are G consecutive populations of M = k / G, each with its own filter, its own
-random stream and a running log weight
+The k particles of a prompt are G consecutive islands of M = k / G, each with its own filter, its own random
+stream and a running log weight
 
     lw_g = log_z_g + log mean exp(weights carried in g)
 
-With G populations that never meet, the pictures of different populations share no ancestor. On a second level
-whole populations are resampled by lw_g: with one survivor in each population that is SVDD with its weights
-below and Feynman-Kac above. The normaliser of a prompt is unbiased either way.
+With G islands that never meet, the pictures of different islands share no ancestor. On a second level whole
+islands are resampled by lw_g: with one survivor in each island that is SVDD with its weights below and
+Feynman-Kac above. The normaliser of a prompt is unbiased either way.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from diffplug.steering.smc.resampling import resample, settle
 from diffplug.steering.smc.weights import ess, log_mean_exp
 
 
-class Populations:
-    """G populations for each of P prompts; the same interface as `ParticleFilter` with k = G * M particles.
+class Islands:
+    """G islands for each of P prompts; the same interface as `ParticleFilter` with k = G * M particles.
 
     inner: filter of P * G groups of M particles. groups: P. generators: for the second level, one for each
-    prompt. ess_threshold: resample populations where their effective number is below this share of G; None =
-    they never meet. Raises ValueError where G is not whole, and for a second level over a biased inner rule.
+    prompt. ess_threshold: resample islands where their effective number is below this share of G; None keeps
+    them apart. Raises ValueError where G is not whole, and for a second level over a biased inner rule.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Populations:
     ) -> None:
         check_threshold(ess_threshold)
         if inner.groups % groups:
-            raise ValueError(f"{inner.groups} populations cannot be split among {groups} prompts")
+            raise ValueError(f"{inner.groups} islands cannot be split among {groups} prompts")
         if ess_threshold is not None and not inner.exact:
-            raise ValueError("populations that select greedily have no weights to be selected by")
+            raise ValueError("islands that select greedily have no weights to be selected by")
         self.inner = inner
         self.groups = groups
         self.count, self.size = inner.groups // groups, inner.particles
@@ -58,16 +58,22 @@ class Populations:
         """Return the selection of all levels; `resampled` says whether any level of the prompt selected."""
         before = self.inner.log_z.clone()
         below = self.inner.select(rewards.reshape(self.inner.groups, self.size), call=call, progress=progress)
-        source, moved = self._second_level()
-        ancestors = self._joined(below.ancestors, source)
+        resampled = below.resampled.reshape(self.groups, self.count).any(-1)
+        ancestors = below.ancestors.reshape(self.groups, self.count, self.size)
+        source = torch.arange(self.count)[:, None]
+        if self.ess_threshold is not None and self.count > 1:
+            source, moved = self._second_level()
+            ancestors = ancestors.gather(1, source.expand_as(ancestors))
+            resampled = resampled | moved
+        ancestors = (ancestors + source * self.size).reshape(self.groups, self.particles)
         self.roots = self.roots.gather(-1, ancestors)
-        logw = self._prompts(below.log_weights + before[:, None])
+        logw = (below.log_weights + before[:, None]).reshape(self.groups, self.particles)
         selection = Selection(
             call=call,
-            rewards=self._prompts(below.rewards),
+            rewards=below.rewards.reshape(self.groups, self.particles),
             log_weights=logw,
             ess=ess(logw),
-            resampled=below.resampled.reshape(self.groups, self.count).any(-1) | moved,
+            resampled=resampled,
             ancestors=ancestors,
             distinct_roots=count_distinct(self.roots),
             invalid=below.invalid,
@@ -76,24 +82,17 @@ class Populations:
         return selection
 
     def _second_level(self) -> tuple[Tensor, Tensor]:
-        """Resample populations where that is due; return their sources `[P, G]` and which prompts did."""
+        """Resample islands where that is due; return their sources `[P, G, 1]` and which prompts did so."""
         stay = torch.arange(self.count).expand(self.groups, -1)
-        if self.ess_threshold is None or self.count == 1:
-            return stay, torch.zeros(self.groups, dtype=torch.bool)
         logw = (self.inner.log_z + log_mean_exp(self.inner.psi - self.inner.base)).reshape(stay.shape)
-        due = (logw.amax(-1) > logw.amin(-1)) & (ess(logw) < self.ess_threshold * self.count)
+        due = (logw.amax(-1) > logw.amin(-1)) & (ess(logw) < (self.ess_threshold or 1.0) * self.count)
         source = torch.where(due[:, None], settle(resample(logw, self.generators)), stay)
         self.log_z = torch.where(due, self.log_z + log_mean_exp(logw), self.log_z)
         taken = torch.where(due[:, None], logw, 0.0).gather(-1, source).reshape(-1)
-        self.inner.move_groups((source + self._offset(self.count)).reshape(-1))
+        first = torch.arange(self.groups)[:, None] * self.count
+        self.inner.move_groups((source + first).reshape(-1))
         self.inner.log_z = self.inner.log_z - taken
-        return source, due
-
-    def _joined(self, below: Tensor, source: Tensor) -> Tensor:
-        """Return ancestors `[P, k]` of "select within populations, then among them"."""
-        within = below.reshape(self.groups, self.count, self.size)
-        picked = within.gather(1, source[:, :, None].expand_as(within))
-        return (picked + source[:, :, None] * self.size).reshape(self.groups, self.particles)
+        return source[:, :, None], due
 
     def twisted(self, log_ratio: Tensor) -> None:
         """Add log p/tau `[P * k]`; see `ParticleFilter.twisted`."""
@@ -103,13 +102,8 @@ class Populations:
         """Return log weights `[P, k]`, log normalisers `[P]` and checked rewards `[P, k]` of the end."""
         running = self.inner.log_z.clone()
         logw, _, scores = self.inner.finish(rewards.reshape(self.inner.groups, self.size))
+        shape = self.groups, self.particles
         if not self.exact:
-            return self._prompts(logw), torch.full_like(self.log_z, torch.nan), self._prompts(scores)
-        logw = self._prompts(logw + running[:, None])
-        return logw, self.log_z + log_mean_exp(logw), self._prompts(scores)
-
-    def _prompts(self, values: Tensor) -> Tensor:
-        return values.reshape(self.groups, self.particles)
-
-    def _offset(self, step: int) -> Tensor:
-        return torch.arange(self.groups)[:, None] * step
+            return logw.reshape(shape), torch.full_like(self.log_z, torch.nan), scores.reshape(shape)
+        logw = (logw + running[:, None]).reshape(shape)
+        return logw, self.log_z + log_mean_exp(logw), scores.reshape(shape)

@@ -25,6 +25,19 @@ from diffplug.steering.smc.weights import ess
 TILTS = ("rising", "constant", "adaptive")
 
 
+@dataclass(frozen=True)
+class Adaptive:
+    """Ask for as much tilt at every scored call as keeps the effective sample size.
+
+    target_ess: share of the particles, in (0, 1]. Raises ValueError for anything else.
+    """
+
+    target_ess: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_target(self.target_ess)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Potential:
     """Base of the potentials; a subclass says which statistic of the rewards so far it takes.
@@ -128,8 +141,6 @@ def _scaled(factor: float, rewards: Tensor) -> Tensor:
 
 
 _GRID = 32
-
-
 _HALVINGS = 40
 
 

@@ -43,7 +43,8 @@ def stratified(logw: Tensor, u: Tensor) -> Tensor:
 
 def systematic(logw: Tensor, u: Tensor) -> Tensor:
     """Return draws at n equal spacings with one offset u[:, 0]: floor or ceil of n W_i offspring each."""
-    return stratified(logw, u[..., :1].expand_as(u))
+    n = u.shape[-1]
+    return _look_up(normalised(logw), (torch.arange(n, dtype=torch.float64) + u[..., :1]) / n)
 
 
 def residual(logw: Tensor, u: Tensor) -> Tensor:
@@ -117,6 +118,27 @@ def uniforms(generators: Sequence[torch.Generator], groups: int, n: int) -> Tens
     return torch.stack([torch.rand(n, dtype=torch.float64, generator=g) for g in generators])
 
 
+Selector = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
+"""From log weights `[groups, k]` and generators to ancestors `[groups, k]`."""
+
+
+def selector(scheme: str, n: int | None = None) -> Selector:
+    """Return the selection that a named scheme makes, of n (default k) ancestors for each group.
+
+    Raises ValueError for an unknown scheme.
+    """
+    draw = RESAMPLERS[check_resampler(scheme)]
+
+    def drawn(logw: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        groups, k = logw.shape
+        wanted = k if n is None else n
+        if draw is ssp:  # as many numbers as there are particles to merge
+            return ssp(logw, uniforms(generators, groups, max(wanted, k)), wanted)
+        return draw(logw, uniforms(generators, groups, wanted))
+
+    return drawn
+
+
 def resample(
     logw: Tensor,
     generator: torch.Generator | Sequence[torch.Generator],
@@ -129,18 +151,13 @@ def resample(
     groups or one for each. scheme: one of `RESAMPLERS`. Result: `[n]` or `[groups, n]` int64. Raises
     ValueError for an unknown scheme, n < 1, +inf, or a group in which every particle is dead.
     """
-    check_resampler(scheme)
     logw = as_log_weights(logw)
     rows = logw.reshape(-1, logw.shape[-1])
     n = rows.shape[-1] if n is None else n
     if n < 1:
         raise ValueError(f"n={n} offspring asked for: n must be at least 1")
     generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
-    if scheme == "ssp":  # as many numbers as there are particles to merge
-        drawn = ssp(rows, uniforms(generators, rows.shape[0], max(n, rows.shape[-1])), n)
-    else:
-        drawn = RESAMPLERS[scheme](rows, uniforms(generators, rows.shape[0], n))
-    return drawn.reshape(*logw.shape[:-1], n)
+    return selector(scheme, n)(rows, generators).reshape(*logw.shape[:-1], n)
 
 
 def settle(ancestors: Tensor) -> Tensor:
@@ -156,9 +173,6 @@ def settle(ancestors: Tensor) -> Tensor:
     return settled
 
 
-Rule = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
-
-
 def one_survivor(logw: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Return k times one ancestor, drawn with probability W_i (softmax selection; arXiv 2408.08252)."""
     return resample(logw, generators, "multinomial", n=1).expand_as(logw)
@@ -172,8 +186,11 @@ def the_best(logw: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
 the_best.biased = True  # type: ignore[attr-defined]
 
 
-def beam(width: int) -> Rule:
-    """Return the rule that keeps the `width` best of k, k / width copies each; the best stands for dead."""
+def beam(width: int) -> Selector:
+    """Return beam selection: each of the `width` best particles gets k / width copies.
+
+    If fewer than `width` are alive, the best one fills the free places.
+    """
 
     def keep(logw: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         logw = as_log_weights(logw)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -107,6 +108,12 @@ def fit_value(
     _train(network, states, data.ells, targets, used, strength * card.std, steps, batch_size, learning_rate,
            generator, progress)  # fmt: skip
     r2 = _explained(network, states[:, held], data.ells, targets[held])
+    if max(r2) <= 0:
+        warnings.warn(
+            f"the value explains nothing of held-out rewards at any step (r2 at best {max(r2):.2f}): "
+            "selecting by it is no better than chance; raise copies, prompts or steps",
+            stacklevel=2,
+        )
     return LearnedValue(replace(card, r2=r2), network.eval())
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffplug.files import atomic_path, read_json, write_json
 from diffplug.noise.families import Level
-from diffplug.steering.values.many_samples import State
+from diffplug.steering.engine.rule import State
 
 _FORMAT = 1
 

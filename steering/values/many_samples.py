@@ -9,38 +9,14 @@ clean prediction.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffplug.checks import check_number, check_whole
-from diffplug.noise.families import Level
+from diffplug.steering.engine.rule import State
 from diffplug.steering.smc.weights import log_mean_exp
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class State:
-    """What a value sees at a scored call: n = P * k rows.
-
-    sample, output: what `scheduler.step` was given, `[n, ...]`. x0: clean prediction `[n, ...]`. level:
-    signal and noise of `sample` (None for tokens). prompts: a text for each row. call: index of the scheduler
-    call. strength: lambda. rate: from clean latents (or tokens) shaped like `x0` to rewards `[n]` float64.
-    """
-
-    sample: Tensor
-    output: Tensor
-    x0: Tensor
-    level: Level | None
-    prompts: list[str]
-    call: int
-    strength: float
-    rate: Callable[[Tensor], Tensor]
-
-
-Value = Callable[[State], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +27,8 @@ class ManySamples:
     2501.06848). Guesses are drawn around the clean prediction with the variance that a Gaussian prior of
     standard deviation `spread` leaves, spread^2 sigma^2 / (alpha^2 spread^2 + sigma^2); 1 fits the latents of
     an autoencoder. Tokens are drawn from the network's own probabilities, places independently. All particles
-    share the noise of a call, so that it ranks nobody. Raises ValueError for draws < 1 and spread <= 0.
+    use the same noise (common random numbers), so the noise cannot change their ranking. Raises ValueError
+    for draws < 1 and spread <= 0.
     """
 
     draws: int = 4

@@ -120,7 +120,11 @@ def test_arguments_reach_their_rewards(tmp_path: Path) -> None:
     assert rewards.get(f"clip:ViT-L-14/{tmp_path}/x.pt")._loaded.arguments == ("ViT-L-14", f"{tmp_path}/x.pt")  # type: ignore[attr-defined]
     assert rewards.get(f"clip:{tmp_path}")._loaded.arguments == (str(tmp_path), None)  # type: ignore[attr-defined]
     assert rewards.get("clip:hf-hub:a/b")._loaded.arguments == ("hf-hub:a/b", None)  # type: ignore[attr-defined]
-    assert rewards.get("aesthetic:'/w/sac+logos - x.pth'")._loaded.arguments[0] == "/w/sac+logos - x.pth"  # type: ignore[attr-defined]
+    head = tmp_path / "sac+logos - x.pth"
+    torch.save({"weight": torch.zeros(1, 4)}, head)
+    assert rewards.get(f"aesthetic:'{head}'")._loaded.arguments[0] == str(head)  # type: ignore[attr-defined]
+    both: Any = rewards.get(f"aesthetic:'{head}@ViT-L-14-quickgelu/clip.pt'")
+    assert both._loaded.arguments == (str(head), "ViT-L-14-quickgelu", "clip.pt")
     colour, jpeg, shapes = (rewards.get(s) for s in ("colour:#ff8000", "jpeg:80", "shapes:strict"))
     assert isinstance(colour, ColourReward) and colour.rgb == (1.0, 128 / 255, 0.0)
     assert isinstance(jpeg, JpegReward) and jpeg.quality == 80

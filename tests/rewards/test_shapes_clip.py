@@ -19,10 +19,10 @@ from diffplug.rewards.shapes_clip import ShapesClipReward, shapes_clip_folder
 from diffplug.rewards.shapes_clip_model import clip_config, clip_model, clip_tokenizer, save_clip
 from diffplug.shapes.captions import VOCABULARY, captioned_scenes, phrase
 from diffplug.shapes.grading import grade
-from diffplug.shapes.loop import Loop
 from diffplug.shapes.model import TOKENS
 from diffplug.shapes.rendering import render
-from diffplug.shapes.train_clip import ClipRecipe, also_true, app, changed, preferred, train_clip, true_of
+from diffplug.training.shapes.clip import ClipRecipe, also_true, app, changed, preferred, train_clip, true_of
+from diffplug.training.shapes.loop import Loop
 
 open_clip = pytest.importorskip("open_clip")
 WORDS = clip_tokenizer()
@@ -112,7 +112,7 @@ def test_open_clip_loads_the_folder_without_this_package(folder: Path, trained: 
 
 def test_missing_weights_name_the_recipe(tmp_path: Path) -> None:
     images = torch.rand(1, 3, 64, 64)
-    with pytest.raises(ValueError, match=r"weights are missing.*`python -m diffplug.shapes.train_clip`"):
+    with pytest.raises(ValueError, match=r"weights are missing.*`python -m diffplug.training.shapes.clip`"):
         ShapesClipReward(tmp_path)(images, ["a red circle"])
 
 

@@ -12,7 +12,7 @@ from diffusers import UniPCMultistepScheduler
 
 from diffplug.samplers import DCSolverScheduler
 from diffplug.samplers.solver.compensation import compensate, compensation_weights, lagrange_weights
-from diffplug.testing.gaussian_model import GaussianModel
+from diffplug.testing.closed_form.gaussian import GaussianModel
 
 
 @pytest.mark.law

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from guided_mixture import SD, GuidedMixture
+from torch import Tensor
 
 from diffplug.samplers import DCSolverScheduler
+from diffplug.testing.closed_form.guided_mixture import GuidedMixture
 
+SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 STEPS = (20, 40, 80, 160)
 ALL_OFF = list(range(200))
 
@@ -93,8 +95,8 @@ def test_without_corrector_order_one_is_ddim() -> None:
     x, prompts = toy.pairs(8, seed=3)
     y = x
     for t in ours.timesteps:
-        x = ours.step(toy.epsilon(ours, x, t, prompts), t, x).prev_sample
-        y = ddim.step(toy.epsilon(ddim, y, t, prompts), int(t), y).prev_sample
+        x = ours.step(toy.network(ours, x, t, prompts), t, x).prev_sample
+        y = ddim.step(toy.network(ddim, y, t, prompts), int(t), y).prev_sample
     torch.testing.assert_close(x, y, rtol=0, atol=2e-5)
 
 
@@ -104,11 +106,14 @@ def test_searched_ratios_cut_the_error_on_fresh_samples() -> None:
     toy, steps = GuidedMixture(), 6
     train, fresh = toy.pairs(32, seed=1), toy.pairs(200, seed=2)
     truth, fresh_truth = (toy.sample(DCSolverScheduler(**SD), 150, pairs) for pairs in (train, fresh))
+
+    def squared_error(pairs: tuple[Tensor, Tensor], truth: Tensor, **config: Any) -> float:
+        return float((toy.sample(DCSolverScheduler(**SD, **config), steps, pairs) - truth).square().mean())
+
     ratios = [1.0] * steps
     for i in range(2, steps):
         tries = [[*ratios[:i], tenths / 10, *ratios[i + 1 :]] for tenths in range(4, 19)]
-        ratios = min(tries, key=lambda each: toy.mean_squared_error(each, train, truth, steps))
-    neutral = toy.mean_squared_error(None, fresh, fresh_truth, steps)
-    assert toy.mean_squared_error(ratios, fresh, fresh_truth, steps) < 0.6 * neutral
-    third = {"solver_order": 3, "disable_corrector": []}
-    assert toy.mean_squared_error(None, fresh, fresh_truth, steps, **third) > 2 * neutral
+        ratios = min(tries, key=lambda each: squared_error(train, truth, dc_ratios=each))
+    neutral = squared_error(fresh, fresh_truth)
+    assert squared_error(fresh, fresh_truth, dc_ratios=ratios) < 0.6 * neutral
+    assert squared_error(fresh, fresh_truth, solver_order=3, disable_corrector=[]) > 2 * neutral

@@ -118,7 +118,7 @@ def test_statistics_of_dpm_solver_v3_are_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1024': sb.npz is not there: a folder of DPM-Solver-v3 holds"):
         load_ems(folder, "vp")
     np.savez(folder / "sb.npz", s=arrays["s"])
-    with pytest.raises(ValueError, match="sb.npz has no array 'b'"):
+    with pytest.raises(ValueError, match="sb.npz' holds no array 'b'"):
         load_ems(folder, "vp")
     np.savez(folder / "sb.npz", s=arrays["s"], b=arrays["b"])
     found = load_ems(folder, "vp")
@@ -127,7 +127,7 @@ def test_statistics_of_dpm_solver_v3_are_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.lambdas[[0, -1]], ends, rtol=1e-9)
     assert len(load_ems(folder.rename(tmp_path / "7.5_30_8"), LEVELS).lambdas) == 31
     np.savez(tmp_path / "7.5_30_8" / "l.npz", l=np.array([Evil()], dtype=object))
-    with pytest.raises(ValueError, match="l.npz has no array 'l'"):
+    with pytest.raises(ValueError, match="l.npz' holds no array 'l'"):
         load_ems(tmp_path / "7.5_30_8", LEVELS)
 
 

@@ -16,7 +16,7 @@ from diffplug.samplers.schedule.grids import GRIDS
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.solver.scheduler import SolverScheduler
 from diffplug.testing.check_sampler import SAMPLER_LAWS, check_sampler
-from diffplug.testing.gaussian_model import GaussianModel
+from diffplug.testing.closed_form.gaussian import GaussianModel
 
 by_name = pytest.mark.parametrize("law", SAMPLER_LAWS, ids=lambda law: law.__name__)
 UNIPC3 = {"solver_order": 3, "solver_type": "bh1", "final_sigmas_type": "sigma_min"}
@@ -156,7 +156,7 @@ def test_a_schedule_lives_in_the_configuration(tmp_path: Any) -> None:
         ({"solver": "deis", "solver_options": {"order": 7}}, "order 7 of deis"),
         ({"schedules": []}, "schedules is empty"),
         ({"schedules": {"format": "other"}}, "no solver schedule"),
-        ({"schedules": [presets.ddim(4), presets.ipndm(4)]}, "two schedules have 4"),
+        ({"schedules": [presets.ddim(4), presets.ipndm(4)]}, "two schedules are for 4 steps"),
         ({"prediction_type": "flow_prediction"}, "use_flow_sigmas=True"),
         ({"use_flow_sigmas": True, "predict_x0": False}, "leave it out"),
         ({"solver_p": UniPCMultistepScheduler()}, "solver_p"),

@@ -10,7 +10,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 
 from diffplug.plug import plug
-from diffplug.steering import Beam, FeynmanKac, ImportanceSampling
+from diffplug.steering import Beam, FeynmanKac, ImportanceSampling, Resampling, Scoring
 from diffplug.steering.engine.outputs import best_first
 from diffplug.steering.smc.resampling import beam
 from diffplug.testing import tiny
@@ -46,7 +46,7 @@ def test_the_best_of_each_population_comes_first() -> None:
 
 @pytest.mark.pipe
 def test_a_beam_keeps_its_width() -> None:
-    steerer = Beam(red, particles=6, width=2, score_at="every")
+    steerer = Beam(red, particles=6, width=2, scoring=Scoring(at="every"))
     run(steerer)
     for chosen in steerer.report.ancestors[:, 0]:
         assert chosen.unique(return_counts=True)[1].tolist() == [3, 3]
@@ -55,7 +55,13 @@ def test_a_beam_keeps_its_width() -> None:
 
 @pytest.mark.pipe
 def test_populations_give_pictures_without_a_common_ancestor() -> None:
-    steerer = FeynmanKac(red, particles=8, populations=4, strength=5.0, score_at="every", ess_threshold=None)
+    steerer = FeynmanKac(
+        red,
+        particles=8,
+        strength=5.0,
+        selection=Resampling(islands=4, ess_threshold=None),
+        scoring=Scoring(at="every"),
+    )
     images = run(steerer, num_images_per_prompt=4)
     assert len(images) == 4
     assert sorted(slot // 2 for slot in steerer.report.returned[0]) == [0, 1, 2, 3]
@@ -77,8 +83,8 @@ def test_bad_options_are_refused() -> None:
     for options in ({"width": 3}, {"width": 0}, {"returns": "sample"}, {"score_at": (2.0,)}):
         with pytest.raises(ValueError, match="|".join(options)):
             Beam(red, particles=8, **options)
-    with pytest.raises(ValueError, match="populations=3 does not divide particles=8"):
-        FeynmanKac(red, particles=8, populations=3)
+    with pytest.raises(ValueError, match="islands=3 does not divide particles=8"):
+        FeynmanKac(red, particles=8, selection=Resampling(islands=3))
     with pytest.raises(ValueError, match="unknown potential 'maxi'"):
         FeynmanKac(red, potential="maxi")
     assert Beam(red, particles=3).kept == 1
@@ -87,5 +93,5 @@ def test_bad_options_are_refused() -> None:
 @pytest.mark.law
 @pytest.mark.parametrize(("particles", "apart"), [(1, 1), (2, 1), (5, 1), (8, 4)])
 def test_particles_go_in_pairs_unless_told_otherwise(particles: int, apart: int) -> None:
-    assert FeynmanKac(red, particles=particles).apart == apart
-    assert FeynmanKac(red, particles=particles, populations=1).apart == 1
+    assert FeynmanKac(red, particles=particles).islands == apart
+    assert FeynmanKac(red, particles=particles, selection=Resampling(islands=1)).islands == 1

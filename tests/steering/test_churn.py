@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
@@ -22,19 +23,20 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from benchmarks.steering.chain import BETAS, GAUSSIAN, ddim, denoise
+from benchmarks.steering.chain import ChainRule
 from diffplug.intercept import intercept_step
 from diffplug.noise.families import levels
 from diffplug.noise.stochastic import adds_noise
 from diffplug.plug import plug
 from diffplug.samplers import DCSolverScheduler, SolverScheduler
-from diffplug.steering import SVDD, FeynmanKac, stochastic
+from diffplug.steering import SVDD, Churn, FeynmanKac, Resampling, stochastic
 from diffplug.steering.engine.score_times import Plan, every_call
 from diffplug.steering.engine.step import ParticleSteps
-from diffplug.steering.proposals import Churn
+from diffplug.steering.proposals import ChurnedSteps
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.potentials import Difference
 from diffplug.testing import tiny
+from diffplug.testing.closed_form.chain import BETAS, GAUSSIAN, ddim, denoise
 from diffplug.transition import ancestral
 
 law, on_pipe = pytest.mark.law, pytest.mark.pipe
@@ -42,7 +44,9 @@ law, on_pipe = pytest.mark.law, pytest.mark.pipe
 
 def engine(plan: Plan, strength: float = 1e-12, k: int = 4, eta: float = 1.0) -> ParticleSteps:
     """Return an engine that churns at the calls of a plan; by default its selections do nothing."""
-    return ParticleSteps(
+    rule = ChainRule(
+        k,
+        plan,
         lambda groups: ParticleFilter(
             groups=groups,
             particles=k,
@@ -50,11 +54,9 @@ def engine(plan: Plan, strength: float = 1e-12, k: int = 4, eta: float = 1.0) ->
             generators=[torch.Generator().manual_seed(1)],
             ess_threshold=0.5 if strength < 1e-3 else None,
         ),
-        lambda x0, call: x0[:, 0],
-        particles=k,
-        calls=plan,
-        proposal=Churn(eta, lambda groups: list(range(groups))),
     )
+    churn = ChurnedSteps(Churn(eta), lambda groups: list(range(groups)))
+    return ParticleSteps(rule, lambda step: step.x0[:, 0], proposal=churn)
 
 
 def churned(scheduler: Any, plan: Plan = every_call, rows: int = 3000, strength: float = 1e-12) -> Any:
@@ -123,6 +125,21 @@ def first_order(scheduler: Any, plan: Plan) -> float:
         )
         variance = float(step.mean[1] - step.mean[0]) ** 2 * variance + step.std**2
     return variance
+
+
+@law
+def test_cogvideox_ignores_eta_and_takes_churn() -> None:
+    def build() -> Any:
+        return CogVideoXDDIMScheduler(
+            beta_start=BETAS["beta_start"],
+            beta_end=BETAS["beta_end"],
+            timestep_spacing="trailing",
+            clip_sample=False,
+        )
+
+    assert not adds_noise(build(), eta=1.0)
+    x, _ = churned(build(), rows=12_000)
+    assert float(x.var()) == pytest.approx(first_order(build(), every_call), abs=0.008)
 
 
 @law
@@ -212,11 +229,13 @@ def test_copies_part_and_the_normaliser_stays_unbiased() -> None:
 
 @law
 def test_solvers_that_would_undo_it_are_refused() -> None:
-    with pytest.raises(ValueError, match="DPMSolverSinglestepScheduler cannot be churned: take one of DDIM"):
+    with pytest.raises(
+        ValueError, match="DPMSolverSinglestepScheduler cannot be churned: take one of .*DDIM"
+    ):
         churned(DPMSolverSinglestepScheduler(), rows=4)
     for eta in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match="churn="):
-            FeynmanKac(lambda images, prompts: images, churn=eta)
+            Churn(eta)
 
 
 @law
@@ -244,7 +263,14 @@ def red(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
 @pytest.mark.parametrize("sampler", [DCSolverScheduler, SolverScheduler])
 def test_solvers_of_ours_are_steered_with_churn(sampler: Any) -> None:
     pipe = tiny("sd15")
-    steerer = FeynmanKac(red, particles=4, strength=5.0, churn=1.0, ess_threshold=None, returns="all")
+    steerer = FeynmanKac(
+        red,
+        particles=4,
+        strength=5.0,
+        proposal=Churn(1.0),
+        returns="all",
+        selection=Resampling(ess_threshold=None),
+    )
     generator = torch.Generator().manual_seed(0)
     with warnings.catch_warnings(), plug(pipe, sampler, steerer):
         warnings.simplefilter("error", UserWarning)
@@ -254,7 +280,7 @@ def test_solvers_of_ours_are_steered_with_churn(sampler: Any) -> None:
 
 
 @on_pipe
-@pytest.mark.parametrize("family", ["sd15", "sd3", "flux"])
+@pytest.mark.parametrize("family", ["sd15", "sd3", "flux", "flux-schnell"])
 @pytest.mark.parametrize("recipe", ["stochastic", "churn"])
 def test_deterministic_pipelines_can_be_steered(family: str, recipe: str) -> None:
     pipe = tiny(family)
@@ -263,7 +289,9 @@ def test_deterministic_pipelines_can_be_steered(family: str, recipe: str) -> Non
         assert adds_noise(pipe.scheduler)
     else:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    steerer = SVDD(red, particles=4, strength=1.0, returns="all", churn=1.0 if recipe == "churn" else 0.0)
+    steerer = SVDD(
+        red, particles=4, strength=1.0, returns="all", proposal=Churn() if recipe == "churn" else None
+    )
     given = tiny.inputs(family, num_inference_steps=4, generator=torch.Generator().manual_seed(0))
     ends = []
     for _ in range(2 if recipe == "churn" else 1):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffplug.plug import plug
 from diffplug.seeds import Seeds
-from diffplug.steering import BestOfN, FeynmanKac
+from diffplug.steering import BestOfN, FeynmanKac, Resampling, Scoring
 from diffplug.testing import tiny
 
 pytestmark = pytest.mark.pipe
@@ -51,7 +51,7 @@ def run(pipe: Any, steerer: Any, prompt: Any = PROMPTS, **kwargs: Any) -> Any:
 
 
 def test_the_report_says_what_happened(pipe: Any) -> None:
-    steerer = FeynmanKac(red, particles=4, strength=2000.0, ess_threshold=None)
+    steerer = FeynmanKac(red, particles=4, strength=2000.0, selection=Resampling(ess_threshold=None))
     assert steerer.report is None
     images = run(pipe, steerer).images
     report = steerer.report
@@ -83,7 +83,7 @@ def test_rewards_see_the_prompt_of_their_slot(pipe: Any) -> None:
         seen.append(prompts)
         return [0.0] * len(images)
 
-    run(pipe, FeynmanKac(reward, particles=2, score_at=(0.5,)))
+    run(pipe, FeynmanKac(reward, particles=2, scoring=Scoring(at=(0.5,))))
     assert seen == [[PROMPTS[0]] * 2 + [PROMPTS[1]] * 2] * 2
 
 
@@ -115,7 +115,7 @@ def test_the_output_keeps_its_form(pipe: Any, output_type: str) -> None:
 
 
 def test_a_sample_is_drawn_from_the_final_weights(pipe: Any) -> None:
-    steerer = FeynmanKac(red, particles=4, strength=1e6, returns="sample", score_at=())
+    steerer = FeynmanKac(red, particles=4, strength=1e6, returns="sample", scoring=Scoring(at=()))
     run(pipe, steerer)
     assert [slots[0] for slots in steerer.report.returned] == steerer.report.final_rewards.argmax(-1).tolist()
 
@@ -126,7 +126,7 @@ def test_steering_on_the_way_reaches_further_than_choosing_at_the_end(pipe: Any)
     for seed in range(4):
         means = []
         for steerer in (
-            FeynmanKac(red, particles=8, strength=3000.0, returns="all", score_at="every"),
+            FeynmanKac(red, particles=8, strength=3000.0, returns="all", scoring=Scoring(at="every")),
             BestOfN(red, particles=8, returns="all"),
         ):
             run(pipe, steerer, "a", generator=torch.Generator().manual_seed(seed), num_inference_steps=8)
@@ -164,9 +164,7 @@ def test_nothing_but_invalid_rewards_gives_slot_order_and_a_warning(pipe: Any) -
 
 def test_a_wrong_number_of_rewards_names_the_call(pipe: Any) -> None:
     steerer = FeynmanKac(lambda images, prompts: [1.0, 2.0, 3.0], particles=4)
-    with pytest.raises(
-        ValueError, match="the reward failed at step 2 of 5, particle 0 of prompt 0: .* 4 numbers"
-    ):
+    with pytest.raises(ValueError, match="the reward failed at step 2 of 5: .* 4 numbers"):
         run(pipe, steerer, "a")
 
 
@@ -183,7 +181,7 @@ def test_a_raising_reward_names_call_and_particle(pipe: Any) -> None:
 
 def test_a_deterministic_solver_is_steered_with_one_warning(pipe: Any) -> None:
     stochastic, pipe.scheduler = pipe.scheduler, DDIMScheduler.from_config(pipe.scheduler.config)
-    steerer = FeynmanKac(red, particles=4, strength=1e5, score_at="every")
+    steerer = FeynmanKac(red, particles=4, strength=1e5, proposal=None, scoring=Scoring(at="every"))
     try:
         with pytest.warns(UserWarning, match="DDIMScheduler added no noise") as caught:
             run(pipe, steerer)
@@ -196,12 +194,14 @@ def test_a_deterministic_solver_is_steered_with_one_warning(pipe: Any) -> None:
 def test_embeddings_need_the_text_from_the_steerer(pipe: Any) -> None:
     embeds, _ = pipe.encode_prompt(PROMPTS, "cpu", 1, False)
     options: dict[str, Any] = {"prompt_embeds": embeds, "guidance_scale": 1.0}
-    with pytest.raises(ValueError, match=r"pass prompts=\[\.\.\.\] to the steerer"):
+    with pytest.raises(ValueError, match=r"pass scoring=Scoring\(prompts=\[\.\.\.\]\) to the steerer"):
         run(pipe, FeynmanKac(red, particles=2), None, **options)
     with pytest.raises(ValueError, match="the steerer has 1 prompts, the call has 2"):
-        run(pipe, FeynmanKac(red, particles=2, prompts="a"), None, **options)
+        run(pipe, FeynmanKac(red, particles=2, scoring=Scoring(prompts="a")), None, **options)
     by_text = run(pipe, FeynmanKac(red, particles=2), guidance_scale=1.0).images
-    by_embeds = run(pipe, FeynmanKac(red, particles=2, prompts=PROMPTS), None, **options).images
+    by_embeds = run(
+        pipe, FeynmanKac(red, particles=2, scoring=Scoring(prompts=PROMPTS)), None, **options
+    ).images
     torch.testing.assert_close(by_text, by_embeds)
 
 
@@ -282,7 +282,7 @@ def test_seeds_make_a_stochastic_flow_run_repeatable() -> None:
 )
 def test_bad_options_are_refused_at_once(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FeynmanKac(**{"reward": red, **options})
+        FeynmanKac(**{"reward": red, **FeynmanKac.current_options(options)})
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,11 @@ def test_bad_calls_are_refused_and_the_pipeline_is_as_before(
     pipe: Any, options: dict[str, Any], call: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        run(pipe, FeynmanKac(red, particles=2, **options), **{"prompt": PROMPTS, **call})
+        run(
+            pipe,
+            FeynmanKac(red, particles=2, **FeynmanKac.current_options(options)),
+            **{"prompt": PROMPTS, **call},
+        )
     assert type(pipe.scheduler) is EulerAncestralDiscreteScheduler
     assert type(pipe).__call__ is StableDiffusionPipeline.__call__
 
@@ -326,7 +330,7 @@ def test_a_reward_that_fails_late_names_the_call_and_leaves_nothing(pipe: Any) -
             return bad() if len(seen) == 2 else red(images, prompts)
 
         seen.clear()
-        with pytest.raises(ValueError, match=f"the reward failed at step 3 of 5, .*: {told}"):
+        with pytest.raises(ValueError, match=f"the reward failed at step 3 of 5: {told}"):
             run(pipe, FeynmanKac(reward, particles=2, strength=3.0), "a")
         assert type(pipe.scheduler) is EulerAncestralDiscreteScheduler
         assert type(pipe).__call__ is StableDiffusionPipeline.__call__
@@ -357,7 +361,7 @@ def test_an_adapter_is_steered_and_strength_zero_leaves_it_alone() -> None:
     ).images
     assert torch.equal(torch.as_tensor(free), torch.as_tensor(plain))
     assert not torch.equal(torch.as_tensor(free), torch.as_tensor(bare)), "the adapter changes nothing"
-    steerer = FeynmanKac(red, particles=4, strength=3000.0, ess_threshold=None)
+    steerer = FeynmanKac(red, particles=4, strength=3000.0, selection=Resampling(ess_threshold=None))
     assert len(run(built, steerer, eta=1.0).images) == 2
     assert steerer.report is not None and bool(steerer.report.resampled.any())
     assert built.unet.active_adapters() == ["style"]
@@ -375,7 +379,7 @@ def test_what_prefers_nothing_leaves_every_family_bit_for_bit(family: str) -> No
 
     plain = call(**{count: 3})
     for strength, reward in ((0.0, red), (7.0, lambda images, prompts: [0.3] * len(images))):
-        with plug(built, FeynmanKac(reward, particles=3, strength=strength, returns="all")):
+        with plug(built, FeynmanKac(reward, particles=3, strength=strength, returns="all", proposal=None)):
             assert torch.equal(call(), plain), f"strength {strength} changes {family}"
 
 
@@ -389,10 +393,15 @@ def test_control_pictures_stay_with_their_prompt() -> None:
 
     def steered(groups: list[int], by_embeds: bool = False) -> torch.Tensor:
         steerer = FeynmanKac(
-            red, particles=3, strength=3000.0, ess_threshold=None, returns="all", seed=groups, prompts=[
-                PROMPTS[g] for g in groups
-            ]
-        )  # fmt: skip
+            red,
+            particles=3,
+            strength=3000.0,
+            returns="all",
+            seed=groups,
+            selection=Resampling(ess_threshold=None),
+            scoring=Scoring(prompts=[PROMPTS[g] for g in groups]),
+            proposal=None,
+        )
         text = {"prompt_embeds": embeds[groups]} if by_embeds else {"prompt": [PROMPTS[g] for g in groups]}
         options: dict[str, Any] = {"eta": 1.0, "generator": streams(*groups), "guidance_scale": 1.0}
         with plug(built, steerer):

@@ -11,12 +11,10 @@ import pytest
 import torch
 from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance, MomentumBuffer
 
-from benchmarks.steering.chain import BETAS
 from diffplug import samplers
 from diffplug.intercept import StepCall, StepInterceptor, intercept_step
-from diffplug.steering.engine.history import reindex, reindex_arguments, reindex_guiders, reindex_scheduler
-from diffplug.steering.engine.ranks import Rows
-from diffplug.steering.engine.step import move_particles
+from diffplug.steering.engine.history import Rows, move_particles, reindex, reindex_scheduler
+from diffplug.testing.closed_form.chain import BETAS, ddim
 
 pytestmark = pytest.mark.law
 
@@ -179,7 +177,9 @@ def test_a_scheduler_may_name_its_own_state() -> None:
 def test_step_arguments_move_but_fresh_noise_stays() -> None:
     old, noise = torch.arange(8.0).reshape(4, 2), torch.arange(8.0).reshape(4, 2)
     given = {"old_pred_original_sample": old, "variance_noise": noise, "eta": 1.0, "generator": None}
-    moved = reindex_arguments(given, ROWS, {old.shape})
+    call = StepCall(ddim(), old, 0, old, given)
+    move_particles(call, ROWS)
+    moved = call.kwargs
     assert torch.equal(moved["old_pred_original_sample"], old[PERMUTATION])
     assert moved["variance_noise"] is noise
     assert moved["eta"] == 1.0
@@ -200,8 +200,9 @@ def test_the_momentum_of_a_guider_goes_with_its_particle(moved: bool) -> None:
         state = x
         for step in range(4):
             if step == 2 and rows is not None:
-                state = rows.take(state)
-                reindex_guiders([guider] if guiders else [], rows)
+                call = StepCall(ddim(), state, 0, state, {})
+                move_particles(call, rows, [guider] if guiders else [])
+                state = call.sample
             state = state - 0.2 * guider.forward(torch.tanh(2 * state), torch.tanh(state)).pred
         return state
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AmusedPipeline, AmusedScheduler, UVit2DModel, VQModel
 
-from benchmarks.steering.masked_model import LENGTH, MASK, STEPS, STRENGTH, TARGET_MEAN, MaskedModel, Z
+from benchmarks.steering.chain import ChainRule
 from diffplug.intercept import intercept_step
 from diffplug.plug import plug
 from diffplug.steering import (
@@ -18,11 +18,21 @@ from diffplug.steering import (
     MaskedDiffusionScheduler,
     MaskedSequencePipeline,
     NoiseSearch,
+    Scoring,
 )
 from diffplug.steering.engine.score_times import every_call
 from diffplug.steering.engine.step import ParticleSteps
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.potentials import Difference
+from diffplug.testing.closed_form.masked_tokens import (
+    LENGTH,
+    MASK,
+    STEPS,
+    STRENGTH,
+    TARGET_MEAN,
+    MaskedModel,
+    Z,
+)
 from diffplug.testing.encoders import clip_encoder
 from diffplug.testing.tokenizers import clip_tokenizer
 
@@ -51,7 +61,9 @@ def sequences() -> MaskedSequencePipeline:
 @pytest.mark.law
 def test_the_engine_is_exact_on_a_discrete_scheduler() -> None:
     pipe, k, groups = sequences(), 8, 5000
-    engine = ParticleSteps(
+    rule = ChainRule(
+        k,
+        every_call,
         lambda count: ParticleFilter(
             groups=count,
             particles=k,
@@ -59,10 +71,8 @@ def test_the_engine_is_exact_on_a_discrete_scheduler() -> None:
             generators=[torch.Generator().manual_seed(3)],
             ess_threshold=0.7,
         ),
-        lambda x0, call: MODEL.reward(x0),
-        particles=k,
-        calls=every_call,
     )
+    engine = ParticleSteps(rule, lambda step: MODEL.reward(step.x0))
     undo = intercept_step(pipe.scheduler, engine)
     generator = torch.Generator().manual_seed(0)
     x = pipe(batch_size=k * groups, num_inference_steps=STEPS, generator=generator).images
@@ -79,7 +89,7 @@ def test_the_engine_is_exact_on_a_discrete_scheduler() -> None:
 @pytest.mark.parametrize("value", [None, ManySamples(draws=3)])
 def test_steerers_take_sequences(value: Any) -> None:
     pipe = sequences()
-    steerer = SVDD(zeros, particles=10, strength=STRENGTH, value=value)
+    steerer = SVDD(zeros, particles=10, strength=STRENGTH, scoring=Scoring(value=value))
     means = []
     for seed in range(12):
         with plug(pipe, steerer):
@@ -135,7 +145,11 @@ def test_a_trained_network_is_steered_towards_the_tilted_law(trained: Small) -> 
     assert float(gap.max()) < 0.12 and float(gap.mean()) < 0.02, "it has not learned the law"
     pipe = MaskedSequencePipeline(trained, MaskedDiffusionScheduler(mask_token_id=MASK), LENGTH)
     steerer = FeynmanKac(
-        zeros, particles=256, strength=STRENGTH, score_at="every", value=ManySamples(draws=8), returns="all"
+        zeros,
+        particles=256,
+        strength=STRENGTH,
+        returns="all",
+        scoring=Scoring(at="every", value=ManySamples(draws=8)),
     )
     with plug(pipe, steerer):
         x = pipe(num_inference_steps=STEPS, generator=torch.Generator().manual_seed(1)).images
@@ -208,7 +222,7 @@ def test_amused_keeps_its_groups_together(amused: Any) -> None:
 def test_amused_is_steered(amused: Any, value: Any) -> None:
     gain = 0.0
     for seed in range(4):
-        steerer = SVDD(red, particles=4, strength=10.0, value=value, returns="all")
+        steerer = SVDD(red, particles=4, strength=10.0, returns="all", scoring=Scoring(value=value))
         steered = run(amused, steerer, prompt=["a"], seed=seed)
         gain += float(red(steered, []).mean() - red(run(amused, prompt=["a"] * 4, seed=seed), []).mean())
     assert gain > 0

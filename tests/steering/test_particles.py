@@ -13,11 +13,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 
-from benchmarks.steering.chain import BETAS, GAUSSIAN, TWO_HUMPS, ddim, denoise, steer
+from benchmarks.steering.chain import ChainRule, steer
 from diffplug.intercept import StepInterceptor, intercept_step
-from diffplug.steering.engine import step as engine_module
+from diffplug.steering.engine import history as engine_module
+from diffplug.steering.engine.rule import ScoredStep
 from diffplug.steering.engine.score_times import every_block, every_call, scored_calls
 from diffplug.steering.engine.step import ParticleSteps, remaining_steps
+from diffplug.testing.closed_form.chain import BETAS, GAUSSIAN, TWO_HUMPS, ddim, denoise
 
 pytestmark = pytest.mark.law
 
@@ -94,7 +96,7 @@ def test_carried_weights_keep_steering_alive_under_an_ess_rule() -> None:
     """
 
     def forgetful(engine: ParticleSteps) -> None:
-        build = engine.build_filter
+        build = engine.rule.build_filter
 
         def broken(groups: int) -> Any:
             filt = build(groups)
@@ -108,7 +110,7 @@ def test_carried_weights_keep_steering_alive_under_an_ess_rule() -> None:
             filt.select = dropping
             return filt
 
-        engine.build_filter = broken
+        engine.rule = ChainRule(4, engine.rule.plan(), broken)
 
     options: dict[str, Any] = {"strength": 2.0, "groups": 8000, "plan": always, "ess_threshold": 0.5}
     right, error = steer(GAUSSIAN, identity, **options).weighted_mean()
@@ -182,7 +184,7 @@ def test_a_stochastic_solver_parts_copies_without_a_warning() -> None:
 
 def test_a_batch_that_does_not_split_is_refused() -> None:
     scheduler = ddim()
-    engine = ParticleSteps(lambda groups: None, lambda x0, call: x0, particles=4, calls=every_call)  # type: ignore
+    engine = ParticleSteps(ChainRule(4, every_call, lambda groups: None), lambda step: step.x0)  # type: ignore
     undo = intercept_step(scheduler, engine)
     with pytest.raises(ValueError, match="a batch of 6 cannot be split into groups of 4 particles"):
         denoise(scheduler, GAUSSIAN, torch.zeros(6, 1))
@@ -207,12 +209,12 @@ def test_a_copied_scheduler_follows_its_leader() -> None:
     scheduler.set_timesteps(6)
     seen: list[int] = []
 
-    def score(x0: torch.Tensor, call: int) -> torch.Tensor:
-        seen.append(call)
-        return x0[:, 0]
+    def score(step: ScoredStep) -> torch.Tensor:
+        seen.append(step.index)
+        return step.x0[:, 0]
 
     template = steer(GAUSSIAN, identity, strength=2.0, groups=3, plan=never).engine
-    engine = ParticleSteps(template.build_filter, score, particles=4, calls=every_call)
+    engine = ParticleSteps(ChainRule(4, every_call, template.rule.build_filter), score)
     undo = intercept_step(scheduler, engine)
     second = copy.deepcopy(scheduler)
     x = torch.randn(12, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -248,11 +250,11 @@ def test_two_stage_solvers_are_scored_at_first_stages() -> None:
     calls: list[tuple[int, bool]] = []
     template = steer(GAUSSIAN, identity, strength=1.0, groups=1, plan=never).engine
 
-    def score(x0: torch.Tensor, call: int) -> torch.Tensor:
-        calls.append((call, bool(scheduler.state_in_first_order)))
-        return x0[:, 0]
+    def score(step: ScoredStep) -> torch.Tensor:
+        calls.append((step.index, bool(scheduler.state_in_first_order)))
+        return step.x0[:, 0]
 
-    engine = ParticleSteps(template.build_filter, score, particles=4, calls=lambda n: [1, 4, 7])
+    engine = ParticleSteps(ChainRule(4, lambda n: [1, 4, 7], template.rule.build_filter), score)
     undo = intercept_step(scheduler, engine)
     scheduler.set_timesteps(6)
     x = torch.randn(4, 1)

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from benchmarks.steering.chain import GAUSSIAN, steer
+from benchmarks.steering.chain import steer
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.potentials import POTENTIALS, TILTS, Difference, potential
+from diffplug.testing.closed_form.chain import GAUSSIAN
 
 pytestmark = pytest.mark.law
 

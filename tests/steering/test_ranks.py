@@ -16,8 +16,9 @@ from torch.nn.functional import one_hot
 
 from diffplug.plug import plug
 from diffplug.seeds import Seeds, generators
-from diffplug.steering import SVDD, FeynmanKac, NoiseSearch
-from diffplug.steering.engine.ranks import Ranks, Rows, Slots, moved_rows
+from diffplug.steering import SVDD, Churn, FeynmanKac, Network, NoiseSearch, Resampling
+from diffplug.steering.engine.ranks import Ranks, SharedRows, SharedSlots, slots_of
+from diffplug.steering.engine.slots import Slots
 from diffplug.testing import tiny
 
 PROMPTS = ["a red circle", "a blue square"]
@@ -44,10 +45,29 @@ class FailsIn:
 
 RUNS: dict[str, Any] = {
     "generators": lambda: FeynmanKac(
-        red, particles=4, strength=3000.0, ess_threshold=None, populations=1, ranks=True
+        red,
+        particles=4,
+        strength=3000.0,
+        selection=Resampling(ess_threshold=None, islands=1),
+        network=Network(ranks=True),
     ),
-    "all": lambda: FeynmanKac(red, particles=4, strength=3000.0, populations=1, ranks=True, returns="all"),
-    "churn": lambda: SVDD(red, particles=4, duplicates=4, strength=300.0, block=2, churn=1.0, ranks=True),
+    "all": lambda: FeynmanKac(
+        red,
+        particles=4,
+        strength=3000.0,
+        returns="all",
+        selection=Resampling(islands=1),
+        network=Network(ranks=True),
+    ),
+    "churn": lambda: SVDD(
+        red,
+        particles=4,
+        duplicates=4,
+        strength=300.0,
+        block=2,
+        proposal=Churn(1.0),
+        network=Network(ranks=True),
+    ),
 }
 
 
@@ -84,10 +104,17 @@ def process(rank: int, folder: Path) -> None:
     found: dict[str, Any] = {name: steered(name) for name in RUNS}
     pipe = tiny("sd15")
     wrong = {
-        "odd": FeynmanKac(red, particles=5, ranks=True),
-        "failing": FeynmanKac(FailsIn(1), particles=4, ranks=True),
-        "other seed": FeynmanKac(red, particles=8, strength=3e3, seed=rank, ess_threshold=None, ranks=True),
-        "other strength": FeynmanKac(red, particles=4, strength=1.0 + rank, ranks=True),
+        "odd": FeynmanKac(red, particles=5, network=Network(ranks=True)),
+        "failing": FeynmanKac(FailsIn(1), particles=4, network=Network(ranks=True)),
+        "other seed": FeynmanKac(
+            red,
+            particles=8,
+            strength=3e3,
+            seed=rank,
+            selection=Resampling(ess_threshold=None),
+            network=Network(ranks=True),
+        ),
+        "other strength": FeynmanKac(red, particles=4, strength=1.0 + rank, network=Network(ranks=True)),
     }
     for name, steerer in wrong.items():
         with pytest.raises(ValueError) as caught, plug(pipe, steerer) as plugged:
@@ -97,8 +124,8 @@ def process(rank: int, folder: Path) -> None:
     with pytest.raises(ValueError, match="different generators"), plug(pipe, RUNS["all"]()) as plugged:
         plugged("a red circle", num_inference_steps=4, eta=1.0, generator=generators(rank, 1))
     x = torch.arange(4.0) + 10 * rank  # rows 0, 1 of two prompts in process 0, 2 and 3 in the other
-    slots = Slots(4, Ranks.of())
-    found["taken"] = Rows(torch.tensor([3, 0, 2, 1, 4, 5, 4, 7]), slots).take(x)
+    slots = SharedSlots(4, Ranks.of())
+    found["taken"] = SharedRows(torch.tensor([3, 0, 2, 1, 4, 5, 4, 7]), slots).take(x)
     found["bytes"] = slots.all(torch.tensor([rank, 5], dtype=torch.bfloat16))
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -128,7 +155,9 @@ def test_two_processes_make_the_pictures_of_one(both: list[dict[str, Any]], name
 @pytest.mark.pipe
 def test_generators_of_pictures_make_the_same_without_ranks(both: list[dict[str, Any]]) -> None:
     pipe = tiny("sd15")
-    steerer = FeynmanKac(red, particles=4, strength=3000.0, ess_threshold=None, populations=1)
+    steerer = FeynmanKac(
+        red, particles=4, strength=3000.0, selection=Resampling(ess_threshold=None, islands=1)
+    )
     with plug(pipe, steerer) as plugged:
         images = plugged(
             PROMPTS, num_inference_steps=5, output_type="pt", eta=1.0, generator=generators(0, 2)
@@ -142,8 +171,8 @@ def test_errors_reach_every_process(both: list[dict[str, Any]]) -> None:
         assert "5 particles cannot be shared by 2 processes: give a multiple of 2" in found["odd"]
         assert "have different calls" in found["other strength"]
         assert "have different ancestors" in found["other seed"]
-    assert "process 1 of 2 failed: the reward failed at step 3 of 4, particle" in both[0]["failing"]
-    assert "the reward failed at step 3 of 4, particle 2 of prompt 0: RuntimeError: out" in both[1]["failing"]
+    assert "process 1 of 2 failed: the reward failed at step 3 of 4: RuntimeError" in both[0]["failing"]
+    assert "the reward failed at step 3 of 4: RuntimeError: out" in both[1]["failing"]
 
 
 def test_rows_come_from_wherever_they_are(both: list[dict[str, Any]]) -> None:
@@ -156,16 +185,17 @@ def test_rows_come_from_wherever_they_are(both: list[dict[str, Any]]) -> None:
 @pytest.mark.law
 def test_a_lone_process_sends_nothing_and_takes_rows() -> None:
     assert Ranks.of() == Ranks() and Slots(4).own == range(4)
-    assert Slots(6, Ranks(1, 3)).own == range(2, 4)
-    assert Slots(6, Ranks(1, 3)).mine(list(range(12))) == [2, 3, 8, 9]
+    assert slots_of(4, False) == Slots(4) and slots_of(4, True).own == range(4)
+    assert SharedSlots(6, Ranks(1, 3)).own == range(2, 4)
+    assert SharedSlots(6, Ranks(1, 3)).mine(list(range(12))) == [2, 3, 8, 9]
     ancestors = torch.tensor([[0, 0, 2], [0, 1, 2]])
-    rows = moved_rows(ancestors, Slots(3))
-    assert rows is not None and rows.source.tolist() == [0, 0, 2, 3, 4, 5] and len(rows) == 6
+    rows = Slots(3).moved(ancestors)
+    assert rows is not None and rows.source.tolist() == [0, 0, 2, 3, 4, 5] and rows.count == 6
     x = one_hot(torch.arange(6))
     assert torch.equal(rows.take(x), x[rows.source])
-    assert moved_rows(torch.arange(3).expand(2, 3), Slots(3)) is None
+    assert Slots(3).moved(torch.arange(3).expand(2, 3)) is None
 
 
 def test_what_cannot_be_shared_is_refused() -> None:
     with pytest.raises(ValueError, match="NoiseSearch runs in one process"):
-        NoiseSearch(red, ranks=True)
+        NoiseSearch(red, network=Network(ranks=True))

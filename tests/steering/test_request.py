@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from diffplug.steering.engine.request import child_seeds, read_request, spread_generators
+from diffplug.steering.engine.generators import child_seeds, spread_generators
+from diffplug.steering.engine.request import read_request
+from diffplug.steering.engine.slots import Slots
 
 
 class Images:
@@ -56,14 +58,14 @@ def seeded(*seeds: int) -> list[torch.Generator]:
 
 
 def test_a_count_per_prompt_is_raised() -> None:
-    request = read_request(Images(), {"prompt": ["a", "b"], "num_images_per_prompt": 2}, 8)
+    request = read_request(Images(), {"prompt": ["a", "b"], "num_images_per_prompt": 2}, Slots(8))
     assert (request.groups, request.wanted, request.prompts) == (2, 2, ("a", "b"))
     assert request.kwargs == {"prompt": ["a", "b"], "num_images_per_prompt": 8}
     assert request.output_type == "pil"
 
 
 def test_pipelines_without_prompts_get_a_larger_batch() -> None:
-    request = read_request(Unconditional(), {"batch_size": 3, "output_type": "np"}, 4)
+    request = read_request(Unconditional(), {"batch_size": 3, "output_type": "np"}, Slots(4))
     assert (request.groups, request.wanted, request.prompts) == (1, 3, ("",))
     assert request.kwargs["batch_size"] == 4
     assert request.output_type == "np"
@@ -71,14 +73,14 @@ def test_pipelines_without_prompts_get_a_larger_batch() -> None:
 
 def test_without_a_count_prompts_are_repeated() -> None:
     given = {"prompt": ["a", "b"], "negative_prompt": "ugly"}
-    request = read_request(Plain(), given, 2)
+    request = read_request(Plain(), given, Slots(2))
     assert request.kwargs == {"prompt": ["a", "a", "b", "b"], "negative_prompt": ["ugly"] * 4}
     assert given["prompt"] == ["a", "b"]
 
 
 def test_given_embeddings_are_repeated_here_and_not_by_the_pipeline() -> None:
     embeds = torch.arange(6.0).reshape(2, 3, 1)
-    request = read_request(Images(), {"prompt_embeds": embeds, "num_images_per_prompt": 2}, 3)
+    request = read_request(Images(), {"prompt_embeds": embeds, "num_images_per_prompt": 2}, Slots(3))
     assert (request.groups, request.wanted, request.prompts) == (2, 2, None)
     assert request.kwargs["num_images_per_prompt"] == 1
     assert torch.equal(request.kwargs["prompt_embeds"], embeds.repeat_interleave(3, 0))
@@ -124,19 +126,20 @@ def test_child_seeds_follow_the_state_of_their_parent() -> None:
 )
 def test_what_does_not_fit_is_refused(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_request(Images(), kwargs, 4)
+        read_request(Images(), kwargs, Slots(4))
 
 
 def test_latents_for_every_particle_are_kept() -> None:
     latents = torch.zeros(8, 4, 8, 8)
-    assert read_request(Images(), {"prompt": ["a", "b"], "latents": latents}, 4).kwargs["latents"] is latents
+    request = read_request(Images(), {"prompt": ["a", "b"], "latents": latents}, Slots(4))
+    assert torch.equal(request.kwargs["latents"], latents)
 
 
 def test_each_start_image_stays_with_its_prompt() -> None:
-    request = read_request(ImageToImage(), {"prompt": ["a", "b"], "image": ["x", "y"]}, 2)
+    request = read_request(ImageToImage(), {"prompt": ["a", "b"], "image": ["x", "y"]}, Slots(2))
     assert request.kwargs["image"] == ["x", "x", "y", "y"]
     shared = torch.zeros(1, 3, 8, 8)
-    request = read_request(ImageToImage(), {"prompt": ["a", "b"], "image": shared}, 2)
+    request = read_request(ImageToImage(), {"prompt": ["a", "b"], "image": shared}, Slots(2))
     assert request.kwargs["image"] is shared
 
 
@@ -149,22 +152,22 @@ def test_the_size_is_the_calls_or_the_pipelines_own() -> None:
         ) -> None:
             """Make a video."""
 
-    request = read_request(Videos(), {"prompt": "a", "num_frames": 17}, 2)
+    request = read_request(Videos(), {"prompt": "a", "num_frames": 17}, Slots(2))
     assert request.size == {"height": 480, "width": None, "num_frames": 17}
-    assert read_request(Images(), {"prompt": "a"}, 2).size["height"] is None
+    assert read_request(Images(), {"prompt": "a"}, Slots(2)).size["height"] is None
 
 
 def test_control_pictures_are_repeated_where_prompts_are() -> None:
     given = {"prompt_embeds": torch.zeros(2, 3, 4), "image": ["x", "y"]}
-    assert read_request(Images(), given, 2).kwargs["image"] == ["x", "x", "y", "y"]
-    assert read_request(Images(), {"prompt": ["a", "b"], "image": ["x", "y"]}, 2).kwargs["image"] == [
+    assert read_request(Images(), given, Slots(2)).kwargs["image"] == ["x", "x", "y", "y"]
+    assert read_request(Images(), {"prompt": ["a", "b"], "image": ["x", "y"]}, Slots(2)).kwargs["image"] == [
         "x",
         "y",
     ]
     several = Images()
     several.controlnet = SimpleNamespace(nets=[1, 2])
     given["image"] = [["x", "y"], "depth of both"]
-    assert read_request(several, given, 2).kwargs["image"][0] == ["x", "x", "y", "y"]
+    assert read_request(several, given, Slots(2)).kwargs["image"][0] == ["x", "x", "y", "y"]
 
 
 def test_generators_of_a_prompt_must_differ() -> None:

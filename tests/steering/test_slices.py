@@ -9,7 +9,7 @@ import torch
 
 from diffplug.denoiser import denoisers
 from diffplug.plug import plug
-from diffplug.steering import BestOfN, FeynmanKac, NoiseSearch
+from diffplug.steering import BestOfN, FeynmanKac, Network, NoiseSearch
 from diffplug.testing import tiny
 
 pytestmark = pytest.mark.pipe
@@ -44,13 +44,13 @@ def pictures(pipe: Any, family: str, steerer: Any) -> tuple[torch.Tensor, list[i
 def test_slices_change_nothing_but_rounding(family: str) -> None:
     options: dict[str, Any] = {"particles": 3, "returns": "all", "strength": 0.0}
     whole, rows = pictures(tiny(family), family, FeynmanKac(red, **options))
-    parts, less = pictures(tiny(family), family, FeynmanKac(red, network_batch_size=4, **options))
+    parts, less = pictures(tiny(family), family, FeynmanKac(red, **options, network=Network(batch_size=4)))
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
     assert max(rows) > 4 >= max(less) and sum(rows) == sum(less)
 
 
 def test_the_report_counts_the_network_as_before_and_searches_slice_too() -> None:
-    steerer = NoiseSearch(red, particles=4, rounds=2, network_batch_size=3)
+    steerer = NoiseSearch(red, particles=4, rounds=2, network=Network(batch_size=3))
     pictures(tiny("sd15"), "sd15", steerer)
     assert steerer.report is not None and steerer.report.network_calls == 2 * 2
 
@@ -58,8 +58,8 @@ def test_the_report_counts_the_network_as_before_and_searches_slice_too() -> Non
 def test_the_network_is_restored_after_an_error_and_sizes_are_checked() -> None:
     pipe = tiny("sd15")
     with pytest.raises(ValueError, match="network_batch_size=0"):
-        BestOfN(red, network_batch_size=0)
-    steerer = BestOfN(lambda images, prompts: None, particles=2, network_batch_size=1)
+        BestOfN(red, network=Network(batch_size=0))
+    steerer = BestOfN(lambda images, prompts: None, particles=2, network=Network(batch_size=1))
     with pytest.raises(ValueError, match="the reward failed"), plug(pipe, steerer):
         pipe("a", num_inference_steps=1)
     assert "forward" not in vars(pipe.unet)

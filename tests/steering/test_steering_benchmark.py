@@ -16,7 +16,6 @@ from benchmarks.steering import picture_tables, pictures
 from benchmarks.steering.__main__ import parser
 from benchmarks.steering.analytic_fk import LINEAR, every, twists
 from benchmarks.steering.analytic_svdd import soft_value, tokens
-from benchmarks.steering.chain import GAUSSIAN, ddim, denoise
 from benchmarks.steering.clock import Clock
 from benchmarks.steering.drawing import draw
 from benchmarks.steering.pictures import RULES, Cell, Grid, Setting
@@ -26,7 +25,9 @@ from diffplug.files import write_json
 from diffplug.noise.families import level
 from diffplug.plug import plug
 from diffplug.recipe import Recipe
+from diffplug.steering import Scoring
 from diffplug.testing import tiny
+from diffplug.testing.closed_form.chain import GAUSSIAN, ddim, denoise
 
 
 def test_every_rule_costs_the_same() -> None:
@@ -175,7 +176,10 @@ def test_the_exact_soft_value_is_the_mean_of_what_comes() -> None:
 def test_the_published_rule_runs_in_a_pipeline() -> None:
     pipe = tiny("sd15")
     steerer = PublishedFeynmanKac(
-        lambda images, prompts: images[:, 0].mean((1, 2)), particles=4, strength=2000.0, score_at="every"
+        lambda images, prompts: images[:, 0].mean((1, 2)),
+        particles=4,
+        strength=2000.0,
+        scoring=Scoring(at="every"),
     )
     with plug(pipe, steerer) as plugged:
         images = plugged("a red circle", num_inference_steps=5, eta=1.0, output_type="pt").images

@@ -13,7 +13,7 @@ from diffusers import AutoencoderTiny, EulerAncestralDiscreteScheduler
 from diffplug.noise.families import Level
 from diffplug.pictures import score_pictures
 from diffplug.plug import plug
-from diffplug.steering import SVDD, FeynmanKac, LearnedValue, ManySamples, fit_value
+from diffplug.steering import SVDD, FeynmanKac, LearnedValue, ManySamples, Scoring, fit_value
 from diffplug.steering.values.many_samples import State
 from diffplug.testing import tiny
 
@@ -95,7 +95,7 @@ def test_a_fitted_value_steers_without_decoding(pipe: Any, fitted: LearnedValue)
         calls.append(len(images))
         return red(images, prompts)
 
-    steerer = SVDD(counted, particles=4, strength=1.0, value=fitted)
+    steerer = SVDD(counted, particles=4, strength=1.0, scoring=Scoring(value=fitted))
     with plug(pipe, steerer):
         pipe("a", num_inference_steps=4, output_type="pt", generator=torch.Generator().manual_seed(1))
     assert calls == [4], "the reward sees finished pictures only"
@@ -154,15 +154,15 @@ def test_previews_decode_on_the_way_and_the_end_is_the_pipelines_own(pipe: Any) 
         shapes.append(tuple(images.shape[1:]))
         return red(images, prompts)
 
-    steerer = FeynmanKac(reward, particles=4, preview=vae, score_at=(0.5,))
+    steerer = FeynmanKac(reward, particles=4, scoring=Scoring(preview=vae, at=(0.5,)))
     with plug(pipe, steerer):
         images = pipe("a", num_inference_steps=4, output_type="pt").images
     assert shapes[-1] == tuple(images.shape[1:])
     assert len(shapes) == 2
     with pytest.raises(ValueError, match="give one of them"):
-        FeynmanKac(reward, preview=vae, decode=lambda *a, **k: None)
+        FeynmanKac(reward, scoring=Scoring(preview=vae, decode=lambda *a, **k: None))
     with pytest.raises(ValueError, match="value=3 cannot be called"):
-        FeynmanKac(reward, value=3)
+        FeynmanKac(reward, scoring=Scoring(value=3))
 
 
 @pytest.mark.law
@@ -183,7 +183,7 @@ def test_rewards_run_in_smaller_portions_when_memory_runs_out() -> None:
 
 @pytest.mark.pipe
 def test_a_value_of_the_wrong_shape_names_the_step(pipe: Any) -> None:
-    steerer = FeynmanKac(red, particles=2, value=lambda state: torch.zeros(5))
+    steerer = FeynmanKac(red, particles=2, scoring=Scoring(value=lambda state: torch.zeros(5)))
     with plug(pipe, steerer), pytest.raises(ValueError, match=r"value failed at step 2 of 4: .*\(5,\) for 2"):
         pipe("a", num_inference_steps=4, output_type="pt")
     assert type(pipe.scheduler) is EulerAncestralDiscreteScheduler
@@ -194,3 +194,12 @@ def test_a_value_of_the_wrong_shape_names_the_step(pipe: Any) -> None:
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         ManySamples(**options)
+
+
+@pytest.mark.pipe
+def test_a_value_that_explains_nothing_says_so() -> None:
+    def noise(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return torch.randn(len(images), generator=torch.Generator().manual_seed(len(images)))
+
+    with pytest.warns(UserWarning, match="explains nothing of held-out rewards"):
+        fit_value(tiny("sd15"), noise, ["a", "b"], copies=8, steps=40, num_inference_steps=2)

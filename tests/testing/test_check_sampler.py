@@ -12,7 +12,7 @@ from diffplug.registry import SAMPLERS
 from diffplug.samplers import DCSolverScheduler
 from diffplug.scheduler_plug import SchedulerPlug
 from diffplug.testing import SAMPLER_LAWS, check_sampler
-from diffplug.testing.gaussian_model import GaussianModel, network_levels
+from diffplug.testing.closed_form.gaussian import GaussianModel, network_levels
 
 RATIOS = {
     1: [1.0],
@@ -228,3 +228,35 @@ def test_the_gaussian_model_is_the_posterior_mean(timestep: float) -> None:
     error = x0 - network.x0(x, alpha, sigma)
     assert float(error.mean().abs()) < 0.01
     assert float((error * (x - x.mean())).mean().abs()) < 0.01  # nothing left to learn from x
+
+
+class WritesItsConfig(diffusers.UniPCMultistepScheduler):
+    """Stores what a run was asked for where copies and files see it."""
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        super().set_timesteps(*args, **kwargs)
+        self.register_to_config(solver_order=1)
+
+
+class AsksForARun(diffusers.UniPCMultistepScheduler):
+    """Knows nothing before set_timesteps."""
+
+    def scale_model_input(self, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        return sample * self._of_the_run
+
+
+@pytest.mark.contract
+def test_the_laws_of_configurations_can_be_broken() -> None:
+    def stock_flow(steps: int, **config: Any) -> Any:
+        flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+        return diffusers.UniPCMultistepScheduler(**{**flow, **config})
+
+    laws = {law.__name__: law for law in SAMPLER_LAWS}
+    for broken, name, said in (
+        (WritesItsConfig, "configuration_is_left_alone", "changed the config of solver_order"),
+        (AsksForARun, "asked_before_a_run", "AttributeError"),
+        (stock_flow, "flow_sigmas_end_at_one", "use_exponential_sigmas: sigma"),
+    ):
+        with pytest.raises(AssertionError, match=f"breaks the law '{name}'.*{said}"):
+            check_sampler(broken, [laws[name]])
+        check_sampler(diffusers.UniPCMultistepScheduler, [laws[name]])

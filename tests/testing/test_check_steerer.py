@@ -11,7 +11,7 @@ import torch
 
 from diffplug.registry import STEERERS
 from diffplug.steering import FeynmanKac
-from diffplug.steering.engine import step as engine
+from diffplug.steering.engine import history as engine
 from diffplug.testing import STEERER_LAWS, check_steerer
 from diffplug.testing.check_steerer import (
     Subject,

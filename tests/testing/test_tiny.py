@@ -15,6 +15,9 @@ from diffplug.testing import tiny
 pytestmark = pytest.mark.pipe
 
 
+NEARLY_THE_GIVEN_PICTURE = ("sd15-img2img",)
+
+
 def run(pipe: Any, name: str, seed: int = 3, **changes: Any) -> torch.Tensor:
     out = pipe(**tiny.inputs(name, **changes), generator=torch.Generator().manual_seed(seed))
     return torch.as_tensor(out[0])
@@ -30,7 +33,7 @@ def weights(pipe: Any) -> dict[str, torch.Tensor]:
 
 
 def test_the_families_are_listed() -> None:
-    needed = {"sd15", "sdxl", "sd3", "flux", "wan", "pixart", "ddpm", "lcm"}
+    needed = {"sd15", "sdxl", "sd3", "flux", "wan", "pixart", "ddpm", "lcm", "svd", "cogvideox", "sana"}
     assert needed <= set(tiny.names())
     assert diffplug.testing.tiny is tiny
 
@@ -38,7 +41,7 @@ def test_the_families_are_listed() -> None:
 def test_an_unknown_family_is_named_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="'sdx': did you mean 'sdxl'"):
         tiny("sdx")
-    with pytest.raises(ValueError, match="families are controlnet, ddpm"):
+    with pytest.raises(ValueError, match="families are animatediff, auraflow"):
         tiny.inputs("what")
 
 
@@ -63,7 +66,8 @@ def test_saved_and_loaded_it_makes_the_same_picture(name: str, tmp_path: Any, mo
     loaded = type(pipe).from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     aligned(loaded)
-    assert torch.equal(before, run(loaded, name))
+    # Sana's linear attention rounds by where its intermediate results lie in memory
+    assert (before - run(loaded, name)).abs().max() <= (1e-5 if name == "sana" else 0)
     assert all(not part.training for part in pipe.components.values() if isinstance(part, torch.nn.Module))
 
 
@@ -83,12 +87,20 @@ def test_weights_are_seeded_and_all_set(name: str) -> None:
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", [name for name in tiny.names() if name != "ddpm"])
-def test_the_prompt_and_the_seed_matter(name: str) -> None:
-    pipe = tiny(name)
+@pytest.mark.parametrize("name", tiny.names())
+def test_what_it_is_asked_for_and_the_seed_matter(name: str) -> None:
+    pipe, given = tiny(name), tiny.inputs(name)
     base = run(pipe, name)
-    assert not torch.equal(base, run(pipe, name, prompt="two blue squares!"))
-    if name != "sd15-img2img":
+    others = {
+        "prompt": "two blue squares!",
+        "class_labels": [2],
+        "image": torch.zeros(1, 3, 16, 16),
+        "image_embeds": torch.ones(1, 32),
+        "mask_image": torch.zeros(1, 1, 16, 16),
+    }
+    for argument in others.keys() & given.keys():
+        assert not torch.equal(base, run(pipe, name, **{argument: others[argument]})), argument
+    if name not in NEARLY_THE_GIVEN_PICTURE:
         assert (base - run(pipe, name, seed=4)).abs().mean() > 1e-3
 
 

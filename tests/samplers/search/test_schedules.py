@@ -16,7 +16,7 @@ from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.search.evolution import random_values
 from diffplug.samplers.search.problem import errors
 from diffplug.samplers.search.space import ScheduleSpace
-from diffplug.testing.guided_mixture import GuidedMixture
+from diffplug.testing.closed_form.guided_mixture import GuidedMixture
 
 optuna = pytest.importorskip("optuna")
 pytest.importorskip("sklearn")

@@ -27,7 +27,7 @@ from diffplug.samplers.search.search import search_compensation
 from diffplug.samplers.search.stages import run_stages
 from diffplug.samplers.search.starts import stock_schedules
 from diffplug.testing import tiny
-from diffplug.testing.guided_mixture import GuidedMixture
+from diffplug.testing.closed_form.guided_mixture import GuidedMixture
 
 LINSPACE = Nodes(kind="name", name="linspace", final="sigma_min")
 SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

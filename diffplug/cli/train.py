@@ -1,0 +1,117 @@
+"""`diffplug train`: tunes a model by a method, from a config file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from diffplug.cli.console import guarded, hush, print_json, until_stopped
+from diffplug.cli.options import Device, Json
+from diffplug.cli.pipeline import device_of
+
+Method = Annotated[
+    str, typer.Argument(help="trajectory, hyper-sd, tdm, one-step, ...: see `diffplug names`.")
+]
+Config = Annotated[Path | None, typer.Argument(help="TOML file; without one, the method's defaults.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, as optimizer.lr=1e-4; may be given often. The file's own tree."),
+]
+Output = Annotated[Path, typer.Option("--out", "-o", help="Folder of checkpoints, log and the student.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")]
+Minutes = Annotated[float | None, typer.Option(min=0, help="Stop, saved, after this long.")]
+Cache = Annotated[Path, typer.Option(help="Folder of trajectories and latents, shared by runs.")]
+
+
+@guarded
+def train(
+    method: Method,
+    config: Config = None,
+    changes: Set = None,
+    out: Output = Path("runs/student"),
+    resume: Resume = False,
+    minutes: Minutes = None,
+    cache: Cache = Path("runs/cache"),
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Trains a few-step student of a model: a LoRA, or all weights, with the recipe that runs it.
+
+    Example: `diffplug train trajectory --set student.steps=4 --set run.updates=200 -o runs/four`, then
+    `diffplug generate "a red circle" --sampler runs/four/student`
+
+    Several GPUs: `accelerate launch -m diffplug train ...` with the same arguments.
+    """
+    hush()
+    from diffplug.training.job import Job
+    from diffplug.training.train import train as run
+
+    job = Job.read(method, config, changes or [], device=_device(device), cache=cache)
+    with (
+        until_stopped(f"what was reached is in {out}: repeat the command with --resume"),
+        Progress(*_COLUMNS, console=Console(stderr=True), disable=json) as bars,
+    ):
+        told = run(job, out, resume=resume, minutes=minutes, on_progress=_teller(bars))
+    _tell(job, told, out, json=json)
+
+
+_COLUMNS = (
+    TextColumn("{task.description}", markup=False),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeRemainingColumn(),
+    TextColumn("{task.fields[figures]}", markup=False),
+)
+
+
+def _teller(bars: Progress) -> Callable[[str, int, int, Mapping[str, float]], None]:
+    """Return what draws a bar for each kind of work: trajectories, updates."""
+    tasks: dict[str, Any] = {}
+
+    def tell(what: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total, figures="")
+        shown = "".join(
+            f"{name} {figures[key]:.4g}{unit}  "
+            for key, name, unit in (("loss", "loss", ""), ("rows_per_second", "", " images/s"))
+            if key in figures
+        )
+        bars.update(tasks[what], completed=done, figures=shown)
+
+    return tell
+
+
+def _device(name: str) -> str:
+    """Return the device; each process of a launch has its own."""
+    if name == "auto":
+        import torch
+
+        if torch.cuda.is_available():
+            from accelerate import PartialState
+
+            return str(PartialState().device)
+    return device_of(name)
+
+
+def _tell(job: Any, told: Any, out: Path, *, json: bool) -> None:
+    figures = None if told.figures is None else vars(told.figures)
+    if json:
+        student = None if told.student is None else str(told.student)
+        print_json({"student": student, "updates": told.updates, "figures": figures, "seconds": told.seconds})
+        return
+    if told.student is None:
+        typer.echo(f"stopped after {told.updates} updates and saved: the same command with --resume goes on")
+        return
+    if told.figures is not None:
+        f, reward = told.figures, job.config.validation.reward
+        typer.echo(f"{reward}: mean {f.mean:.3f} ± {f.error:.3f} on {f.n} pictures, {f.best:.1%} reach 1")
+    if told.recipe is not None:
+        from diffplug.training.output import plain_code as code
+
+        typer.echo(f"\n{code(told.recipe, job.config.model, str(told.student))}\n")
+    typer.echo(str(told.student))
