@@ -66,7 +66,7 @@ def search(
         prompts: three at the least, sixty or more for a result that holds; used again with other noises where
         there are fewer than pairs. objective: a text (`picture_metrics.METRIC_FORMS`) or a `Metric`. stages:
         names out of `stages.STAGES`; `budgeted` chooses them by a budget. start: more schedules to begin
-        with, of as many evaluations. settings: pairs, budget and the rest, `Settings.of(pairs=24, ...)`.
+        with; another length is refused. settings: pairs, budget and the rest, `Settings.of(pairs=24, ...)`.
         storage: the file or database of progress, to resume and, of decisions, to share between processes.
 
     Raises ValueError for what cannot be searched, before anything is spent where that is possible.
