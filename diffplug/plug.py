@@ -120,6 +120,11 @@ def _records(pipe: Any) -> Sequence[_Record]:
     return vars(pipe)[_KEY].records if _KEY in vars(pipe) else ()
 
 
+def plugged_names(pipe: Any) -> list[str]:
+    """Return the names of what is plugged into a pipeline at present."""
+    return [_name(record.plug) for record in _records(pipe)]
+
+
 def _forget(pipe: Any, record: _Record) -> None:
     plugged = vars(pipe)[_KEY]
     plugged.records.remove(record)
