@@ -81,7 +81,8 @@ class Job:
             write_new(self.folder / "job.json", text.encode())
         self.check()
         self.work.mkdir(exist_ok=True)
-        sweep_temporaries(self.work)
+        for name in (".work", ".index", "failed"):
+            sweep_temporaries(self.folder / name)
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the page does, without the page: forms and their limits, pipelines for several users, kept pictures."""
+"""What the page does, without the page: forms, limits, pipelines for several users, kept pictures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from diffplug.lazy import hand_on
 
 if TYPE_CHECKING:
-    from diffplug.demos.studio.form import Form as Form
     from diffplug.demos.studio.form import Choices as Choices
+    from diffplug.demos.studio.form import Form as Form
     from diffplug.demos.studio.pool import Pool as Pool
     from diffplug.demos.studio.studio import Studio as Studio
     from diffplug.demos.studio.votes import Votes as Votes

@@ -109,8 +109,8 @@ class Form:
         cost = self.steps * copies * self.pictures
         if cost > limits.BUDGET:
             raise ValueError(
-                f"{self.steps} steps x {copies} particles x {self.pictures} pictures are {cost:,} evaluations,"
-                f" and {limits.BUDGET:,} are allowed: lower one of them"
+                f"{self.steps} steps x {copies} particles x {self.pictures} pictures are {cost:,} "
+                f"evaluations, and {limits.BUDGET:,} are allowed: lower one of them"
             )
         if self.seed + self.pictures - 1 > limits.LIMITS["seed"].high:
             raise ValueError("the seeds of the last pictures are too large: lower the seed")
@@ -154,7 +154,10 @@ class Form:
                 for key, one in value.items():
                     words += [f"--{key}", str(one)]
             else:
-                words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+                words += [
+                    f"--{name.replace('_', '-')}",
+                    f"{value:g}" if isinstance(value, float) else str(value),
+                ]
         if self.pictures > 1:
             words += ["-n", str(self.pictures)]
         return shlex.join(words)
@@ -162,7 +165,9 @@ class Form:
     def row(self) -> str:
         """Return the row of a manifest for `diffplug batch` that asks for the same pictures."""
         images = {"images": self.pictures} if self.pictures > 1 else {}
-        return json.dumps({"prompt": self.prompt, "seed": self.seed, **images, **self._said()}, ensure_ascii=False)
+        return json.dumps(
+            {"prompt": self.prompt, "seed": self.seed, **images, **self._said()}, ensure_ascii=False
+        )
 
     def python(self, model: str) -> str:
         """Return the lines of Python that make the same pictures."""
@@ -199,7 +204,9 @@ def restored(settings: Mapping[str, Any], choices: Choices) -> tuple[Form, list[
         except ValueError as error:
             told.append(f"{error}: left as it was")
     if settings.get("model", choices.model) != choices.model:
-        told.append(f"it was made with the model {str(settings['model'])[:60]}, this page runs {choices.model}")
+        told.append(
+            f"it was made with the model {str(settings['model'])[:60]}, this page runs {choices.model}"
+        )
     if "guidance" not in values and "guidance" in settings.get("used", {}):
         values["guidance"] = limits.number("guidance", settings["used"]["guidance"])
     return Form.read(values, choices), told

@@ -57,7 +57,9 @@ class Colours:
             rgb = z.movedim(0, -1) / 2 + 0.5
         else:
             grey = z.mean(0)
-            rgb = ((grey - grey.min()) / (grey.max() - grey.min()).clamp(min=1e-6))[..., None].expand(-1, -1, 3)
+            rgb = ((grey - grey.min()) / (grey.max() - grey.min()).clamp(min=1e-6))[..., None].expand(
+                -1, -1, 3
+            )
         data = (rgb.nan_to_num(0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
         image = Image.fromarray(np.ascontiguousarray(data))
         return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)

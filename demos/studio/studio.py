@@ -146,7 +146,8 @@ class Studio:
         base = {name: getattr(form, name) for name in form.__dataclass_fields__} | {"pictures": 1}
         places = itertools.product(enumerate(rows[1]), enumerate(columns[1]))
         forms = {
-            (y, x): self.read({**base, rows[0]: down, columns[0]: across}) for (y, down), (x, across) in places
+            (y, x): self.read({**base, rows[0]: down, columns[0]: across})
+            for (y, down), (x, across) in places
         }
         steps = sum(one.steps * (one.particles if one.steered else 1) for one in forms.values())
         if steps > 6_400:
@@ -176,7 +177,9 @@ class Studio:
         self._keep(form, made)
         control.give(made)
 
-    def _labelled(self, image: Image.Image, row: Row, piece: int | None, batch: Any, place: int) -> Image.Image:
+    def _labelled(
+        self, image: Image.Image, row: Row, piece: int | None, batch: Any, place: int
+    ) -> Image.Image:
         """Return the picture with its settings in it: a PNG of it, also a downloaded one, carries them."""
         reward = batch.rewards[place]
         reached = {} if reward is None else {"rewards": {row.recipe.reward: reward}}

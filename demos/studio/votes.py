@@ -73,7 +73,11 @@ class Votes:
             row[f"recipe_{number}"] = made.form.recipe().settings()
             row[f"seed_{number}"] = made.form.seed
         row["shown_left"] = int(pair.swapped)
-        row |= {"seconds": round(time.monotonic() - pair.shown, 2), "session": session, "time": round(time.time())}
+        row |= {
+            "seconds": round(time.monotonic() - pair.shown, 2),
+            "session": session,
+            "time": round(time.time()),
+        }
         with self._lock:
             if pair.token in self._counted:
                 return False
@@ -127,7 +131,10 @@ def export_votes(folder: Path, target: Path) -> int:
     table = pyarrow.table(
         {
             "caption": [row["prompt"] for row in votes],
-            **{f"jpg_{i}": [safe_join(folder, row[f"image_{i}"]).read_bytes() for row in votes] for i in (0, 1)},
+            **{
+                f"jpg_{i}": [safe_join(folder, row[f"image_{i}"]).read_bytes() for row in votes]
+                for i in (0, 1)
+            },
             **{f"label_{i}": [float(row[f"label_{i}"]) for row in votes] for i in (0, 1)},
             "has_label": [True] * len(votes),
         }

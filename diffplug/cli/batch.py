@@ -250,8 +250,7 @@ def _tell(job: Job, report: dict[str, Any]) -> None:
     speed = report["pictures_per_second"]
     typer.echo(
         f"{report['there']:,} of {report['pictures']:,} pictures are in {job.folder}: "
-        f"{report['made']:,} made now"
-        + (f", {speed:.2f} a second" if report["made"] and speed else "")
+        f"{report['made']:,} made now" + (f", {speed:.2f} a second" if report["made"] and speed else "")
     )
     if report["failed"]:
         one = report["failures"][0]

@@ -36,7 +36,7 @@ def _write(path: Path, data: bytes | str) -> Path:
         ('{"prompt": "x", "prompt": "y"}', "'prompt' stands there twice"),
         ('{"prompt": " "}', "is blank"),
         ('{"prompt": "a\\u0000b"}', "NUL"),
-        ('{"prompt": "a\\ud800b"}', "surrogate"),
+        ('{"prompt": "a\\ud800b"}', "unicode"),
         ('{"steps": 6}', "prompt is missing"),
         ("[1]", "an object or a prompt is expected, got list"),
         ("[" * 100_000, "nested too deeply"),
