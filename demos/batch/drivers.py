@@ -19,6 +19,7 @@ from diffplug.demos.batch.failures import TooManyFailures
 from diffplug.demos.batch.job import Job
 from diffplug.demos.batch.plan import Shard
 from diffplug.demos.batch.render import Outcome, Tell, Worker
+from diffplug.demos.batch.work import sweep
 from diffplug.recipe import Recipe
 
 __all__ = ["Stopped", "loop", "run", "unfinished"]
@@ -41,6 +42,8 @@ def unfinished(job: Job, shards: Sequence[Shard]) -> tuple[list[Shard], int, int
 
     finished, failures = store(job.folder, job.layout), Failures(job)
     finished.refresh()
+    if job.work.is_dir():
+        sweep(job.work, finished)
     todo, missing, there = [], 0, 0
     for shard in shards:
         absent = [picture.id for picture in shard.pictures if picture.id not in finished.done]

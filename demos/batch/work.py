@@ -14,7 +14,7 @@ from diffplug.demos.batch.lease import Lease, owner_is_dead
 from diffplug.demos.batch.store import ROWS, FolderStore, read_records, records_text
 from diffplug.files import atomic_write, sync_folder
 
-__all__ = ["Work"]
+__all__ = ["Work", "sweep"]
 
 
 class Work:
@@ -101,6 +101,14 @@ class Work:
         """Leave what is there to the next process; an empty folder goes."""
         with suppress(OSError):
             self.path.rmdir()
+
+
+def sweep(folder: Path, finished: FolderStore) -> None:
+    """Remove what dead processes left of shards that are finished."""
+    for path in folder.iterdir():
+        key, _, owner = path.name.partition(".")
+        if path.is_dir() and owner_is_dead(owner) and finished.holds(key):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _silent(path: Path, lease: Lease) -> bool:

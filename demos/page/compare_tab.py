@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,10 +125,7 @@ def _number(name: str, part: str) -> Any:
 
 
 def _gallery(found: list[Cell]) -> list[tuple[Image.Image, str]]:
-    return [
-        (cell.made.images[0], f"{number}: row {cell.row + 1}, column {cell.column + 1}: {cell.made.line()}")
-        for number, cell in enumerate(found, 1)
-    ]
+    return [(cell.made.images[0], f"{number}: {cell.made.line()}") for number, cell in enumerate(found, 1)]
 
 
 def _sheet(form: Form, columns: Any, rows: Any, found: list[Cell]) -> Image.Image:
@@ -138,13 +136,21 @@ def _sheet(form: Form, columns: Any, rows: Any, found: list[Cell]) -> Image.Imag
     cost = "; ".join(
         f"{n}: {c.made.evaluations:.0f} evaluations, {c.made.seconds:.1f} s" for n, c in enumerate(found, 1)
     )
-    return contact_sheet(
+    sheet = contact_sheet(
         grid,
         row_labels=[f"{rows[0]} {value}" for value in down],
         column_labels=[f"{columns[0]} {value}" for value in across],
         title=form.prompt,
         footer=f"Cells in reading order: {cost}.",
     )
+    settings = {
+        "prompt": form.prompt,
+        "columns": list(columns),
+        "rows": list(rows),
+        **form.recipe().settings(),
+    }
+    sheet.info["diffplug_grid"] = json.dumps(settings, allow_nan=False)
+    return sheet
 
 
 def _two(kept: list[Any], left: Any, right: Any) -> tuple[Any, Any]:

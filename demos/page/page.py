@@ -32,7 +32,13 @@ document.addEventListener("keydown", (event) => {
 </script>
 """
 
-LOOK = {"head": _KEYS, "css": "footer { display: none !important }"}
+_STYLE = """
+footer { display: none !important }
+#vote_left img, #vote_right img, #steer_preview img { width: 100%; height: 100%; object-fit: contain }
+.caption-label { white-space: normal !important; max-width: 100% !important; text-align: left }
+"""
+
+LOOK = {"head": _KEYS, "css": _STYLE}
 """What `launch` is told of the looks."""
 
 
@@ -77,11 +83,30 @@ def _make_tab(studio: Studio, controls: Controls, copies: int) -> None:
         )
     note = gr.Textbox("", label="Cost", interactive=False, elem_id="note", max_lines=2)
     with gr.Accordion("The same elsewhere", open=True):
-        command = gr.Code(language="shell", label="On the command line", elem_id="command", interactive=False)
-        row = gr.Code(
-            language="json", label="In a manifest of diffplug batch", elem_id="row", interactive=False
+        command = gr.Code(
+            language="shell",
+            wrap_lines=True,
+            lines=1,
+            label="On the command line",
+            elem_id="command",
+            interactive=False,
         )
-        python = gr.Code(language="python", label="In Python", elem_id="python", interactive=False)
+        row = gr.Code(
+            language="json",
+            wrap_lines=True,
+            lines=1,
+            label="In a manifest of diffplug batch",
+            elem_id="row",
+            interactive=False,
+        )
+        python = gr.Code(
+            language="python",
+            wrap_lines=True,
+            lines=1,
+            label="In Python",
+            elem_id="python",
+            interactive=False,
+        )
 
     def make(*given: Any) -> Iterator[tuple[Any, ...]]:
         form = studio.read(controls.values(given))

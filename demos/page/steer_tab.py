@@ -36,6 +36,7 @@ def steer_tab(studio: Studio, controls: Controls, copies: int) -> None:
         label="Particles",
         format="png",
         columns=4,
+        height=300,
         buttons=["download", "fullscreen"],
         elem_id="particles_shown",
         interactive=False,

@@ -25,8 +25,12 @@ def vote_tab(studio: Studio, controls: Controls, votes: Votes, copies: int) -> N
         second = gr.Dropdown(presets, value=presets[-1], label="The other", elem_id="vote_other")
     go = gr.Button("New pair (prompt and seed from the left)", variant="primary", elem_id="new_pair")
     with gr.Row():
-        left = gr.Image(label="Left", format="png", buttons=[], interactive=False, elem_id="vote_left")
-        right = gr.Image(label="Right", format="png", buttons=[], interactive=False, elem_id="vote_right")
+        left = gr.Image(
+            label="Left", format="png", buttons=[], interactive=False, elem_id="vote_left", height=340
+        )
+        right = gr.Image(
+            label="Right", format="png", buttons=[], interactive=False, elem_id="vote_right", height=340
+        )
     with gr.Row():
         buttons = {
             "left": gr.Button("1  Left is better", elem_id="left"),

@@ -34,12 +34,14 @@ class Choices:
 
         names = [name for name in sampler_names() if model == "shapes" or "shapes" not in name]
         rewards = ["shapes", "shapes-clip"] if model == "shapes" else []
+        presets = _presets(model)
+        extra = {str(values["sampler"]) for values in presets.values()} - {OWN, *names}
         return cls(
             model,
-            [OWN, *names],
+            [OWN, *names, *sorted(extra)],
             [NO_STEERER, *(name for name in STEERERS.names() if name != "noise-search")],
             [*rewards, "jpeg", "colour", "sharpness"],
-            _presets(model),
+            presets,
         )
 
 
@@ -93,6 +95,7 @@ class Form:
         for name, names in offered.items():
             if name in values:
                 found[name] = limits.choice(name, values[name], names)
+        found.setdefault("reward", choices.rewards[0])
         for name in limits.LIMITS:
             if name in values:
                 found[name] = limits.number(name, values[name])

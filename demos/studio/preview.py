@@ -35,10 +35,10 @@ class Colours:
     @classmethod
     @torch.no_grad()
     def fit(cls, pipe: Any) -> Colours:
-        """Return the map by which smooth pictures are told best from what the autoencoder makes of them."""
+        """Return the map by which simple pictures are told best from what the autoencoder makes of them."""
         vae = decoder_of(pipe)
         with suppress(Exception):  # decoders without an encoder, of videos, of their own kind
-            pictures = _smooth(16, 64).to(next(vae.parameters()))
+            pictures = _pictures(32, 64).to(next(vae.parameters()))
             latents = vae.encode(pictures * 2 - 1).latent_dist.mode()
             z = (latents - (vae.config.get("shift_factor") or 0)) * (vae.config.get("scaling_factor") or 1)
             small = torch.nn.functional.adaptive_avg_pool2d(pictures.float(), z.shape[-2:])
@@ -88,8 +88,17 @@ class Preview(StepInterceptor):
         return call.run()
 
 
-def _smooth(n: int, side: int) -> Tensor:
-    """Return n pictures of random soft colours, in [0, 1], the same every time."""
+def _pictures(n: int, side: int) -> Tensor:
+    """Return n pictures in [0, 1], the same every time: soft colours, and plain discs and squares on grey."""
     generator = torch.Generator().manual_seed(0)
-    blobs = torch.rand(n, 3, 4, 4, generator=generator)
-    return torch.nn.functional.interpolate(blobs, size=(side, side), mode="bicubic").clamp(0, 1)
+    draw = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
+    soft = torch.nn.functional.interpolate(draw(n // 2, 3, 4, 4), size=(side, side), mode="bicubic")
+    plain = draw(n - n // 2, 1, 1, 1).expand(-1, 3, side, side).clone()
+    y, x = torch.meshgrid(torch.arange(side) / side, torch.arange(side) / side, indexing="ij")
+    for picture in plain:
+        for shape in range(4):
+            (cx, cy, r), colour = draw(3), draw(3)
+            dx, dy = (x - cx).abs(), (y - cy).abs()
+            inside = (dx**2 + dy**2).sqrt() if shape % 2 else torch.maximum(dx, dy)
+            picture[:, inside < 0.08 + 0.2 * r] = colour[:, None]
+    return torch.cat([soft, plain]).clamp(0, 1)
