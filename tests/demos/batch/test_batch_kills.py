@@ -73,6 +73,8 @@ def _killed_at(number: int, folder: Path, layout: str) -> int:
     return _in_a_fork(work)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("layout", ["folder", "tar"])
 def test_killed_at_every_write_and_started_again(tmp_path: Path, layout: str) -> None:
     make(tmp_path / "whole", planned(PROMPTS), layout=layout)
