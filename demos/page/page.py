@@ -34,7 +34,7 @@ document.addEventListener("keydown", (event) => {
 
 _STYLE = """
 footer { display: none !important }
-#vote_left img, #vote_right img, #steer_preview img { width: 100%; height: 100%; object-fit: contain }
+#vote_left img, #vote_right img, #steer_preview img, #preview img { width: 100%; height: 100%; object-fit: contain }
 .caption-label { white-space: normal !important; max-width: 100% !important; text-align: left }
 """
 
@@ -117,7 +117,7 @@ def _make_tab(studio: Studio, controls: Controls, copies: int) -> None:
         for event in studio.make(form):
             if isinstance(event, Made):
                 made += [(image, event.line()) for image in event.images]
-                yield gr.skip(), list(made), event.line(), *said
+                yield event.images[-1], list(made), event.line(), *said
             else:
                 frame = gr.skip() if event.preview is None else event.preview
                 yield frame, gr.skip(), f"step {event.done} of {event.of}", *said

@@ -33,8 +33,8 @@ def vote_tab(studio: Studio, controls: Controls, votes: Votes, copies: int) -> N
         )
     with gr.Row():
         buttons = {
-            "left": gr.Button("1  Left is better", elem_id="left"),
-            "right": gr.Button("2  Right is better", elem_id="right"),
+            "left": gr.Button("1  Left", elem_id="left"),
+            "right": gr.Button("2  Right", elem_id="right"),
             "tie": gr.Button("3  Equal", elem_id="tie"),
         }
         skip = gr.Button("4  Skip", elem_id="skip")

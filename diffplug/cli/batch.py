@@ -195,7 +195,9 @@ def _run(job: Job, model: Any, plan: Plan, *, silent: bool, as_json: bool, how: 
             if how["engine"] == "ray":
                 from diffplug.demos.batch.ray_driver import run as run_on_ray
 
-                outcomes = run_on_ray(job, model, todo, plan.recipes, address=how["address"], tell=pace)
+                outcomes = run_on_ray(
+                    job, model, todo, plan.recipes, address=how["address"], workers=how["workers"], tell=pace
+                )
             elif todo:
                 many = {name: how[name] for name in ("workers", "rank", "world")}
                 outcomes = drivers.run(job, model, todo, plan.recipes, **many, tell=pace)
