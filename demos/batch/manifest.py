@@ -100,7 +100,8 @@ def read_manifest(path: str | Path) -> Iterator[tuple[int, Row]]:
     (needs pyarrow), anything else a prompt in each line. Blank lines are passed over. Raises ReadError for a
     file that cannot be read.
     """
-    problems, more, found = [], 0, 0
+    problems: list[str] = []
+    more = found = 0
     for number, value in lines_of(Path(path)):
         try:
             row = _row(value)

@@ -145,8 +145,8 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
             number = reader.line_num + 1
     except csv.Error as error:
         yield number, LineError(f" no CSV: {error}", fatal=True)
-    for place, error in broken:
-        yield place, LineError(*error.problems, fatal=True)
+    for place, trouble in broken:
+        yield place, LineError(*trouble.problems, fatal=True)
 
 
 def _cells(row: Mapping[str, str]) -> Any:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffplug.registry import unknown
+
 __all__ = ["Model"]
 
 _PART = 2**20
@@ -79,6 +81,8 @@ def _commit(name: str) -> str:
     """Return the commit of a hub's repository that is going to be loaded."""
     from huggingface_hub import hf_hub_download
 
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise unknown("model", name, ["shapes"], "Or give a folder, or a hub id such as 'owner/name'.")
     try:
         return Path(hf_hub_download(name, "model_index.json")).parent.name[:12]
     except Exception as error:  # the hub's library raises a dozen kinds

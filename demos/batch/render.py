@@ -97,15 +97,14 @@ class Worker:
         passed = self.failures.passed(shard.key)
         return [one for one in shard.pictures if one.id not in self.store.done and one.id not in passed]
 
-    @property
-    def pipe(self) -> Any:
-        """Return the pipeline, loaded and asked about every recipe."""
+    def _load(self) -> None:
+        """Load the pipeline for the first shard, and ask it about every recipe."""
         if self._pipe is None:
-            self._pipe = self.model.load(self.rank)
+            pipe = self.model.load(self.rank)
             for recipe in self.recipes:
-                recipe.check(self._pipe)
+                recipe.check(pipe)
             self._held = [rewards.get(recipe.reward) for recipe in self.recipes if recipe.steer]
-        return self._pipe
+            self._pipe = pipe
 
     def _make(self, shard: Shard, cut: str, key: str, work: Work) -> Outcome:
         outcome = Outcome(cut)
@@ -128,6 +127,7 @@ class Worker:
 
     def _render(self, shard: Shard, work: Work, outcome: Outcome) -> None:
         size = max(1, self.job.max_rows // shard.recipe.copies)
+        self._load()
         with _Saver() as saver:
             for first in range(0, len(shard.pictures), size):
                 part = shard.pictures[first : first + size]
@@ -176,7 +176,7 @@ class Worker:
         rows = self._rows.get(group, self.job.max_rows)
         prompts, seeds = [one.prompt for one in part], [one.seed for one in part]
         step = lambda done, of: self.tell("step", done, of)  # noqa: E731
-        for batch in batches(recipe, self.pipe, prompts, seeds, max_rows=rows, on_step=step):
+        for batch in batches(recipe, self._pipe, prompts, seeds, max_rows=rows, on_step=step):
             if batch.prompts < len(part) - batch.first and batch.prompts * recipe.copies < rows:
                 self._rows[group] = rows = batch.prompts * recipe.copies
             outcome.calls[batch.prompts] = outcome.calls.get(batch.prompts, 0) + 1
