@@ -222,10 +222,8 @@ class _Made:
         """Yield name, PNG file and record of every picture."""
         row = Row(recipe, self.picture.prompt, self.picture.seed, setup)
         for number, piece in enumerate(row.pieces):
-            image, reward = (
-                each[self.index * self.batch.each + number]
-                for each in (self.batch.images, self.batch.rewards)
-            )
+            place = self.index * self.batch.each + number
+            image, reward = self.batch.images[place], self.batch.rewards[place]
             name = self.picture.id + ("" if piece is None else f"-particle-{piece:02d}") + ".png"
             reached = {} if reward is None else {"rewards": {recipe.reward: reward}}
             settings = {**row.settings(piece), "used": {**self.batch.used, "versions": versions()}, **reached}

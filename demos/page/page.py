@@ -34,7 +34,8 @@ document.addEventListener("keydown", (event) => {
 
 _STYLE = """
 footer { display: none !important }
-#vote_left img, #vote_right img, #steer_preview img, #preview img { width: 100%; height: 100%; object-fit: contain }
+#vote_left img, #vote_right img, #steer_preview img, #preview img
+  { width: 100%; height: 100%; object-fit: contain }
 .caption-label { white-space: normal !important; max-width: 100% !important; text-align: left }
 """
 

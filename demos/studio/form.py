@@ -49,8 +49,11 @@ def _presets(model: str) -> dict[str, dict[str, Any]]:
     """Return settings that belong together, by the name under which people know them."""
     from diffplug.demos.compare import demo_recipes
 
-    plain = {"sampler": OWN, "steps": 20, "guidance": 7.5, "steer": NO_STEERER}
-    found = {"Stock, 20 steps": dict(plain), "Stock, 50 steps": {**plain, "steps": 50}}
+    plain: dict[str, Any] = {"sampler": OWN, "steps": 20, "guidance": 7.5, "steer": NO_STEERER}
+    found: dict[str, dict[str, Any]] = {
+        "Stock, 20 steps": dict(plain),
+        "Stock, 50 steps": {**plain, "steps": 50},
+    }
     if model != "shapes":
         return {**found, "DC-Solver, 10 steps": {**plain, "sampler": "dc-solver", "steps": 10}}
     for recipe in demo_recipes():

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -103,7 +104,7 @@ class Studio:
             if (kept := self.find(single)) is not None:
                 yield kept
             else:
-                yield from self.pool.run(lambda pipe, control, one=single: self._made(one, pipe, control))
+                yield from self.pool.run(partial(self._made, single))
 
     def grid(
         self, form: Form, columns: tuple[str, Sequence[Any]], rows: tuple[str, Sequence[Any]]

@@ -148,10 +148,10 @@ def _plan(manifest: Path, job: Job, settings: dict[str, Any], seed: int) -> Plan
             typer.secho(f"error: and {error.more} more", fg="red", err=True)
         raise typer.Exit(BAD_INPUT) from None
     if found.first_double is not None:
-        line, first = found.first_double
+        place, before = found.first_double
         typer.secho(
-            f"warning: {found.doubles} of {found.asked} pictures are asked for twice, as on line {line} and "
-            f"line {first}: each is made once. Give other seeds for more of them.",
+            f"warning: {found.doubles} of {found.asked} pictures are asked for twice, as on line {place} and "
+            f"line {before}: each is made once. Give other seeds for more of them.",
             fg="yellow",
             err=True,
         )
