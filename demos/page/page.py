@@ -71,7 +71,12 @@ def _make_tab(studio: Studio, controls: Controls, copies: int) -> None:
         stop = gr.Button("Stop", variant="stop", elem_id="stop")
     with gr.Row():
         preview = gr.Image(
-            label="What the step sees", format="jpeg", buttons=[], interactive=False, elem_id="preview"
+            label="What the step sees",
+            format="jpeg",
+            buttons=[],
+            interactive=False,
+            elem_id="preview",
+            height=340,
         )
         pictures = gr.Gallery(
             label="Pictures",
