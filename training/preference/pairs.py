@@ -2,7 +2,9 @@
 
     pairs/pairs.jsonl      {"prompt": "...", "better": "0001.png", "worse": "0002.png"} a line
     pairs.parquet          columns prompt, better, worse: file names, or the bytes of pictures
-    votes.jsonl            {"prompt": "...", "a": "x.png", "b": "y.png", "vote": "a" | "b" | "tie"} a line
+    votes.jsonl            {"prompt": "...", "a": "x.png", "b": "y.png", "vote": "a" | "b" | "tie"} a line, or
+                           image_0, image_1, label_0, label_1 as the page of `diffplug demo` writes them
+    votes.parquet          caption, jpg_0, jpg_1, label_0, label_1 (Pick-a-Pic's columns)
 
 File names are relative to the folder of the table. A tie, and a pair that two votes decide differently, has
 no winner and is left out.
@@ -90,6 +92,8 @@ def _parquet(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 def _pair(row: Mapping[str, Any], path: Path, where: str) -> Pair | None:
     """Return the pair of a row; None for a tie."""
+    if "label_0" in row and "label_1" in row:
+        row = _by_labels(row, where)
     if "vote" in row:
         if row["vote"] not in ("a", "b", "tie"):
             raise ValueError(f"objective.pairs: {where}: vote is {row['vote']!r}, expected 'a', 'b' or 'tie'")
@@ -103,6 +107,16 @@ def _pair(row: Mapping[str, Any], path: Path, where: str) -> Pair | None:
         )
     found = [_picture(row[name], path.parent, where) for name in ("better", "worse")]
     return None if found[0] == found[1] else Pair(row["prompt"], found[0], found[1])
+
+
+def _by_labels(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a vote that labels its pictures 1, 0 or .5 as prompt, a, b and vote."""
+    labels = [row["label_0"], row["label_1"]]
+    if not all(isinstance(label, (int, float)) and 0 <= label <= 1 for label in labels):
+        raise ValueError(f"objective.pairs: {where}: labels are {labels}, expected two numbers from 0 to 1")
+    vote = "tie" if labels[0] == labels[1] else "a" if labels[0] > labels[1] else "b"
+    pictures = [row.get(f"image_{i}", row.get(f"jpg_{i}")) for i in (0, 1)]
+    return {"prompt": row.get("prompt", row.get("caption")), "a": pictures[0], "b": pictures[1], "vote": vote}
 
 
 def _picture(value: Any, folder: Path, where: str) -> Picture:

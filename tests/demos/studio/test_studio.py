@@ -18,6 +18,7 @@ from diffplug.loading import sibling
 from diffplug.plug import plug
 from diffplug.seeds import Seeds
 from diffplug.testing import tiny
+from diffplug.training.preference.pairs import read_pairs
 from tests.demos.studio.studio_parts import data, made, studio
 
 pytestmark = pytest.mark.pipe
@@ -165,6 +166,20 @@ def test_votes_are_rows_with_the_labels_of_what_was_shown(
     assert export_votes(tmp_path, tmp_path / "votes.parquet") == 1
     (exported,) = parquet.read_table(tmp_path / "votes.parquet").to_pylist()
     assert exported["label_0"] == labels[0] and exported["jpg_0"].startswith(b"\x89PNG")
+    _train_on(tmp_path, row, labels)
     (tmp_path / "votes.jsonl").write_text('{"prompt": "x"}\n')
     with pytest.raises(ValueError, match=r"votes.jsonl:1: this is no vote"):
         read_votes(votes.path)
+
+
+def _train_on(folder: Path, row: dict[str, Any], labels: tuple[float, float]) -> None:
+    """What the page writes and exports is what trainers read: the picture with the larger label is better."""
+    if labels[0] == labels[1]:
+        with pytest.raises(ValueError, match="none of the 1 rows .* has a winner"):
+            read_pairs(folder / "votes.jsonl")
+        return
+    (pair,) = read_pairs(folder / "votes.jsonl")
+    best = int(labels[1] > labels[0])
+    assert (pair.better, pair.worse) == (folder / row[f"image_{best}"], folder / row[f"image_{1 - best}"])
+    (again,) = read_pairs(folder / "votes.parquet")
+    assert again.better == (folder / row[f"image_{best}"]).read_bytes()
