@@ -30,6 +30,7 @@ class _Layer:
 
     target: Any
     build: Callable[[type, tuple[_Layer, ...]], type]
+    takes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -110,17 +111,20 @@ def intercept_step(scheduler: Any, interceptor: StepInterceptor) -> Undo:
     return _insert(scheduler, layer, place)
 
 
-def intercept_call(pipe: Any, around: Around, *, innermost: bool = False) -> Undo:
+def intercept_call(
+    pipe: Any, around: Around, *, innermost: bool = False, takes: tuple[str, ...] = ()
+) -> Undo:
     """A function that takes `around` away again; until then it stands around `pipe(...)`.
 
     `around(call, kwargs)` returns the pipeline's output; kwargs are the arguments of this call by name,
     without defaults, and `call(**kwargs)` runs what lies further in. The last attached is the outermost,
     unless `innermost` puts it next to the pipeline. Interceptors can be undone in any order, and twice. One
     with an attribute `follows_copies` that is true stands around copies of the pipeline as well, for good.
+    takes: arguments that a call may have although the pipeline has not; `around` has to take them out.
     """
     if not callable(pipe):
         raise ValueError(f"{type(pipe).__name__} cannot be called: give a pipeline.")
-    return _insert(pipe, _Layer(around, _call_class), 0 if innermost else len(_layers(pipe)))
+    return _insert(pipe, _Layer(around, _call_class, takes), 0 if innermost else len(_layers(pipe)))
 
 
 def original_class(obj: Any) -> type[Any]:
@@ -132,6 +136,13 @@ def original_class(obj: Any) -> type[Any]:
 def interceptors(obj: Any) -> list[Any]:
     """What stands around an object at present, innermost first."""
     return [layer.target for layer in _layers(obj)]
+
+
+def taken_arguments(pipe: Any) -> set[str]:
+    """Return the arguments that the layers around a pipeline's call take for themselves, whoever else knows
+    them.
+    """
+    return {name for layer in _layers(pipe) for name in layer.takes}
 
 
 def bare_copy(obj: T, *, deep: bool = True) -> T:
@@ -205,10 +216,12 @@ def _step_class(original: type[Any], layers: tuple[_Layer, ...]) -> type:
 def _call_class(original: type[Any], layers: tuple[_Layer, ...]) -> type:
     """A subclass of a pipeline's class whose call goes through the layers."""
     signature = inspect.signature(original.__call__)
+    foreign = {name for layer in layers for name in layer.takes} - {*signature.parameters}
 
     @functools.wraps(original.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = _by_name(signature, self, args, kwargs)
+        taken = {name: kwargs.pop(name) for name in foreign & {*kwargs}}
+        given = _by_name(signature, self, args, kwargs) | taken
         return PipelineCall(self, MappingProxyType(dict(given)), layers)(**given)
 
     return _subclass(original, layers, {"__call__": call})

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from diffplug.samplers.dc_solver.scheduler import DCSolverScheduler as DCSolverScheduler
     from diffplug.samplers.few_step.plug import FewStep as FewStep
     from diffplug.samplers.model_noise import NoiseLevels as NoiseLevels
+    from diffplug.samplers.negative.guidance import NegativeGuidance as NegativeGuidance
+    from diffplug.samplers.negative.nag import NAG as NAG
+    from diffplug.samplers.negative.speedupnet import SpeedUpNet as SpeedUpNet
     from diffplug.samplers.schedule import presets as presets
     from diffplug.samplers.schedule.grids import GRIDS as GRIDS
     from diffplug.samplers.schedule.nodes import Nodes as Nodes
@@ -37,6 +40,9 @@ _HOMES = {
     "DCSolverScheduler": "diffplug.samplers.dc_solver.scheduler",
     "FewStep": "diffplug.samplers.few_step.plug",
     "GRIDS": "diffplug.samplers.schedule.grids",
+    "NAG": "diffplug.samplers.negative.nag",
+    "NegativeGuidance": "diffplug.samplers.negative.guidance",
+    "SpeedUpNet": "diffplug.samplers.negative.speedupnet",
     "ModelStatistics": "diffplug.samplers.solver.statistics",
     "NoiseLevels": "diffplug.samplers.model_noise",
     "Nodes": "diffplug.samplers.schedule.nodes",

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from diffplug.intercept import original_class
+from diffplug.intercept import original_class, taken_arguments
 from diffplug.samplers.few_step.catalogue import Row
 
 _REAL = ("true_cfg_scale", "guidance_scale")
@@ -83,6 +83,8 @@ def _runs(name: str, value: float, pipe: Any) -> bool:
 
 def check_negative(row: Row, pipe: Any, kwargs: Mapping[str, Any], scale: float | None) -> None:
     """Warn of a negative prompt that cannot act: without guidance the network never reads it."""
+    if _NEGATIVE in taken_arguments(pipe):  # NegativeGuidance, NAG and SpeedUpNet see to it
+        return
     given = [name for name in kwargs if name.startswith(_NEGATIVE) and _says_something(kwargs[name])]
     if given and not row.negative_prompt and not (scale is not None and row.guidance == "off"):
         warnings.warn(
