@@ -16,6 +16,7 @@ from diffplug.cli.few_step import recipe
 from diffplug.cli.generate import generate
 from diffplug.cli.inspect import doctor, names
 from diffplug.cli.score import score
+from diffplug.cli.score_adapter import adapter
 from diffplug.cli.search import search
 from diffplug.cli.show import show
 from diffplug.cli.train import train
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 for command in (generate, batch, compare, demo, search, train, score, show, recipe, names, doctor):
     app.command()(command)
+app.command("score-adapter")(adapter)
 app.add_typer(schedule.app, name="schedule")
 
 

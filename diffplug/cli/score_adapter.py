@@ -1,4 +1,4 @@
-"""`diffplug score adapter`: how near a SpeedUpNet adapter comes to guidance on a model."""
+"""`diffplug score-adapter`: how near a SpeedUpNet adapter comes to guidance on a model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import typer
 
 from diffplug.cli.console import guarded, print_json
 from diffplug.cli.options import Device, Dtype, Json
-
-app = typer.Typer(no_args_is_help=True, help="Figures of what was trained, on any model.")
 
 Adapter = Annotated[Path | None, typer.Argument(help="The adapter's file; without one, the shipped one.")]
 On = Annotated[str, typer.Option("--on", help="The model: shapes (embedded), a folder, or a hub id.")]
@@ -26,7 +24,6 @@ States = Annotated[int, typer.Option(min=1, help="Noised pictures to compare sin
 Steps = Annotated[int, typer.Option(min=1, help="Steps of a run.")]
 
 
-@app.command("adapter")
 @guarded
 def adapter(
     file: Adapter = None,
@@ -41,9 +38,9 @@ def adapter(
     dtype: Dtype = "auto",
     json: Json = False,
 ) -> None:
-    """Scores a SpeedUpNet adapter on a model, its own base or a fine-tune: no pictures are needed.
+    """Score a SpeedUpNet adapter on a model, its own base or a fine-tune: no pictures are needed.
 
-    Example: `diffplug score adapter student/speedupnet.safetensors --on ./my-fine-tune --prompts p.txt
+    Example: `diffplug score-adapter student/speedupnet.safetensors --on ./my-fine-tune --prompts p.txt
     --negatives n.txt`
 
     0 is guidance itself, 1 no guidance at all. Small changes of the base, a style, cost a few hundredths.

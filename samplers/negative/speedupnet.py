@@ -190,7 +190,7 @@ def _check_base(meta: AdapterMeta, pipe: Any) -> None:
     warnings.warn(
         f"the SpeedUpNet adapter was trained on other weights (model {str(meta.model)[:8]}, this is "
         f"{str(here)[:8]}): "
-        "`diffplug score adapter` says how near it still comes to guidance",
+        "`diffplug score-adapter` says how near it still comes to guidance",
         stacklevel=5,
     )
 
