@@ -19,7 +19,6 @@ from diffplug.intercept import (
     intercept_call,
     original_class,
 )
-from diffplug.noise import families as noise
 from diffplug.noise.prediction import is_continuous
 from diffplug.pipeline_quirks import lost_arguments
 from diffplug.scheduler_calls import SchedulerCalls, scheduler_calls
@@ -225,8 +224,10 @@ def check(scheduler: Any, current: Any, pipe: Any) -> None:
 
 def world(scheduler: Any) -> str:
     """What kind of model a scheduler is for, in words; those of one world can replace each other."""
+    from diffplug.noise.families import family  # here alone; what stands on plugs stays low
+
     try:
-        kind = noise.family(scheduler).name
+        kind = family(scheduler).name
     except ValueError:
         return f"{ancestor(original_class(scheduler)).__name__} only"
     if is_continuous(scheduler.config):
