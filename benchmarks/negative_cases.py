@@ -6,6 +6,7 @@ An empty negative prompt draws it in a quarter of the cases; so obedience is ear
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from diffplug.shapes.grading import as_pixels, find
-from diffplug.shapes.world import COLORS, SHAPES
+from diffplug.shapes.world import BACKGROUNDS, COLORS, SHAPES, SIZES
 
-__all__ = ["Case", "Obedience", "cases", "judge"]
+__all__ = ["Case", "Obedience", "cases", "judge", "kinds_of_negatives"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,32 @@ def cases(n: int = 60, seed: int = 0) -> list[Case]:
         text = " and ".join(f"a {shape}" for shape in shapes)
         found.append(Case(text, len(shapes), str(rng.choice(list(COLORS)))))
     return found
+
+
+def kinds_of_negatives(prompts: Sequence[str], seed: int = 0) -> list[str]:
+    """Return a negative prompt for each prompt, of seven kinds in turn.
+
+    A colour, a thing, a background, a shape or size, another prompt, the prompt on another background, and a
+    part of the prompt.
+    """
+    rng = np.random.default_rng([seed, 7])
+    return [_negative(i % 7, prompt, prompts, rng) for i, prompt in enumerate(prompts)]
+
+
+def _negative(kind: int, prompt: str, prompts: Sequence[str], rng: np.random.Generator) -> str:
+    words = prompt.split()
+    start = int(rng.integers(len(words)))
+    ground = f" on a {rng.choice(list(BACKGROUNDS))} background"
+    made = (
+        str(rng.choice(list(COLORS))),
+        f"a {rng.choice(list(COLORS))} {rng.choice(SHAPES)}",
+        ground.strip(),
+        str(rng.choice([*SHAPES, *SIZES])),
+        prompts[int(rng.integers(len(prompts)))],
+        re.sub(r" (?:on|against) a \w+ background", "", prompt) + ground,
+        " ".join(words[start : start + int(rng.integers(1, 5))]),
+    )
+    return made[kind]
 
 
 def judge(images: Any, told: Sequence[Case]) -> Obedience:

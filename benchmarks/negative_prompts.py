@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.command import command, opened
-from benchmarks.negative_cases import Case, cases, judge
+from benchmarks.negative_cases import Case, cases, judge, kinds_of_negatives
 from benchmarks.sheets import save
 from diffplug import plug
 from diffplug.files import output_folder, write_json
@@ -161,33 +161,17 @@ def right_pictures(pipe: Any, adapter: Any, count: int, scales: Sequence[float])
 def gaps(pipe: Any, adapter: Any, scales: Sequence[float], states: int) -> list[dict[str, float]]:
     """Return R of the adapter on noised renderings of test scenes, with real and with empty negatives.
 
-    Real ones are drawn as in training: colours, things, backgrounds, other prompts, parts of the prompt.
+    Real ones are of seven kinds, evenly: `negative_cases.kinds_of_negatives`.
     """
     from diffplug.training.adapter_score import score_adapter
-    from diffplug.training.negatives import NegativeSettings, draw_pairs
+    from diffplug.training.shapes.negative_adapter import renderings
 
-    prompts, clean = _renderings(pipe, states)
-    pairs = draw_pairs(prompts, NegativeSettings(empty=0.0, vague=0.0), seed=101)
+    prompts, clean = renderings(pipe, states, "test", seed=0)
+    negatives = kinds_of_negatives(prompts)
     told: dict[str, Any] = {"states": states, "runs": 48, "clean": clean}
     return [
-        score_adapter(pipe, adapter, pairs.positive, pairs.negative, guidance=scale, **told).to_json()
-        for scale in scales
+        score_adapter(pipe, adapter, prompts, negatives, guidance=scale, **told).to_json() for scale in scales
     ]
-
-
-@torch.no_grad()
-def _renderings(pipe: Any, n: int) -> tuple[list[str], Tensor]:
-    """Return captions of test scenes, and the latents of their pictures."""
-    import numpy as np
-
-    from diffplug.shapes.captions import captioned_scenes, phrase
-    from diffplug.shapes.rendering import render
-
-    rng = np.random.default_rng([0, 23])
-    scenes = captioned_scenes(rng, n, "test")
-    pictures = render([scene for scene, _ in scenes])
-    parts = [pipe.vae.encode(2 * part - 1).latent_dist.mean for part in pictures.split(ROWS)]
-    return [phrase(words, rng) for _, words in scenes], torch.cat(parts) * pipe.vae.config.scaling_factor
 
 
 def sheet(pipe: Any, adapter: Any, wanted: Sequence[Case], columns: int, path: Path) -> None:

@@ -156,7 +156,7 @@ TRAINERS.register("trajectory", "diffplug.training.objectives.trajectory_matchin
 TRAINERS.register("hyper-sd", "diffplug.training.objectives.segmented_consistency:SegmentedConsistency")
 TRAINERS.register("tdm", "diffplug.training.objectives.distribution_matching:TrajectoryDistribution")
 TRAINERS.register("one-step", "diffplug.training.objectives.one_step:OneStep")
-TRAINERS.register("speedupnet", "diffplug.training.objectives.guidance_distillation:GuidanceDistillation")
+TRAINERS.register("speedupnet", "diffplug.training.speedupnet:SpeedUpNetDistillation")
 TRAINERS.register("reward", "diffplug.training.objectives.reward_feedback:RewardFeedback")
 TRAINERS.register("pso", "diffplug.training.objectives.pso:PSO")
 TRAINERS.register("pso-offline", "diffplug.training.objectives.pso_offline:OfflinePSO")

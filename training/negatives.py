@@ -42,8 +42,8 @@ class NegativeSettings:
 
     pool: str = "shapes"
     empty: float = 0.35
-    others: float = 0.1
-    own: float = 0.1
+    others: float = 0.15
+    own: float = 0.25
     vague: float = 0.15
 
     def __post_init__(self) -> None:
@@ -104,20 +104,33 @@ def _negative(
     if kind < settings.others:
         return prompts[int(rng.integers(len(prompts)))]
     if kind < settings.others + settings.own:
+        if settings.pool == "shapes" and rng.random() < 0.5:
+            return _elsewhere(prompt, rng)
         words = prompt.split()
         start = int(rng.integers(len(words))) if words else 0
         return " ".join(words[start : start + int(rng.integers(1, 5))])
     return pool[int(rng.integers(len(pool)))]
 
 
+def _elsewhere(prompt: str, rng: np.random.Generator) -> str:
+    """Return a Shapes prompt on another background."""
+    from diffplug.shapes.world import BACKGROUNDS
+
+    plain = re.sub(r" (?:on|against) a \w+ background", "", prompt)
+    return f"{plain} on a {rng.choice(list(BACKGROUNDS))} background"
+
+
 def _shapes_pool() -> list[str]:
-    """Return colour words (half of the pool), things, sizes, shapes and backgrounds."""
+    """Return colour words (two fifths of the pool), and a fifth each of things, backgrounds, sizes and
+    shapes.
+    """
     from diffplug.shapes.world import BACKGROUNDS, COLORS, SHAPES, SIZES
 
     things = [f"a {color} {shape}" for color in COLORS for shape in SHAPES]
     grounds = [f"on a {ground} background" for ground in BACKGROUNDS]
-    colors = list(COLORS) * max(1, round((len(things) + len(grounds)) / len(COLORS)))
-    return [*colors, *things, *grounds, *SIZES, *SHAPES]
+    groups = [list(COLORS), list(COLORS), things, grounds, [*SIZES, *SHAPES]]
+    size = max(map(len, groups))
+    return [group[i % len(group)] for group in groups for i in range(size)]
 
 
 def _vague(prompt: str) -> str:

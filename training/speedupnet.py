@@ -27,7 +27,7 @@ from diffplug.training.objectives.multi_step_consistency import MultiStepConsist
 from diffplug.training.precision import autocast
 from diffplug.training.trainer import Trainer
 
-__all__ = ["FILE", "train_adapter"]
+__all__ = ["FILE", "SpeedUpNetDistillation", "train_adapter"]
 
 FILE = "speedupnet.safetensors"
 _IDLE = ("teacher", "student", "tuner", "validation")
@@ -222,3 +222,9 @@ def _card(job: Any, adapter: SunAdapter, score: AdapterScore | None, seconds: fl
             "",
         ]
     )
+
+
+class SpeedUpNetDistillation(GuidanceDistillation):
+    """The method `speedupnet` of `diffplug train`: its output is an adapter, with figures of its own."""
+
+    run = staticmethod(train_adapter)

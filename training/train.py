@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from diffplug.files import output_folder, write_json
-from diffplug.registry import imported
 from diffplug.training.checkpoint import Checkpoints, take_up
 from diffplug.training.conditions import one_denoiser
 from diffplug.training.data import DataSettings, prompts_of
@@ -57,9 +56,9 @@ def train(
     taken up where an earlier call stopped: trajectories, updates, stages. Raises ValueError and WriteError in
     one line before the work where something does not go together.
     """
-    own = getattr(job.method, "OWN_RUN", None)
+    own = getattr(job.method, "run", None)
     if own is not None:  # a method whose output is no student, such as an adapter of its own form
-        found: Trained = imported(own)(job, folder, resume=resume, minutes=minutes, on_progress=on_progress)
+        found: Trained = own(job, folder, resume=resume, minutes=minutes, on_progress=on_progress)
         return found
     began = time.monotonic()
     deadline = None if minutes is None else began + 60 * minutes

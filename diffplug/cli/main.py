@@ -16,7 +16,7 @@ from diffplug.cli.few_step import recipe
 from diffplug.cli.generate import generate
 from diffplug.cli.inspect import doctor, names
 from diffplug.cli.score import score
-from diffplug.cli.score_adapter import adapter
+from diffplug.cli.score_adapter import score_adapter
 from diffplug.cli.search import search
 from diffplug.cli.show import show
 from diffplug.cli.train import train
@@ -30,9 +30,21 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Make Diffusers pipelines faster, steered or tuned.",
 )
-for command in (generate, batch, compare, demo, search, train, score, show, recipe, names, doctor):
+for command in (
+    generate,
+    batch,
+    compare,
+    demo,
+    search,
+    train,
+    score,
+    score_adapter,
+    show,
+    recipe,
+    names,
+    doctor,
+):
     app.command()(command)
-app.command("score-adapter")(adapter)
 app.add_typer(schedule.app, name="schedule")
 
 

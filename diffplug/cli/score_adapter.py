@@ -25,7 +25,7 @@ Steps = Annotated[int, typer.Option(min=1, help="Steps of a run.")]
 
 
 @guarded
-def adapter(
+def score_adapter(
     file: Adapter = None,
     on: On = "shapes",
     prompts: Prompts = None,
@@ -46,12 +46,12 @@ def adapter(
     0 is guidance itself, 1 no guidance at all. Small changes of the base, a style, cost a few hundredths.
     """
     from diffplug.cli.pipeline import load_pipeline
-    from diffplug.training.adapter_score import score_adapter
+    from diffplug.training.adapter_score import score_adapter as scored
 
     told, unwanted = _words(prompts, negatives, on, runs)
     pipe = load_pipeline(on, device, dtype, [])
     pipe.set_progress_bar_config(disable=True)
-    score = score_adapter(pipe, file, told, unwanted, guidance=guidance, states=states, steps=steps)
+    score = scored(pipe, file, told, unwanted, guidance=guidance, states=states, steps=steps)
     if json:
         print_json({"adapter": str(file) if file else "shipped", "on": on, **score.to_json()})
     else:

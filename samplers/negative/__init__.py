@@ -1,4 +1,4 @@
-"""Negative prompts at one evaluation a step: NAG, SpeedUpNet, guidance in a part of a run; one plug."""
+"""Negative prompts at one evaluation a step: NAG, SpeedUpNet, guidance in part of a run; one plug for all."""
 
 from __future__ import annotations
 

@@ -70,10 +70,8 @@ def test_the_loss_is_the_missing_share_of_guidance() -> None:
         said = at.positive + (1 - missing) * size * offset
         error = weighed_error(said, at, w, 1.0, 1.0, 1e-9)
         assert torch.allclose(error, torch.tensor([0.0, *[missing**2] * 3]), atol=1e-5)
-    raw = weighed_error(at.positive, at, w, 1.0, 0.0, 1.0)
-    assert torch.allclose(
-        raw, (w - 1) ** 2 * offset.square().flatten(1).mean(1) / ((w - 1) ** 2 + 1), rtol=1e-5
-    )
+    raw = weighed_error(at.positive, at, w, 2.0, 0.0, 0.5)
+    assert torch.allclose(raw, (size * offset).square().flatten(1).mean(1) / (2.0 + 0.5 * 2.0), rtol=1e-5)
 
 
 def _states() -> States:

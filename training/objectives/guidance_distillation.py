@@ -2,14 +2,14 @@
 
     teacher   y = y(c-) + w (y(c+) - y(c-))        two evaluations, kept once: any w can be drawn later
     student   the base with the adapter, one evaluation
-    loss      |student - y|^2 / ((w - 1)^2 d^g m^(1 - g) + f m),    d = |y(c+) - y(c-)|^2, m its mean
+    loss      |student - y|^2 / (d^g m^(1 - g) + f m)
 
-so that with g = 1 a row's loss is the share of guidance that is missing: 1 without an adapter, 0 for guidance
-itself; with g = 0 every row counts by the size of its error. The
-published method (arXiv 2312.08887) shows no losses; this objective is ours. Half of the states come from
-guided roll-outs, which is where a sampler goes (as in Adapter Guidance Distillation, arXiv 2503.07274),
-half are pictures noised afresh. Dividing by each row's own offset is what makes the empty negative count:
-its offset has a seventh of the power of a real one.
+with d = (w - 1)^2 |y(c+) - y(c-)|^2 of the row and m the mean of |y(c+) - y(c-)|^2 over all states. With g
+= 1 a row's loss is the share of guidance that is missing, 1 without an adapter; with g = 0 rows count by
+the size of their errors. A g in between makes the empty negative count, whose offset has a seventh of the
+power of a real one, without losing the large offsets. Half of the states come from guided roll-outs, which
+is where a sampler goes (as in Adapter Guidance Distillation, arXiv 2503.07274), half are pictures noised
+afresh. The method's paper (arXiv 2312.08887) was read in its abstract alone: this objective is ours.
 """
 
 from __future__ import annotations
@@ -77,8 +77,6 @@ class GuidanceDistillation(Objective):
         "optimizer": {"lr": 2e-3, "warmup": 30, "floor": 0.02, "betas": [0.9, 0.99], "ema": 0.99},
     }
 
-    OWN_RUN = "diffplug.training.speedupnet:train_adapter"  # an adapter has a file and figures of its own
-
     def __init__(
         self,
         network: TextNetwork,
@@ -117,12 +115,12 @@ class GuidanceDistillation(Objective):
 
 
 def weighed_error(said: Tensor, at: States, w: Tensor, mean: float, evenness: float, floor: float) -> Tensor:
-    """Return |said - y|^2 / ((w - 1)^2 d^g m^(1 - g) + f m), [n]; squares are means over a row's elements."""
+    """Return |said - y|^2 / (d^g m^(1 - g) + f m), [n]; squares are means over a row's elements."""
     size = (w - 1).view(-1, *(1,) * (said.ndim - 1))
-    offset = at.positive - at.negative
-    error = (said - at.positive - size * offset).square().flatten(1).mean(1)
-    power = offset.square().flatten(1).mean(1) ** evenness * mean ** (1 - evenness)
-    return error / ((w - 1).square() * power + floor * mean)
+    offset = size * (at.positive - at.negative)
+    error = (said - at.positive - offset).square().flatten(1).mean(1)
+    power = offset.square().flatten(1).mean(1)
+    return error / (power**evenness * mean ** (1 - evenness) + floor * mean)
 
 
 def _mean(values: Tensor, some: Tensor) -> Tensor:

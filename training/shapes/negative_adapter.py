@@ -45,8 +45,8 @@ class Phase:
     rendered: bool = False
 
 
-PHASES = (Phase(450, 2e-3, 1.0), Phase(220, 1e-3, 0.5), Phase(110, 1e-3, 0.5, rendered=True))
-ROLLOUTS, FRESH, RENDERED = 576, 7680, 4096
+PHASES = (Phase(790, 2e-3, 0.5, rendered=True),)
+ROLLOUTS, FRESH, RENDERED = 576, 0, 5120
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def own_states(pipe: Any, network: TextNetwork) -> GuidanceStates:
     from diffplug.shapes import sample_prompts
 
     prompts = sample_prompts(ROLLOUTS, seed=1, kind="mixed", split="train")
-    pairs = draw_pairs(prompts, NegativeSettings(), 0)
+    pairs = draw_pairs(prompts, NegativeSettings(empty=0.3), 0)
     settings = StateSettings(rollouts=ROLLOUTS, fresh=FRESH)
     return collect(network, pairs, lambda texts: encode(pipe, texts)[1], settings)
 
@@ -75,7 +75,7 @@ def own_states(pipe: Any, network: TextNetwork) -> GuidanceStates:
 def with_renderings(pipe: Any, network: TextNetwork, own: GuidanceStates) -> GuidanceStates:
     """Return the roll-outs of `own`, and noised rendered scenes in place of its fresh states."""
     prompts, clean = renderings(pipe, RENDERED // 4)
-    pairs = draw_pairs(prompts, NegativeSettings(vague=0.0), 2)
+    pairs = draw_pairs(prompts, NegativeSettings(empty=0.3, vague=0.0), 2)
     settings = StateSettings(rollouts=0, fresh=RENDERED)
     new = collect(network, pairs, lambda texts: encode(pipe, texts)[1], settings, clean=clean, seed=2)
     kept, shift = ~own.tensors["fresh"], len(own.tensors["text"])
