@@ -143,7 +143,7 @@ def build(cls: Any, pipe: Any, **config: Any) -> Any:
     needs what its configuration does not have, or cannot do what an option of it says.
     """
     current = current_scheduler(pipe)
-    source = ancestor(original_class(current))
+    source = ancestor(original_class(current))  # type: ignore[arg-type]
     if source.__name__ in ALONE and not issubclass(cls, source):
         raise ValueError(
             f"{cls.__name__} cannot take the place of {source.__name__}: no other scheduler runs the model "
@@ -229,7 +229,7 @@ def world(scheduler: Any) -> str:
     try:
         kind = family(scheduler).name
     except ValueError:
-        return f"{ancestor(original_class(scheduler)).__name__} only"
+        return f"{ancestor(original_class(scheduler)).__name__} only"  # type: ignore[arg-type]
     if is_continuous(scheduler.config):
         return _CONTINUOUS
     if kind == "flow" or (kind == "solver" and scheduler.config.get("use_flow_sigmas")):
