@@ -209,11 +209,11 @@ def told_dtype(folder: Path) -> str:
 
 @fault("temporary files of killed runs", "never swept")
 def stale_temporaries(folder: Path) -> str:
-    from diffplug.files import _host, output_folder
+    from diffplug.files import host, output_folder
 
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (folder / f".seed-000000.tmp-{_host()}-{gone.pid}-0123abcd.png").write_bytes(b"half")
+    (folder / f".seed-000000.tmp-{host()}-{gone.pid}-0123abcd.png").write_bytes(b"half")
     output_folder(folder)
     return f"{len(list(folder.iterdir()))} left"
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffplug.loading import load as load
     from diffplug.plug import plug as plug
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _FUNCTIONS = {
     "apply": "diffplug.apply",

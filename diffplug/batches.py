@@ -56,14 +56,16 @@ def batches(
     max_rows: int = 64,
     wanted: Callable[[slice], bool] | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    plugs: Sequence[Any] = (),
 ) -> Iterator[Batch]:
     """Yield one Batch after the other; the pipeline is between them what it was before.
 
     max_rows: pictures times particles in a call. When memory runs out, half as many are tried again, with the
     same seeds, and so from then on. Batches begin at fixed places, for the rounding of a picture depends on
     its neighbours: `wanted(places)` may pass over whole batches, and the others stay what they were.
-    on_step: told (done, of) after every step. Raises ValueError where the pipeline does not take what the
-    recipe asks for, and where latents or pictures are not finite.
+    on_step: told (done, of) after every step; what it raises ends the run. plugs: more of them, beside the
+    recipe's own. Raises ValueError where the pipeline does not take what the recipe asks for, and where
+    latents or pictures are not finite.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
@@ -74,7 +76,7 @@ def batches(
         while first < len(prompts):
             part = slice(first, min(first + size, len(prompts)))
             if wanted is None or wanted(part):
-                made = _tried(recipe, pipe, prompts[part], seeds[part], on_step)
+                made = _tried(recipe, pipe, prompts[part], seeds[part], on_step, *plugs)
                 if made is None:
                     recipe, size = _less(recipe, pipe, size)
                     continue
@@ -83,11 +85,11 @@ def batches(
 
 
 def _tried(
-    recipe: Recipe, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], on_step: Any
+    recipe: Recipe, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], on_step: Any, *more: Any
 ) -> Batch | None:
     """Return a batch, or None where memory ran out; then nothing of it is held any more."""
     try:
-        return _made(recipe, pipe, prompts, seeds, on_step)
+        return _made(recipe, pipe, prompts, seeds, on_step, *more)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -95,10 +97,12 @@ def _tried(
     return None
 
 
-def _made(recipe: Recipe, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], on_step: Any) -> Batch:
+def _made(
+    recipe: Recipe, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], on_step: Any, *more: Any
+) -> Batch:
     plugs, watch = recipe.plugs(pipe, seeds), Watch(on_step, particles=recipe.copies)
     call = {**recipe.call_arguments(pipe, prompts), "output_type": "np"}
-    with plug(pipe, *plugs, watch), count_network(pipe) as count:
+    with plug(pipe, *plugs, *more, watch), count_network(pipe) as count:
         output = pipe(**call)
         used = _used(recipe, pipe, call)
     watch.finish()

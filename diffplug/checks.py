@@ -41,6 +41,8 @@ def check_texts(prompts: Any) -> None:
 
 def finite(name: str, value: Any) -> float:
     """The value as a float. Raises ValueError unless it is a finite number."""
+    if type(value) is float and math.isfinite(value):  # nearly always
+        return value
     if not is_finite(value):
         raise ValueError(f"{name} is {shown(value)}: give a finite number")
     return float(value)
@@ -69,14 +71,18 @@ def numbered(index: int, read: Any, document: Any) -> Any:
 
 
 def check_keys(what: str, document: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise ValueError, with the nearest known name, for a key that is not known."""
     for key in document:
         if key not in known:
             raise unknown(f"key of a {what}", key, list(known))
 
 
-def as_object(name: str, value: Any) -> Mapping[str, Any]:
+def as_object(name: str, value: Any, known: Sequence[str] = ()) -> Mapping[str, Any]:
+    """Return a JSON object as it is. Raises ValueError for other values, and keys that are not `known`."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} has to be a JSON object, got {shown(value)}")
+    if known and not value.keys() <= set(known):
+        check_keys(name.removeprefix("a "), value, known)
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from time import perf_counter
 from typing import Any
 
@@ -29,6 +30,7 @@ class NetworkCount:
 def count_network(pipe: Any) -> Iterator[NetworkCount]:
     """A NetworkCount that grows while the block runs; one hook per denoiser, removed at the end.
 
+    What other threads do with the same weights is not counted.
     Raises ValueError for a pipeline in which no denoiser is found.
     """
     count = NetworkCount()
@@ -71,14 +73,17 @@ def wrap_forward(module: Any, around: Callable[..., Any]) -> Callable[[], None]:
 
 def _count_module(module: Any, count: NetworkCount, hooks: ExitStack) -> None:
     started: list[float] = []
+    mine = get_ident()
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if get_ident() != mine:
+            return
         count.calls += 1
         count.rows += _rows([*args, *kwargs.values()])
         started.append(perf_counter())
 
     def after(*_: Any) -> None:
-        if started:
+        if started and get_ident() == mine:
             count.seconds += perf_counter() - started.pop()
 
     hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)

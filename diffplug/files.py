@@ -21,19 +21,24 @@ from typing import Any
 __all__ = [
     "ReadError",
     "WriteError",
+    "alive",
     "atomic_path",
     "atomic_write",
+    "host",
     "output_file",
     "output_folder",
     "read_bytes",
     "read_json",
     "safe_join",
     "sweep_temporaries",
+    "sync",
+    "sync_folder",
     "write_json",
     "write_new",
 ]
 
 MOST_DIGITS = 300  # of a whole number in JSON; more are no float
+_ENDLESS = re.compile(rf"(?<![\d.\w\"])\d{{{MOST_DIGITS + 1},}}")
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _TEMPORARY = re.compile(r"\..*\.tmp-(?:([0-9a-f]{6})-)?(\d+)-[0-9a-f]{8}(?:\..*)?")
@@ -96,12 +101,12 @@ def write_new(path: str | os.PathLike[str], data: bytes) -> bool:
 def _temporary(target: Path, put: Callable[[Path, Path], None]) -> Iterator[Path]:
     """Yield a temporary path beside `target`; `put` gives it its name when the block ends well."""
     stem = target.stem.encode()[:128].decode(errors="ignore")
-    token = f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+    token = f"{host()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = target.with_name(f".{stem}.tmp-{token}{target.suffix}")
     try:
         yield temporary
         _give_usual_mode(temporary)
-        _sync(temporary)
+        sync(temporary)
         put(temporary, target)
     except FileExistsError:
         raise
@@ -110,7 +115,7 @@ def _temporary(target: Path, put: Callable[[Path, Path], None]) -> Iterator[Path
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _claim(temporary: Path, target: Path) -> None:
@@ -140,19 +145,19 @@ def sweep_temporaries(folder: str | os.PathLike[str]) -> int:
                 continue
             with suppress(OSError):
                 old = time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY
-                if old or (match[1] == _host() and not _alive(int(match[2]))):
+                if old or (match[1] == host() and not alive(int(match[2]))):
                     os.unlink(entry.path)
                     swept += 1
     return swept
 
 
 @functools.cache
-def _host() -> str:
+def host() -> str:
     """Return six characters that tell this host from others that share a folder."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     """Return whether a process of this host is there; always true where one cannot ask."""
     if os.name == "nt":  # signal 0 would end it
         return True
@@ -181,7 +186,8 @@ def read_json(path: str | os.PathLike[str], *, limit: int = 8 * 2**20) -> Any:
     """
     try:
         text = read_bytes(path, limit=limit).decode("utf-8-sig")
-        return json.loads(text, parse_constant=_no_constant, parse_int=_whole)
+        _check_digits(text)
+        return json.loads(text, parse_constant=_no_constant)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r} is not valid JSON: {error}") from error
     except RecursionError:
@@ -224,7 +230,7 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.tmp-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+        probe = folder / f".probe.tmp-{host()}-{os.getpid()}-{secrets.token_hex(4)}"
         probe.touch(exist_ok=False)
         probe.unlink()
     except FileExistsError as error:
@@ -282,10 +288,10 @@ def _trouble(part: str) -> str:
     return "it is longer than 255 bytes" if len(part.encode("utf-8")) > 255 else ""
 
 
-def _whole(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
-        raise ValueError(f"a whole number of {len(digits)} digits, {MOST_DIGITS} are allowed")
-    return int(digits)
+def _check_digits(text: str) -> None:
+    """Raise ValueError for a number of so many digits that no float holds it."""
+    if match := _ENDLESS.search(text):
+        raise ValueError(f"a whole number of {len(match[0])} digits, {MOST_DIGITS} are allowed")
 
 
 def _no_constant(name: str) -> Any:
@@ -305,13 +311,14 @@ def _umask() -> int:
     return mask
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file to the disk."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the new name durable where the system can (not on Windows, not on every network file system)."""
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable where the system can: not on Windows, not on every network disk."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

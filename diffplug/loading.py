@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from diffplug.registry import unknown
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["embedded_name", "load", "shapes_folder"]
+__all__ = ["embedded_name", "load", "shapes_folder", "sibling"]
 
 _HINT = "Or give a folder with a model_index.json, or a hub id such as 'owner/name'."
 
@@ -42,6 +44,26 @@ def embedded_name(pipe: Any) -> str | None:
     """The name of the embedded model that a pipeline was loaded from, None for any other pipeline."""
     home = getattr(pipe, "name_or_path", None) or ""
     return "shapes" if home and Path(home) == shapes_folder() else None
+
+
+def sibling(pipe: Any) -> Any:
+    """Return a pipeline with the same weights and a scheduler of its own, for another thread.
+
+    It costs milliseconds and no memory. What is plugged into one of the two is not in the other. Raises
+    ValueError while something is plugged into the pipeline, for the copy would keep half of it.
+    """
+    from diffplug.plug import plugged_names
+
+    if names := plugged_names(pipe):
+        raise ValueError(f"{', '.join(names)} is plugged in: undo it before the pipeline is copied")
+    accepted = inspect.signature(type(pipe).__init__).parameters
+    settings = {name: value for name, value in pipe.config.items() if name in accepted}
+    parts = {**settings, **pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)}
+    twin = type(pipe)(**parts)
+    if (name := pipe.config.get("_name_or_path")) is not None:
+        twin.register_to_config(_name_or_path=name)
+    twin.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    return twin
 
 
 def _shapes(**options: Any) -> DiffusionPipeline:

@@ -49,7 +49,7 @@ class Row:
     def settings(self, piece: int | None) -> dict[str, Any]:
         """Return what the file is asked for: two files of equal settings are the same picture."""
         asked = {"prompt": self.prompt, "seed": self.seed, **self.setup, **self.recipe.settings()}
-        files = _fingerprints(self.recipe)
+        files = fingerprints(self.recipe)
         return asked | ({"files": files} if files else {}) | ({} if piece is None else {"particle": piece})
 
 
@@ -152,7 +152,7 @@ def save_batch(
     wanted: Callable[[int], bool] = lambda place: True,
 ) -> Iterator[Finished]:
     """Yield the pictures of a batch, each when its file is whole. rows: all those that batches are of."""
-    versions = {"versions": _versions()}
+    recorded = {"versions": versions()}
     for index in range(batch.prompts):
         place = batch.first + index
         row = rows[place]
@@ -160,19 +160,20 @@ def save_batch(
             slot = index * batch.each + number
             image, reward = batch.images[slot], batch.rewards[slot]
             reached = {} if reward is None else {"rewards": {row.recipe.reward: reward}}
-            settings = {**row.settings(piece), "used": {**batch.used, **versions}, **reached}
+            settings = {**row.settings(piece), "used": {**batch.used, **recorded}, **reached}
             path, fresh = save_new_picture(image, folder, row.stem(piece), settings, again=again)
             yield Finished(place, row, path, reward, fresh, batch.evaluations, batch.report)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what made a picture."""
     import diffusers
     import torch
 
     return {"diffplug": diffplug.__version__, "diffusers": diffusers.__version__, "torch": torch.__version__}
 
 
-def _fingerprints(recipe: Recipe) -> dict[str, str]:
+def fingerprints(recipe: Recipe) -> dict[str, str]:
     """Return a hash of every small file that the recipe names: its sampler, its reward's code."""
     words = [recipe.sampler or ""]
     if recipe.steer is not None:

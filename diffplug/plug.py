@@ -154,6 +154,11 @@ def _records(pipe: Any) -> Sequence[_Record]:
     return plugged.records if plugged is not None and plugged.owner == id(pipe) else ()
 
 
+def plugged_names(pipe: Any) -> list[str]:
+    """Return the names of what is plugged into a pipeline at present."""
+    return [_name(record.plug) for record in _records(pipe)]
+
+
 def _forget(pipe: Any, record: _Record) -> None:
     plugged = vars(pipe)[_KEY]
     plugged.records.remove(record)

@@ -77,7 +77,7 @@ class Registry:
         """The class or function that `name` stands for, imported now; ValueError with the nearest names."""
         if name in self._targets:
             target = self._targets[name]
-            return _imported(target) if isinstance(target, str) else target
+            return imported(target) if isinstance(target, str) else target
         entries = self._entries()
         if name not in entries:
             raise unknown(self.kind, name, self.names())
@@ -103,24 +103,25 @@ class Registry:
         return found
 
 
-def _imported(target: str) -> Any:
+def imported(target: str) -> Any:
+    """Return what "module:name" stands for, importing the module now."""
     module, _, name = target.partition(":")
     return getattr(import_module(module), name)
 
 
 def sampler_names() -> list[str]:
     """Return every name that `sampler` knows: registered ones, presets and Diffusers' own."""
-    return list(_imported("diffplug.samplers.by_name:names")())
+    return list(imported("diffplug.samplers.by_name:names")())
 
 
 def sampler(name: str, pipe: Any, steps: int | None = None) -> Any:
     """Return what to plug into `pipe` for a sampler's name or file (see `diffplug.samplers.by_name`)."""
-    return _imported("diffplug.samplers.by_name:sampler")(name, pipe, steps)
+    return imported("diffplug.samplers.by_name:sampler")(name, pipe, steps)
 
 
 def sampler_steps(name: str) -> int | None:
     """Return the number of steps that a sampler's name says by itself ("hyper-sd@4"), None for most."""
-    found: int | None = _imported("diffplug.samplers.by_name:told_steps")(name)
+    found: int | None = imported("diffplug.samplers.by_name:told_steps")(name)
     return found
 
 
@@ -157,3 +158,14 @@ TRAINERS.register("tdm", "diffplug.training.objectives.distribution_matching:Tra
 TRAINERS.register("one-step", "diffplug.training.objectives.one_step:OneStep")
 TRAINERS.register("speedupnet", "diffplug.training.speedupnet:SpeedUpNetDistillation")
 TRAINERS.register("reward", "diffplug.training.objectives.reward_feedback:RewardFeedback")
+TRAINERS.register("pso", "diffplug.training.objectives.pso:PSO")
+TRAINERS.register("pso-offline", "diffplug.training.objectives.pso_offline:OfflinePSO")
+TRAINERS.register("diffusion-dpo", "diffplug.training.objectives.diffusion_dpo:DiffusionDPO")
+TRAINERS.register("draft", "diffplug.training.objectives.reward_gradient:RewardGradient")
+TRAINERS.register("tilted", "diffplug.training.objectives.tilted_distribution:TiltedDistribution")
+TRAINERS.register("spo", "diffplug.training.objectives.spo:SPO")
+TRAINERS.register("d3po", "diffplug.training.objectives.d3po:D3PO")
+TRAINERS.register("ddpo", "diffplug.training.objectives.ddpo:DDPO")
+TRAINERS.register("dpok", "diffplug.training.objectives.dpok:DPOK")
+TRAINERS.register("flow-grpo", "diffplug.training.objectives.flow_grpo:FlowGRPO")
+TRAINERS.register("dance-grpo", "diffplug.training.objectives.dance_grpo:DanceGRPO")

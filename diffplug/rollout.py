@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,6 +58,10 @@ class Rollouts:
             raise ValueError(
                 f"{len(self.prompts)} prompts and {len(self.seeds)} seeds: give one seed for each prompt"
             )
+        if "prompt" not in inspect.signature(self.pipe.__call__).parameters:
+            raise ValueError(
+                f"{type(self.pipe).__name__} takes no prompt: a search runs on a pipeline that does"
+            )
 
     @contextmanager
     def remembering(self, limit: int = 2**30) -> Iterator[Rollouts]:
@@ -89,6 +94,12 @@ class Rollouts:
             finally:
                 undo()
             runs.append((recorder, final))
+        made = len(runs[0][0].samples)
+        if until is None and made < self.steps:
+            raise ValueError(
+                f"{type(self.pipe).__name__} made {made} of {self.steps} steps: a search needs all of them, "
+                "so leave out strength and the like"
+            )
         finals = [final for _, final in runs]
         rows = {name: [torch.stack(getattr(r, name)) for r, _ in runs] for name in _RECORDED}
         return Trajectory(
@@ -109,7 +120,12 @@ class Rollouts:
         if self.guidance is not None:
             call["guidance_scale"] = self.guidance
         with plug(self.pipe, scheduler, Seeds(list(self.seeds[part])), *plugs):
-            return self.pipe(prompt=list(self.prompts[part]), **call)[0]
+            made = self.pipe(prompt=list(self.prompts[part]), **call)[0]
+        if not isinstance(made, Tensor):
+            raise ValueError(
+                f"{type(self.pipe).__name__} gives no latents for output_type='latent': it cannot be searched"
+            )
+        return made
 
 
 _RECORDED = ("samples", "outputs", "corrected")

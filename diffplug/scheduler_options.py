@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -209,6 +210,7 @@ def _lost(cls: type, origin: str, name: str, value: Any, why: str) -> ValueError
     return ValueError(f"{name}={value!r} of {origin} has no equal in {cls.__name__}: {instead}")
 
 
+@cache
 def ancestor(cls: type) -> type:
     """Return the nearest class of Diffusers that a class derives from, or itself."""
     return next((base for base in cls.__mro__ if base.__module__.startswith("diffusers.")), cls)

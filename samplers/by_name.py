@@ -33,11 +33,12 @@ _DIFFUSERS: dict[str, tuple[str, dict[str, Any]]] = {
     "tcd": ("TCDScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+_PRESETS = ("ddim", "deis", "dpm++", "ipndm", "res_multistep", "singlestep", "unipc")  # without loading them
 
 
 def names() -> list[str]:
     """Return every name that `sampler` knows, those without a grid only."""
-    return sorted({*SAMPLERS.names(), *_DIFFUSERS, *_presets()})
+    return sorted({*SAMPLERS.names(), *_DIFFUSERS, *_PRESETS})
 
 
 def sampler(name: str, pipe: Any, steps: int | None = None) -> Any:
@@ -58,7 +59,7 @@ def sampler(name: str, pipe: Any, steps: int | None = None) -> Any:
         return _shipped(name, pipe, steps) or SAMPLERS.get(name)
     if name in _DIFFUSERS:
         return _of_diffusers(name, pipe)
-    if name in _presets():
+    if name in _PRESETS:
         return _on_grid(name)
     hint = "A preset goes on a grid as in dpm++@karras; few-step recipes: diffplug names --few-step."
     raise unknown("sampler", name, names(), hint)
@@ -66,7 +67,7 @@ def sampler(name: str, pipe: Any, steps: int | None = None) -> Any:
 
 def is_few_step(name: str) -> bool:
     """Return whether a name is a few-step checkpoint's ("hyper-sd@4"), or a folder with the recipe of one."""
-    if name in SAMPLERS or name in _DIFFUSERS or name in _presets() or name.endswith((".json", ".npy")):
+    if name in SAMPLERS or name in _DIFFUSERS or name in _PRESETS or name.endswith((".json", ".npy")):
         return False
     from diffplug.samplers.few_step.lookup import knows
 
@@ -92,20 +93,14 @@ def _few_step(name: str, steps: int | None) -> Any:
     return named(f"{name}@{steps}" if bare and steps is not None else name)
 
 
-def _presets() -> list[str]:
-    from diffplug.samplers.schedule.presets import PRESETS
-
-    return list(PRESETS)
-
-
 def _on_grid(name: str) -> Any:
     """Return the plug of a preset, NAME or NAME@GRID; ValueError with the nearest of either."""
     from diffplug.samplers.schedule.grids import GRIDS
     from diffplug.samplers.solver.plug import Solver
 
     preset, _, grid = name.partition("@")
-    if preset not in _presets():
-        raise unknown("preset", preset, sorted(_presets()), f"The sampler {name!r} reads PRESET@GRID.")
+    if preset not in _PRESETS:
+        raise unknown("preset", preset, sorted(_PRESETS), f"The sampler {name!r} reads PRESET@GRID.")
     if grid and grid not in GRIDS:
         raise unknown("grid", grid, sorted(GRIDS), f"The sampler {name!r} reads PRESET@GRID.")
     return Solver(solver=preset, **({"grid": grid} if grid else {}))

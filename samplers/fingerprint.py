@@ -47,20 +47,16 @@ def _hash(modules: Iterable[Any]) -> str:
         weights = NetworkWeights.of(module)
         for name, value in (*sorted(weights.base.items()), *sorted(weights.adapters.items())):
             for part in (value,) if type(value) is torch.Tensor else tensors(value):
-                _add(digest, name, part)
+                if isinstance(part, str):
+                    digest.update(f"{name}{part}".encode())
+                    continue
+                flat = part.detach().reshape(-1)
+                some = flat[:: max(1, len(flat) // SAMPLED)].contiguous().cpu()
+                digest.update(f"{name}{tuple(part.shape)}{part.dtype}".encode())
+                digest.update(some.view(torch.uint8).numpy().tobytes())
         if weights.adapters:
             digest.update(_strengths(module).encode())
     return digest.hexdigest()[:32]
-
-
-def _add(digest: Any, name: str, part: torch.Tensor | str) -> None:
-    if isinstance(part, str):
-        digest.update(f"{name}{part}".encode())
-        return
-    flat = part.detach().reshape(-1)
-    some = flat[:: max(1, len(flat) // SAMPLED)].contiguous().cpu()
-    digest.update(f"{name}{tuple(part.shape)}{part.dtype}".encode())
-    digest.update(some.view(torch.uint8).numpy().tobytes())
 
 
 def _strengths(module: Any) -> str:

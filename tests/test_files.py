@@ -43,7 +43,7 @@ def test_the_temporary_file_keeps_folder_and_suffix(tmp_path: Path) -> None:
         temporary.write_bytes(b"x")
 
 
-@pytest.mark.parametrize("call", ["_sync", "replace"])
+@pytest.mark.parametrize("call", ["sync", "replace"])
 def test_a_failure_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -52,7 +52,7 @@ def test_a_failure_leaves_the_old_file_and_no_other(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files if call == "_sync" else files.os, call, full)
+    monkeypatch.setattr(files if call == "sync" else files.os, call, full)
     with pytest.raises(
         WriteError, match=r"cannot write .*a\.txt': No space left on device\. Choose"
     ) as caught:
@@ -204,7 +204,7 @@ def test_a_new_file_that_cannot_be_written_is_an_error(
 def test_what_dead_processes_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host, kept = files._host(), []
+    host, kept = files.host(), []
     for name, stays in {
         f".seed-000000.tmp-{host}-{dead.pid}-0123abcd.png": False,
         f".seed-000001.tmp-{host}-{os.getpid()}-0123abcd.png": True,  # somebody writes it now

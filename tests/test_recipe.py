@@ -214,6 +214,10 @@ def test_every_preset_runs_on_every_grid_by_name(pipe: Any, preset: str, grid: s
     assert scheduler.timesteps.diff().lt(0).all()
 
 
+def test_presets_are_named_without_being_loaded() -> None:
+    assert set(stock._PRESETS) == set(PRESETS)
+
+
 def test_a_misspelt_preset_or_grid_gets_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown grid 'karas'\. Did you mean 'karras'\?"):
         stock.sampler("dpm++@karas", None)

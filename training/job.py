@@ -178,7 +178,14 @@ class Job:
 
     @cached_property
     def tuner(self) -> Tuner:
-        """The tuner, attached to the denoiser, with the weights of an earlier student where one was named."""
+        """The tuner, attached to the denoiser, with the weights of an earlier student where one was named.
+
+        A method may attach one of its own by `tuner_of(job)`.
+        """
+        own = getattr(self.method, "tuner_of", None)
+        if own is not None:
+            found: Tuner = own(self)
+            return found
         return attached_tuner(self.config.tuner, self.pipe, self.config.student.start, self.config.run.seed)
 
     @cached_property
@@ -247,7 +254,7 @@ class Job:
         edges(NoisePath.of(self.pipe.scheduler), self.config.student.steps)
         if told.kind == "lora":
             lora_targets(one_denoiser(self.pipe), told.targets)
-        if start is not None:
+        if start is not None and not hasattr(self.method, "tuner_of"):
             _weights_in(Path(start))
         if not self.prompts:
             raise ValueError("there are no prompts")

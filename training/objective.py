@@ -99,6 +99,13 @@ class Objective:
     def updated(self, update: int, totals: Mapping[str, Tensor]) -> None:
         """Take note of an update that was made; `totals` are those of its losses, summed over everything."""
 
+    def finished(self) -> str:
+        """Return why the run should end here, with the weights that it has; empty to go on.
+
+        Must say the same on every process.
+        """
+        return ""
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a resumed run has to know beside parameters, optimiser and averages."""
         return {}

@@ -112,6 +112,8 @@ def _stage(
             on_update=told,
             on_save=saved if job.config.validation.sheet else None,
         )
+        if hasattr(job.method, "tuner_of"):
+            _before(job, place / "sheets" / "update-000000.png")
         with _resting(job):
             result = trainer.run()
         if result.stopped:
@@ -125,6 +127,12 @@ def _stage(
     row = write_student(job, weights, place / "student", updates=run.updates)
     write_json(place / "config.json", job.mapping())
     return figures, row
+
+
+def _before(job: Job, sheet: Path) -> None:
+    """Draw the model that is tuned, as the later sheets will be drawn."""
+    if job.config.validation.sheet and _main() and not sheet.exists():
+        _validated(job, sheet, scored=False)
 
 
 def _validated(job: Job, sheet: Path, *, scored: bool) -> Figures | None:

@@ -112,13 +112,16 @@ class Trainer:
             self.objective.updated(update, totals)
             done = update + 1
             self._tell(update, figures, time.perf_counter() - began)
-            late = self._late()
-            if done % self.settings.save_every == 0 or done == self.settings.updates or late:
+            late, reason = self._late(), self.objective.finished()
+            if reason:
+                self.log.event("finished early", reason=reason)
+            if done % self.settings.save_every == 0 or done == self.settings.updates or late or reason:
                 self._save(done)
-            if late:
+            if late or reason:
                 break
         self.log.close()
-        return Result(self.average.weights(), done, done < self.settings.updates)
+        early = done < self.settings.updates and not self.objective.finished()
+        return Result(self.average.weights(), done, early)
 
     def _update(self, update: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Make one optimiser step. Return the figures to log, and the summed totals of the losses."""

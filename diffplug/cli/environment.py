@@ -27,7 +27,6 @@ CORE = {
     "numpy": "1.26",
     "scipy": "1.12",
     "pillow": "10.1",
-    "tqdm": "4.66",
     "typer": "0.15",
     "rich": "13.7",
     "pydantic": "2.7",

@@ -8,8 +8,10 @@ import typer
 
 import diffplug
 from diffplug.cli import schedule
+from diffplug.cli.batch import batch
 from diffplug.cli.boundary import Commands
 from diffplug.cli.compare import compare
+from diffplug.cli.demo import demo
 from diffplug.cli.few_step import recipe
 from diffplug.cli.generate import generate
 from diffplug.cli.inspect import doctor, names
@@ -28,7 +30,20 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Make Diffusers pipelines faster, steered or tuned.",
 )
-for command in (generate, compare, search, train, score, score_adapter, show, recipe, names, doctor):
+for command in (
+    generate,
+    batch,
+    compare,
+    demo,
+    search,
+    train,
+    score,
+    score_adapter,
+    show,
+    recipe,
+    names,
+    doctor,
+):
     app.command()(command)
 app.add_typer(schedule.app, name="schedule")
 

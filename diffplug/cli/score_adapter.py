@@ -38,7 +38,7 @@ def score_adapter(
     dtype: Dtype = "auto",
     json: Json = False,
 ) -> None:
-    """Scores a SpeedUpNet adapter on a model, its own base or a fine-tune: no pictures are needed.
+    """Score a SpeedUpNet adapter on a model, its own base or a fine-tune: no pictures are needed.
 
     Example: `diffplug score-adapter student/speedupnet.safetensors --on ./my-fine-tune --prompts p.txt
     --negatives n.txt`

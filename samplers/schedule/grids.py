@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from diffusers.schedulers.scheduling_utils import AysSchedules
 
 from diffplug.registry import unknown
 from diffplug.samplers.model_noise import Floats, NoiseLevels
@@ -105,9 +104,12 @@ def beta57(steps: int, levels: NoiseLevels, final: str) -> Floats:
     return _times(whole_where_apart((levels.train_steps - 1) * quantiles), levels, final)
 
 
-def _ays(table: list[int]) -> Grid:
+def _ays(name: str) -> Grid:
     def grid(steps: int, levels: NoiseLevels, final: str) -> Floats:
         """Align Your Steps (arXiv 2404.14507): ten published timesteps; other N lie between in log sigma."""
+        from diffusers.schedulers.scheduling_utils import AysSchedules
+
+        table = AysSchedules[name]
         if levels.flow or levels.train_steps <= max(table):
             raise ValueError(
                 "the AYS tables are timesteps of VP models with 1000 of them: choose another grid"
@@ -123,8 +125,8 @@ def _ays(table: list[int]) -> Grid:
     return grid
 
 
-ays_sd = _ays(AysSchedules["StableDiffusionTimesteps"])
-ays_sdxl = _ays(AysSchedules["StableDiffusionXLTimesteps"])
+ays_sd = _ays("StableDiffusionTimesteps")
+ays_sdxl = _ays("StableDiffusionXLTimesteps")
 
 
 def bong_tangent(steps: int, levels: NoiseLevels, final: str) -> Floats:

@@ -246,8 +246,7 @@ def _update_to_json(update: Update) -> dict[str, Any]:
 
 
 def _step(document: Any) -> SolverStep:
-    document = as_object("a step", document)
-    check_keys("step", document, _STEP)
+    document = as_object("a step", document, _STEP)
     param, correct = document.get("param", "data"), document.get("correct")
     if isinstance(param, Mapping):
         check_keys("param", param, ("l", "s"))
@@ -277,10 +276,8 @@ def _update(document: Mapping[str, Any], newest: int) -> Update:
 
 
 def _derivative(document: Any) -> Derivative:
-    document = as_object("a derivative", document)
-    check_keys("derivative", document, ("points", "scale"))
-    scale = as_object("scale", document.get("scale", {}))
-    check_keys("scale", scale, ("kind", "c"))
+    document = as_object("a derivative", document, ("points", "scale"))
+    scale = as_object("scale", document.get("scale", {}), ("kind", "c"))
     points = tuple(as_list("points", document.get("points")))
     return Derivative(points, Scale(scale.get("kind", "none"), scale.get("c", 0.0)))
 

@@ -115,7 +115,7 @@ def test_a_value_survives_its_files(fitted: LearnedValue, tmp_path: Path) -> Non
     weights.write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(ValueError, match="holds no readable value"):
         LearnedValue.load(tmp_path / "value")
-    with pytest.raises(ValueError, match="holds no value.json"):
+    with pytest.raises(ValueError, match="holds no .*value.json"):
         LearnedValue.load(tmp_path)
     with pytest.raises(ValueError, match="fitted to latents of 4 axes and 4 channels"):
         fitted(state(torch.zeros(2, 16, 8), Level(0.6, 0.8), 1.0))

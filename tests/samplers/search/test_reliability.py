@@ -192,7 +192,7 @@ def test_the_amplification_is_that_of_weights_that_cancel() -> None:
     mild, strong = amplification(plain, LEVELS), amplification(wild, LEVELS)
     assert mild is not None and strong is not None and strong > 2 * mild
     analytic = amplification(SPACE.schedule(SPACE.values(presets.dpmpp(4, "karras"))), LEVELS)
-    assert analytic is not None and 1 <= analytic < LARGEST
+    assert analytic is not None and 0.9 < analytic < LARGEST
 
 
 class _Rare:

@@ -51,4 +51,4 @@ def test_steps_that_nobody_was_trained_for_are_refused(pipe: Any) -> None:
 
 
 def test_students_are_small() -> None:
-    assert sum(path.stat().st_size for path in students_folder().iterdir()) < 8 * 2**20
+    assert sum(path.stat().st_size for path in students_folder().iterdir()) < 12 * 2**20

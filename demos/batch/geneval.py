@@ -1,0 +1,84 @@
+"""The layout that GenEval's evaluator walks: a folder `00017` a prompt, with its pictures in `samples`.
+
+The folders are links to the pictures of the shards, laid out when a prompt is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffplug.demos.batch.plan import Picture, Plan
+from diffplug.files import atomic_write, sync_folder
+
+__all__ = ["lay_out"]
+
+
+def lay_out(folder: Path, plan: Plan, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, int]:
+    """Make the folders of all prompts that are complete; return how many there are, and how many are not.
+
+    A line of the manifest is a prompt; its `meta` is the benchmark's own row and becomes `metadata.jsonl`.
+    """
+    lines: dict[int, list[Picture]] = {}
+    for picture in plan.pictures:
+        lines.setdefault(picture.line, []).append(picture)
+    complete = 0
+    for number, (_, pictures) in enumerate(sorted(lines.items())):
+        if all(picture.id in rows for picture in pictures):
+            files = [folder / one["file"] for picture in pictures for one in rows[picture.id]]
+            _prompt(folder, f"{number:05d}", pictures[0], files)
+            complete += 1
+    _remove_others(folder, len(lines))
+    return {"complete": complete, "incomplete": len(lines) - complete}
+
+
+def _prompt(folder: Path, name: str, picture: Picture, files: Sequence[Path]) -> None:
+    target, row = folder / name, {"prompt": picture.prompt, **(picture.meta or {})}
+    text = json.dumps(row, ensure_ascii=False)
+    if _is(target, text, files):
+        return
+    made = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder / ".work"))
+    made.chmod(0o755)
+    (made / "samples").mkdir()
+    for number, file in enumerate(files):
+        _link(file, made / "samples" / f"{number:04d}.png")
+    atomic_write(made / "metadata.jsonl", text)
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(made, target)
+    sync_folder(folder)
+
+
+def _is(target: Path, text: str, files: Sequence[Path]) -> bool:
+    """Return whether a prompt's folder holds just these pictures and this row."""
+    samples = target / "samples"
+    if not samples.is_dir() or len(os.listdir(samples)) != len(files):
+        return False
+    same = all(
+        (samples / f"{i:04d}.png").is_file() and (samples / f"{i:04d}.png").read_bytes() == file.read_bytes()
+        for i, file in enumerate(files)
+    )
+    return (
+        same
+        and (target / "metadata.jsonl").is_file()
+        and (target / "metadata.jsonl").read_text("utf-8") == text
+    )
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _remove_others(folder: Path, count: int) -> None:
+    """Remove the folders of prompts that the manifest no longer has."""
+    for path in folder.iterdir():
+        if path.name.isdecimal() and len(path.name) == 5 and int(path.name) >= count:
+            shutil.rmtree(path)

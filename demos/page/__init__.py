@@ -1,0 +1,1 @@
+"""The page of `diffplug demo`: Gradio components around the studio. Needs the extra `demo`."""

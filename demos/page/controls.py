@@ -1,0 +1,120 @@
+"""The controls of the page that say what is to be made; all tabs read the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from diffplug.demos.studio.form import NO_STEERER, OWN, Choices, Form
+from diffplug.demos.studio.limits import LIMITS, LONGEST_PROMPT
+
+__all__ = ["Controls"]
+
+NAMES = (
+    "prompt",
+    "negative_prompt",
+    "sampler",
+    "steps",
+    "guidance",
+    "seed",
+    "pictures",
+    "steer",
+    "reward",
+    "particles",
+    "strength",
+)
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Components by name of a setting, in the order of NAMES."""
+
+    choices: Choices
+    parts: dict[str, Any]
+    preset: Any
+
+    @classmethod
+    def draw(cls, choices: Choices) -> Controls:
+        """Return the controls, drawn where this is called."""
+        prompt = "a blue square left of an orange circle" if choices.model == "shapes" else ""
+        parts: dict[str, Any] = {
+            "prompt": gr.Textbox(
+                prompt, label="Prompt", max_length=LONGEST_PROMPT, lines=2, elem_id="prompt", autofocus=True
+            )
+        }
+        preset = gr.Dropdown(
+            list(choices.presets),
+            value=None,
+            label="Preset: sampler, steps, guidance, steering",
+            elem_id="preset",
+        )
+        with gr.Row():
+            parts["sampler"] = gr.Dropdown(
+                list(choices.samplers), value=OWN, label="Sampler", elem_id="sampler"
+            )
+            parts["steps"] = _slider("steps", 20, "Steps", 1)
+        with gr.Row():
+            parts["guidance"] = _slider("guidance", 5.0, "Guidance", 0.1)
+            parts["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
+            parts["pictures"] = _slider("pictures", 1, "Pictures", 1)
+        with gr.Row():
+            dice = gr.Button("Random seed", size="sm", elem_id="random")
+            back = gr.Button("Seed 0", size="sm", elem_id="zero")
+        with gr.Accordion("Steering, negative prompt", open=False):
+            parts["negative_prompt"] = gr.Textbox(
+                "", label="Negative prompt", max_length=LONGEST_PROMPT, elem_id="negative"
+            )
+            with gr.Row():
+                parts["steer"] = gr.Dropdown(
+                    list(choices.steerers), value=NO_STEERER, label="Steerer", elem_id="steer"
+                )
+                parts["reward"] = gr.Dropdown(
+                    list(choices.rewards), value=choices.rewards[0], label="Reward", elem_id="reward"
+                )
+            with gr.Row():
+                parts["particles"] = _slider("particles", 4, "Particles", 1)
+                parts["strength"] = _slider("strength", 0, "Strength (0: the steerer's own)", 0.5)
+        found = cls(choices, {name: parts[name] for name in NAMES}, preset)
+        found._wire(dice, back)
+        return found
+
+    @property
+    def inputs(self) -> list[Any]:
+        """Return the components, in the order of NAMES."""
+        return [self.parts[name] for name in NAMES]
+
+    def values(self, given: tuple[Any, ...]) -> dict[str, Any]:
+        """Return what the components said, by name."""
+        return dict(zip(NAMES, given, strict=True))
+
+    def shown(self, form: Form) -> list[Any]:
+        """Return the values that set every component to a form."""
+        return [getattr(form, name) for name in NAMES]
+
+    def _wire(self, dice: Any, back: Any) -> None:
+        seed = self.parts["seed"]
+        dice.click(_random_seed, None, seed, api_name="random_seed", queue=False)
+        back.click(lambda: 0, None, seed, api_name="seed_zero", queue=False)
+        chosen = [self.parts[name] for name in _OF_PRESETS]
+        self.preset.change(self._preset, self.preset, chosen, api_name="preset", queue=False)
+
+    def _preset(self, name: str | None) -> list[Any]:
+        """Return the values of a preset; what it says nothing of stays."""
+        values = self.choices.presets.get(name or "", {})
+        return [values.get(key, gr.skip()) for key in _OF_PRESETS]
+
+
+_OF_PRESETS = ("sampler", "steps", "guidance", "steer", "reward", "particles", "strength")
+
+
+def _slider(name: str, value: float, label: str, step: float) -> Any:
+    limit = LIMITS[name]
+    return gr.Slider(limit.low, limit.high, value=value, step=step, label=label, elem_id=name)
+
+
+def _random_seed() -> int:
+    import secrets
+
+    return secrets.randbelow(2**31)

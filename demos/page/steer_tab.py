@@ -1,0 +1,96 @@
+"""Steer: all particles of a run, what they reached, and who descends from whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from diffplug.demos.page.controls import Controls
+from diffplug.demos.page.told import told
+from diffplug.demos.studio.form import NO_STEERER
+from diffplug.demos.studio.studio import Made, Studio
+
+__all__ = ["steer_tab"]
+
+
+def steer_tab(studio: Studio, controls: Controls, copies: int) -> None:
+    """Draw the tab."""
+    gr.Markdown(
+        "Steerer, reward, particles and strength are those on the left; without a steerer it is `fk`."
+    )
+    with gr.Row():
+        go = gr.Button("Steer", variant="primary", elem_id="steer_go")
+        stop = gr.Button("Stop", variant="stop", elem_id="stop_steer")
+    preview = gr.Image(
+        label="What the first particle becomes",
+        format="jpeg",
+        buttons=[],
+        interactive=False,
+        elem_id="steer_preview",
+        height=220,
+    )
+    particles = gr.Gallery(
+        label="Particles",
+        format="png",
+        columns=4,
+        height=300,
+        buttons=["download", "fullscreen"],
+        elem_id="particles_shown",
+        interactive=False,
+        object_fit="contain",
+    )
+    note = gr.Textbox("", label="What came of it", interactive=False, lines=2, elem_id="steer_note")
+    plot = gr.Plot(label="Genealogy, rewards, diversity", elem_id="genealogy")
+
+    def steer(*given: Any) -> Iterator[tuple[Any, ...]]:
+        values = controls.values(given)
+        name = values.get("steer")
+        form = studio.read(
+            {**values, "steer": "fk" if name == NO_STEERER else name, "pictures": 1, "all_particles": True}
+        )
+        for event in studio.make(form):
+            if isinstance(event, Made):
+                yield gr.skip(), _captioned(event), _said(event), _plot(event.report)
+            else:
+                frame = gr.skip() if event.preview is None else event.preview
+                yield frame, gr.skip(), f"step {event.done} of {event.of}", gr.skip()
+
+    started = go.click(
+        told(steer),
+        controls.inputs,
+        [preview, particles, note, plot],
+        api_name="steer",
+        concurrency_id="pipe",
+        concurrency_limit=copies,
+        show_progress="minimal",
+        trigger_mode="once",
+    )
+    stop.click(lambda: "stopped", None, note, cancels=[started], api_name="stop_steer", queue=False)
+
+
+def _captioned(made: Made) -> list[tuple[Any, str]]:
+    """Return the particles with their rewards, the best marked."""
+    reached = [one for one in made.rewards if one is not None]
+    best = max(reached) if reached else None
+    return [
+        (image, "not scored" if reward is None else f"{reward:.3f}" + (" (best)" if reward == best else ""))
+        for image, reward in zip(made.images, made.rewards, strict=True)
+    ]
+
+
+def _said(made: Made) -> str:
+    """Return the cost, and what log Z says."""
+    return f"{made.line()}. {made.report.explain_log_z()}" if made.report is not None else made.line()
+
+
+def _plot(report: Any) -> Any:
+    """Return the plot of a run; a dollar sign in a prompt is no formula."""
+    if report is None:
+        return None
+    try:
+        return replace(report, prompts=tuple(text.replace("$", r"\$") for text in report.prompts)).plot()
+    except (ImportError, ValueError):  # no matplotlib, or a run without scored calls
+        return None

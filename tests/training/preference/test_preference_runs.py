@@ -1,0 +1,165 @@
+"""Whole runs on Shapes by config, on top of the shipped student; and every bad input of the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import diffplug
+from diffplug.cli import app
+from diffplug.samplers.few_step.plug import FewStep
+from diffplug.shapes import sample_prompts
+from diffplug.training.job import Job
+from diffplug.training.train import train
+
+SMALL = [
+    "student.start=shapes", "student.steps=4", "data.count=8", "tuner.rank=2", "run.updates=1", "run.batch=2",
+    "validation.count=2", "validation.sheet=2", "run.precision=no",
+]  # fmt: skip
+ONLINE = ["objective.gauges.every=1", "objective.gauges.prompts=1", "objective.gauges.seeds=2"]
+
+
+def job(method: str, *changes: str) -> Job:
+    return Job.read(method, None, [*SMALL, *changes])
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def drawn(student: Any, **options: Any) -> torch.Tensor:
+    pipe = diffplug.load("shapes")
+    pipe.set_progress_bar_config(disable=True)
+    with diffplug.plug(pipe, FewStep(student, steps=4)):
+        return pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="latent").images
+
+
+@pytest.mark.pipe
+def test_pso_ends_in_one_lora_that_few_step_and_plain_diffusers_run(tmp_path: Path, red_reward: str) -> None:
+    made = job("pso", *ONLINE, f"objective.reward={red_reward}", "optimizer.lr=1e-3", "optimizer.warmup=0",
+               "optimizer.ema=0.0")  # fmt: skip
+    done = train(made, tmp_path)
+    assert done.student is not None
+    assert {p.name for p in (tmp_path / "sheets").iterdir()} == {"update-000000.png", "update-000001.png"}
+    (line,) = log(tmp_path)
+    assert line["loss"] == pytest.approx(0.693147, abs=1e-6) and line["gauge_sharpness"] == 1.0
+    weights = load_file(tmp_path / "student" / "adapter.safetensors")
+    shipped = load_file(Path(diffplug.__file__).parent / "shapes" / "few_step" / "four.safetensors")
+    assert {v.shape[0] for n, v in weights.items() if "lora_A" in n} <= {
+        v.shape[0] + 2 for n, v in shipped.items() if "lora_A" in n
+    }
+    there, ours = drawn("shapes"), drawn(tmp_path / "student")
+    assert 0 < float((there - ours).abs().mean()) < 0.5
+    with torch.no_grad():
+        x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+        told = made.conditions[:1]
+        live = made.network(x, torch.tensor([750.0]), told).x0
+        pipe = diffplug.load("shapes")
+        pipe.load_lora_weights(str(tmp_path / "student"), weight_name="adapter.safetensors")
+        plain = pipe.unet(x, 749, told.leaves["encoder_hidden_states"]).sample
+    path = made.path
+    assert torch.allclose(path.predict(plain, x, torch.tensor([750.0])).x0, live, atol=5e-3)
+
+
+@pytest.mark.pipe
+def test_the_reference_is_the_start_student_to_the_last_bit(tmp_path: Path) -> None:
+    made = job("pso")
+    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    told, index = made.conditions[:1], torch.tensor([750.0])
+    before = made.network.original(x, index, told).x0
+    with torch.no_grad():
+        for value in made.tuner.parameters.values():
+            value.add_(0.01)
+        assert not torch.equal(made.network(x, index, told).x0, before)
+    assert torch.equal(made.network.original(x, index, told).x0, before)
+
+
+@pytest.mark.pipe
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("spo", ("student.start=", "student.steps=4", "objective.first=1", "objective.guidance=2.0",
+                 "objective.threshold=0.0", "tuner.targets=[]", "tuner.kind=full", "tuner.extract=2")),
+        ("ddpo", ("objective.candidates=2", "objective.anchor=1.0")),
+        ("draft", ("objective.reward=shapes-clip", "objective.last=2")),
+    ],
+    ids=["spo", "ddpo", "draft"],
+)  # fmt: skip
+def test_kin_train_the_shapes_model(method: str, changes: tuple[str, ...], tmp_path: Path) -> None:
+    if method == "draft":
+        pytest.importorskip("open_clip")
+    words = [*SMALL, "objective.gauges.every=0", *changes]
+    done = train(Job.read(method, None, [w for w in words if w != "student.start=" and (
+        method != "spo" or w != "student.start=shapes")]), tmp_path)  # fmt: skip
+    assert done.student is not None and (done.student / "recipe.json").exists()
+    assert log(tmp_path)[0]["loss"] is not None
+
+
+@pytest.mark.pipe
+def test_pairs_of_pictures_train_offline(tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    lines = []
+    for i, prompt in enumerate(sample_prompts(3, split="train")):
+        for name, shade in (("b", 60), ("w", 200)):
+            Image.new("RGB", (64, 64), (shade, 20 * i, 0)).save(folder / f"{name}{i}.png")
+        lines.append(json.dumps({"prompt": prompt, "better": f"b{i}.png", "worse": f"w{i}.png"}))
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    made = Job.read("pso-offline", None, [*SMALL, f"objective.pairs={folder}"], cache=tmp_path / "cache")
+    done = train(made, tmp_path / "run")
+    assert done.student is not None and log(tmp_path / "run")[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pso", "--set", "objective.candidates=1"], "candidates must be at least 2"),
+        (["pso", "--set", "objective.eta=0.0"], "give objective.eta above 0"),
+        (["pso", "--set", "student.start=gone"], "neither a folder with a recipe.json nor a few-step name"),
+        (["pso", "--set", "student.start=shapes", "--set", "student.steps=5"], "has no 5 steps"),
+        (["pso", "--set", "student.start=hyper-sd"], "this pipeline is shapes"),
+        (["pso", "--set", "student.steps=1", "--set", "student.start=shapes"], "take `pso-offline`"),
+        (["pso", "--set", "objective.kernel=Euler"], "unknown kernel 'Euler'"),
+        (["pso", "--set", "objective.reward=shappes"], "Did you mean 'shapes'"),
+        (["pso", "--set", "objective.beta=-1.0"], "beta must be above 0"),
+        (["pso-offline"], "neither a .jsonl or .parquet file nor a folder"),
+        (["spo", "--set", "objective.first=19"], "it is at most 18"),
+        (["spo", "--set", "objective.judge=gone"], "no folder of a step-aware preference model"),
+        (["draft", "--set", "objective.reward=shapes"], "has no gradient"),
+        (["tilted", "--set", "objective.tilt=0.0"], "without a reward take tdm"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_two(
+    words: list[str], message: str, tmp_path: Path, as_loud_as_before: None
+) -> None:
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    changes = ["--set", f"data.prompts={tmp_path / 'p.txt'}", "--device", "cpu", "-o", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, ["train", words[0], *changes, *words[1:]])
+    told = " ".join(result.output.split())
+    assert result.exit_code == 2, told
+    assert message in told and "Traceback" not in told
+
+
+def test_prompts_that_the_reward_cannot_read_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a photo of a cat\n")
+    with pytest.raises(ValueError, match="cat"):
+        train(job("pso", f"data.prompts={tmp_path / 'p.txt'}"), tmp_path / "run")
+
+
+def test_a_reward_without_a_number_is_told(tmp_path: Path) -> None:
+    (tmp_path / "nan.py").write_text("def nan(images, prompts):\n    return [float('nan')] * len(prompts)\n")
+    with pytest.raises(ValueError, match="a preference needs finite scores"):
+        train(job("pso", f"objective.reward={tmp_path / 'nan.py'}:nan"), tmp_path / "run")
+
+
+@pytest.mark.pipe
+def test_the_tuned_student_that_ships_is_another_than_its_start() -> None:
+    gap = float((drawn("shapes") - drawn("shapes-pso")).abs().mean())
+    assert 0.01 < gap < 0.5

@@ -1,0 +1,1 @@
+"""What preference methods have in common: kernels, roll-outs, scores, selection. One file each."""

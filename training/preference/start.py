@@ -1,0 +1,180 @@
+"""A policy on top of a few-step student: the student is the reference, and the file holds both.
+
+The reference of a tuned LoRA student is "distillation on, policy off". So the student's weights go into the
+base before the tuner is attached, and what is saved is one LoRA again: the two updates B1 A1 + B2 A2 are one
+product of concatenated factors, without any loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffplug.training.conditions import one_denoiser
+from diffplug.training.tuner import Tuner
+from diffplug.training.tuners.extract import extract_lora
+from diffplug.training.tuners.full import FullTuner
+from diffplug.training.tuners.lora import LoraTuner, lora_scales, write_lora
+
+__all__ = ["OnTop", "policy", "student_file"]
+
+Factors = dict[str, tuple[Tensor, Tensor]]
+
+
+class OnTop:
+    """A tuner over a student whose weights are in the base already.
+
+    inner: what moves. factors: the student's (down, up) by layer, scales applied; empty for a student of all
+    weights. base: the weights below the student, needed to cut a LoRA of `extract` from an inner full tuner.
+    """
+
+    def __init__(
+        self, inner: Tuner, factors: Factors, base: Mapping[str, Tensor], extract: int | None, dtype: str
+    ) -> None:
+        self.inner, self.factors, self.base, self.extract, self.dtype = inner, factors, base, extract, dtype
+
+    def attach(self, denoiser: nn.Module) -> None:
+        """Nothing to do: `policy` has attached the inner tuner."""
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The inner tuner's."""
+        return self.inner.parameters
+
+    def original(self) -> AbstractContextManager[None]:
+        """Return a block in which the student is as it was."""
+        return self.inner.original()
+
+    def updated(self, update: int) -> None:
+        """Tell the inner tuner."""
+        self.inner.updated(update)
+
+    def save(self, pipe: Any, weights: Mapping[str, Tensor], folder: Path) -> dict[str, Any]:
+        """Write student and policy as one file."""
+        if isinstance(self.inner, LoraTuner) and self.factors:
+            return self._joined(pipe, self.inner, weights, folder)
+        if isinstance(self.inner, FullTuner) and self.extract is not None:
+            return extract_lora(pipe, self.base, weights, self.extract, folder, self.dtype)
+        return self.inner.save(pipe, weights, folder)
+
+    def _joined(
+        self, pipe: Any, inner: LoraTuner, weights: Mapping[str, Tensor], folder: Path
+    ) -> dict[str, Any]:
+        both = joined(self.factors, _factors_of(weights, inner.alpha / inner.rank))
+        named, ranks = {}, {}
+        for layer, (down, up) in both.items():
+            named[f"{layer}.lora_A.weight"], named[f"{layer}.lora_B.weight"] = down, up
+            ranks[layer] = len(down)
+        top = max(ranks.values())
+        smaller = {layer: rank for layer, rank in ranks.items() if rank != top}
+        config = {"r": top, "lora_alpha": top, "rank_pattern": smaller, "alpha_pattern": smaller}
+        return write_lora(pipe, named, config, folder, getattr(torch, self.dtype))
+
+
+def policy(job: Any) -> Tuner:
+    """Return the tuner of a job's config, on top of the student that student.start names, if any.
+
+    Raises ValueError for a start that is no student of this model.
+    """
+    told, start = job.config.tuner, job.config.student.start
+    denoiser = one_denoiser(job.pipe)
+    factors: Factors = {}
+    base: dict[str, Tensor] = {}
+    if start is not None:
+        file = student_file(job.pipe, start, job.config.student.steps)
+        if told.kind == "full":
+            base = {name: value.detach().clone() for name, value in denoiser.named_parameters()}
+        factors = put_in(denoiser, file)
+    torch.manual_seed(job.config.run.seed)
+    if told.kind == "full":
+        inner: Tuner = FullTuner(save_dtype=told.save_dtype)
+    else:
+        inner = LoraTuner(rank=told.rank, alpha=told.alpha, targets=told.targets, save_dtype=told.save_dtype)
+    inner.attach(denoiser)
+    return inner if start is None else OnTop(inner, factors, base, told.extract, told.save_dtype)
+
+
+def student_file(pipe: Any, start: str, steps: int) -> Path:
+    """Return the weights of a student: the folder of an earlier run, or a few-step name."""
+    from diffplug.samplers.few_step.families import family_of
+    from diffplug.samplers.few_step.lookup import all_rows, knows, row_for, rows_in
+
+    folder = Path(start)
+    if folder.is_dir() and (folder / "recipe.json").exists():
+        row = rows_in(folder / "recipe.json")[0]
+        if row.family != family_of(pipe):
+            raise ValueError(
+                f"student.start: {start!r} is a student of {row.family}, the model is {family_of(pipe)}: "
+                "begin from a student of this model"
+            )
+    elif knows(start):
+        row = row_for(start, family_of(pipe), steps, all_rows())
+    else:
+        raise ValueError(
+            f"student.start: {start!r} is neither a folder with a recipe.json nor a few-step name; "
+            "`diffplug names --few-step` lists these"
+        )
+    file = row.weights[0] if len(row.weights) == 1 else None
+    if file is None or file.repo or not row.folder:
+        raise ValueError(
+            f"student.start: {start!r} is no student in a local file: download it into a folder with its "
+            "recipe.json, or name a model that is few-step by itself"
+        )
+    return Path(row.folder) / file.file
+
+
+@torch.no_grad()
+def put_in(denoiser: nn.Module, file: Path) -> Factors:
+    """Add a student's weights to the denoiser, in float32; return the factors of a LoRA."""
+    from safetensors.torch import load_file
+
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{str(file)!r} is no safetensors file: only those are read")
+    found, own = load_file(file), dict(denoiser.named_parameters())
+    if not any(".lora_A." in name for name in found):
+        odd = [n for n, v in own.items() if n not in found or found[n].shape != v.shape]
+        if odd:
+            raise ValueError(f"{str(file)!r} belongs to another model: {odd[0]!r} is missing or differs")
+        for name, value in own.items():
+            value.data = found[name].to(value.device, value.dtype)
+        return {}
+    factors = _factors_of_file(file, found)
+    for layer, (down, up) in factors.items():
+        weight = own.get(f"{layer}.weight")
+        if weight is None or (weight.shape[0], weight[0].numel()) != (up.shape[0], down[0].numel()):
+            raise ValueError(f"{str(file)!r} belongs to another model: layer {layer!r} does not fit")
+        weight.add_((up.flatten(1) @ down.flatten(1)).view_as(weight).to(weight))
+    return factors
+
+
+def _factors_of_file(file: Path, found: Mapping[str, Tensor]) -> Factors:
+    """Return the factors of a LoRA of this package, scale in the second."""
+    named = {name.partition(".")[2]: value.float() for name, value in found.items()}
+    return {
+        layer: (named[f"{layer}.lora_A.weight"], scale * named[f"{layer}.lora_B.weight"])
+        for layer, scale in lora_scales(file).items()
+    }
+
+
+def _factors_of(weights: Mapping[str, Tensor], scale: float) -> Factors:
+    """Return the factors of a tuner's parameters, "layer.lora_A.student.weight"."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, value in weights.items():
+        layer, _, part = name.rpartition(".lora_")
+        found.setdefault(layer, {})[part[0]] = value.detach().float().cpu()
+    return {layer: (both["A"], scale * both["B"]) for layer, both in found.items()}
+
+
+def joined(one: Factors, other: Factors) -> Factors:
+    """Return the factors of the sum of two low-rank updates."""
+    out = dict(one)
+    for layer, (down, up) in other.items():
+        if layer in one:
+            down, up = torch.cat([one[layer][0], down]), torch.cat([one[layer][1], up], dim=1)
+        out[layer] = (down, up)
+    return out
