@@ -32,8 +32,8 @@ def throughput(pictures: int, rounds: int) -> dict[str, Any]:
 
     Median over rounds; CPU seconds, for machines on which others work too.
     """
+    from diffplug.making.png import save_png
     from diffplug.plug import plug
-    from diffplug.png import save_png
     from diffplug.registry import sampler
     from diffplug.seeds import Seeds
     from diffplug.shapes import sample_prompts
@@ -98,8 +98,8 @@ def _cpu(way: Callable[[Path], None]) -> float:
 
 def machinery(pictures: int) -> dict[str, Any]:
     """Return milliseconds a picture without a network: encoding, writing, fsync, records, commit."""
-    from diffplug.batches import Batch
     from diffplug.demos.batch import render
+    from diffplug.making.batches import Batch
 
     wanted = plan("m", [(i, Row(prompt=f"prompt {i}")) for i in range(pictures)])
     image = Image.effect_noise((64, 64), 60).convert("RGB")

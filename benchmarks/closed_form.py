@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from diffplug.network_cache import NetworkCache
+from diffplug.network.cache import NetworkCache
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import dpmpp

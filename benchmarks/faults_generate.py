@@ -54,8 +54,8 @@ def told(*words: Any) -> str:
 
 @fault("pictures of a run that is stopped", "0 files of 640 after 25 s, not one word")
 def stopped_run(folder: Path) -> str:
-    from diffplug.denoiser import wrap_forward
     from diffplug.loading import load
+    from diffplug.network.denoiser import wrap_forward
 
     pipe = load("shapes")
     calls = [0]
@@ -112,8 +112,8 @@ def rerun(folder: Path) -> str:
 def out_of_memory(folder: Path) -> str:
     import torch
 
-    from diffplug.denoiser import wrap_forward
     from diffplug.loading import load
+    from diffplug.network.denoiser import wrap_forward
 
     pipe = load("shapes")
 
@@ -181,7 +181,7 @@ def no_utf8(folder: Path) -> str:
 
 @fault("a prompt file with a byte order mark", "the mark stays in the first prompt")
 def byte_order_mark(folder: Path) -> str:
-    from diffplug.prompt_file import read_prompts
+    from diffplug.recipe.prompt_file import read_prompts
 
     (folder / "p.txt").write_bytes(b"\xef\xbb\xbfa red circle\r\n")
     return repr(read_prompts(folder / "p.txt")[0].text)
@@ -200,7 +200,7 @@ def leaving_reward(folder: Path) -> str:
 
 @fault("settings of a float16 picture", "the same as of a float32 one")
 def told_dtype(folder: Path) -> str:
-    from diffplug.png import read_settings
+    from diffplug.making.png import read_settings
 
     command("generate", "a red circle", "--steps", 1, "-o", folder)
     settings = read_settings(folder / "seed-000000.png")

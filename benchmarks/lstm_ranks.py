@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
-from diffplug.samplers.search.evolution import PER_STEP
-from diffplug.samplers.search.space import ScheduleSpace
+from diffplug.samplers.search.decisions.evolution import PER_STEP
+from diffplug.samplers.search.decisions.space import ScheduleSpace
 
 __all__ = ["LSTMRanks"]
 

@@ -36,6 +36,9 @@ from diffplug.rollout import Rollouts
 from diffplug.samplers.fingerprint import fingerprint
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.search.decisions.space import ScheduleSpace
+from diffplug.samplers.search.decisions.starts import on_statistics, preset_schedules
+from diffplug.samplers.search.decisions.study import check_study, open_study
 from diffplug.samplers.search.leader import Callbacks, Problems
 from diffplug.samplers.search.metric import FORGIVING
 from diffplug.samplers.search.model_statistics import measure_statistics
@@ -44,10 +47,7 @@ from diffplug.samplers.search.pipeline_problem import PipelineProblem
 from diffplug.samplers.search.problem import Problem, errors, loss_of
 from diffplug.samplers.search.result import SearchResult
 from diffplug.samplers.search.settings import Settings
-from diffplug.samplers.search.space import ScheduleSpace
 from diffplug.samplers.search.stages import run_stages
-from diffplug.samplers.search.starts import on_statistics, preset_schedules
-from diffplug.samplers.search.study import check_study, open_study
 from diffplug.shapes import grade, sample_prompts
 
 RESULTS = Path(__file__).parent / "results"

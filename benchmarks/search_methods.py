@@ -11,8 +11,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.lstm_ranks import LSTMRanks
-from diffplug.samplers.search.evolution import S3Sampler, distributions
-from diffplug.samplers.search.space import ScheduleSpace
+from diffplug.samplers.search.decisions.evolution import S3Sampler, distributions
+from diffplug.samplers.search.decisions.space import ScheduleSpace
 
 __all__ = ["METHODS", "method"]
 

@@ -9,7 +9,7 @@ from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 from benchmarks.closed_form import ModelProblem
-from diffplug.network_cache import NetworkCache
+from diffplug.network.cache import NetworkCache
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.testing.closed_form.posterior_means import digits, round_mixture

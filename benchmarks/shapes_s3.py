@@ -32,13 +32,13 @@ from diffplug.samplers.fingerprint import architecture, fingerprint
 from diffplug.samplers.library import shipped_folder
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.comparison import PairedComparison, p_value
+from diffplug.samplers.search.decisions.starts import longer
 from diffplug.samplers.search.leader import Callbacks
 from diffplug.samplers.search.metric import AGGREGATES, Metric
 from diffplug.samplers.search.picture_metrics import parse_metric
 from diffplug.samplers.search.pipeline_problem import PipelineProblem
 from diffplug.samplers.search.problem import Problem
 from diffplug.samplers.search.result import SearchResult
-from diffplug.samplers.search.starts import longer
 
 RESULTS = Path(__file__).parent / "results"
 PLACES = ("out", "studies", "json")

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from diffplug import rewards
-from diffplug.batches import Batch
 from diffplug.demos.contact_sheet import Cell, contact_sheet
+from diffplug.making.batches import Batch
 from diffplug.recipe import Pictures, Recipe
 
 __all__ = [

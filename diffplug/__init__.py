@@ -14,7 +14,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from diffplug.moved import keep_old_names
+from diffplug.moved import MOVED, keep_old_names
 
 if TYPE_CHECKING:
     from diffplug.apply import apply as apply
@@ -31,14 +31,17 @@ _FUNCTIONS = {
     "restore": "diffplug.apply",
 }
 _MODULES = (
-    "denoiser",
     "files",
     "intercept",
     "latents",
+    "making",
+    "network",
     "noise",
+    "recipe",
     "registry",
     "rewards",
     "samplers",
+    "scheduler",
     "seeds",
     "shapes",
     "steering",
@@ -64,7 +67,7 @@ class _Package(ModuleType):
 def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
         return getattr(import_module(_FUNCTIONS[name]), name)
-    if name in _MODULES:
+    if name in _MODULES or name in MOVED:
         return import_module(f"diffplug.{name}")
     raise AttributeError(f"module 'diffplug' has no attribute {name!r}")
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from diffplug.intercept import PipelineCall, Undo, current_scheduler, intercept_call
-from diffplug.scheduler_plug import SchedulerPlug, is_scheduler, refuse_watched
+from diffplug.scheduler.plug import SchedulerPlug, is_scheduler, refuse_watched
 
 _KEY = "_diffplug_plugged"
 _ATTACHING = threading.RLock()

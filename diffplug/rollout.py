@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffplug.intercept import StepCall, StepInterceptor, intercept_step
-from diffplug.network_cache import NetworkCache, remember
+from diffplug.network.cache import NetworkCache, remember
 from diffplug.plug import plug
 from diffplug.seeds import Seeds
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from diffplug.call_arguments import count_per_prompt, count_prompts
-from diffplug.guided_halves import HalvedSteps, steps_both_halves
 from diffplug.intercept import (
     PipelineCall,
     StepCall,
@@ -27,6 +26,7 @@ from diffplug.intercept import (
     interceptors,
     original_class,
 )
+from diffplug.scheduler.guided_halves import HalvedSteps, steps_both_halves
 
 _LARGEST = 2**63 - 1
 

@@ -109,7 +109,7 @@ def _on_grid(name: str) -> Any:
 def _of_diffusers(name: str, pipe: Any) -> Any:
     import diffusers
 
-    from diffplug.scheduler_plug import build
+    from diffplug.scheduler.plug import build
 
     class_name, options = _DIFFUSERS[name]
     cls = getattr(diffusers, class_name)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from diffplug.checks import finite
-from diffplug.denoiser import denoisers
 from diffplug.messages import shown
+from diffplug.network.denoiser import denoisers
 from diffplug.samplers.network_weights import NetworkWeights, tensors
 
 __all__ = [

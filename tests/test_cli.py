@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from diffplug.cli import main as cli
 from diffplug.cli import pipeline
-from diffplug.png import read_settings
+from diffplug.making.png import read_settings
 
 pytestmark = [pytest.mark.pipe, pytest.mark.usefixtures("as_loud_as_before")]
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import diffplug
 from diffplug.cli import boundary
 from diffplug.cli import main as cli
-from diffplug.png import read_settings
+from diffplug.making.png import read_settings
 
 pytestmark = [pytest.mark.pipe, pytest.mark.usefixtures("as_loud_as_before")]
 ROOT = Path(__file__).resolve().parents[1]

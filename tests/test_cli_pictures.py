@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import diffplug
 from diffplug.cli import main as cli
-from diffplug.png import read_settings, read_texts
+from diffplug.making.png import read_settings, read_texts
 
 pytestmark = [pytest.mark.pipe, pytest.mark.usefixtures("as_loud_as_before")]
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diffplug import batches, files
-from diffplug.batches import Batch
+from diffplug import files
 from diffplug.files import WriteError
-from diffplug.making import Row, make, unmade
-from diffplug.png import read_settings
+from diffplug.making import Row, batches, make, unmade
+from diffplug.making.batches import Batch
+from diffplug.making.png import read_settings
 from diffplug.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,7 +149,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 from PIL import Image
-from diffplug.png import save_new_picture
+from diffplug.making.png import save_new_picture
 
 folder, prompt = Path(sys.argv[1]), sys.argv[2]
 image = Image.new("RGB", (8, 8), (len(prompt), 0, 0))

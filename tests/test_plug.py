@@ -26,7 +26,7 @@ from diffusers import (
 
 from diffplug.intercept import StepInterceptor, intercept_step
 from diffplug.plug import plug
-from diffplug.scheduler_plug import build
+from diffplug.scheduler.plug import build
 from diffplug.testing import tiny
 
 PIPES = {name: tiny(name) for name in ("sd15", "sdxl", "sd3", "flux", "wan", "pixart", "ddpm", "lcm")}

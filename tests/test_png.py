@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from diffplug.parameters_text import from_parameters_text, parameters_text
-from diffplug.png import read_settings, read_texts, save_picture, save_png
+from diffplug.making.png import read_settings, read_texts, save_picture, save_png
+from diffplug.recipe.parameters_text import from_parameters_text, parameters_text
 
 GREY = Image.new("RGB", (4, 4), (128, 128, 128))
 

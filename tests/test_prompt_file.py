@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffplug.prompt_file import Prompt, check_prompt, read_prompts
+from diffplug.recipe.prompt_file import Prompt, check_prompt, read_prompts
 
 
 def _file(folder: Path, name: str, data: str | bytes) -> Path:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffplug.recipe import Recipe
-from diffplug.recipe_text import read_options, read_settings
+from diffplug.recipe.text import read_options, read_settings
 
 KINDS = {"steps": int, "guidance": float, "negative_prompt": str, "options": dict, "reward": str}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffplug.denoiser import count_network, denoisers
+from diffplug.network.denoiser import count_network, denoisers
 
 
 class _Net(nn.Module):

@@ -29,9 +29,9 @@ from diffplug.noise.stochastic import stochastic
 from diffplug.plug import plug
 from diffplug.registry import sampler
 from diffplug.samplers import DCSolverScheduler, SolverScheduler
-from diffplug.scheduler_calls import scheduler_calls
-from diffplug.scheduler_options import ALONE, KINDS, OPTIONS, handed_on, kind_of
-from diffplug.scheduler_plug import build
+from diffplug.scheduler.calls import scheduler_calls
+from diffplug.scheduler.options import ALONE, KINDS, OPTIONS, handed_on, kind_of
+from diffplug.scheduler.plug import build
 from diffplug.testing import tiny
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -54,7 +54,7 @@ def test_every_option_of_every_scheduler_has_a_kind() -> None:
     classes = stock()
     known = {name: cls for name, cls in classes.items() if name not in ALONE}
     missing = [f"{k}.{o}" for k, cls in known.items() for o in options_of(cls) if kind_of(k, o) is None]
-    assert not missing, f"give these a kind in diffplug.scheduler_options: {missing}"
+    assert not missing, f"give these a kind in diffplug.scheduler.options: {missing}"
     assert set(OPTIONS.values()) <= set(KINDS)
     assert not ALONE - set(classes), "these are gone from Diffusers"
     stale = set(OPTIONS) - {option for cls in classes.values() for option in options_of(cls)}

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffplug.denoiser import denoisers
 from diffplug.intercept import StepCall, StepInterceptor, current_scheduler, intercept_step
+from diffplug.network.denoiser import denoisers
 
 __all__ = ["CallForm", "Conditions", "encode", "null_condition", "one_denoiser", "quiet"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderTiny
 
-from diffplug.denoiser import count_network
+from diffplug.network.denoiser import count_network
 from diffplug.plug import plug
 from diffplug.seeds import generators
 from diffplug.shapes import sample_prompts

@@ -12,7 +12,6 @@ from time import perf_counter
 from typing import Any
 
 from diffplug import rewards
-from diffplug.batches import Batch, batches
 from diffplug.demos.batch.failures import Failures
 from diffplug.demos.batch.job import Job
 from diffplug.demos.batch.lease import Lease
@@ -21,8 +20,9 @@ from diffplug.demos.batch.plan import Picture, Shard, digest
 from diffplug.demos.batch.store import store
 from diffplug.demos.batch.work import Work
 from diffplug.making import Row, versions
+from diffplug.making.batches import Batch, batches
+from diffplug.making.png import png_bytes
 from diffplug.messages import reason
-from diffplug.png import png_bytes
 from diffplug.recipe import Recipe
 
 __all__ = ["Outcome", "Worker"]

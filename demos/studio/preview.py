@@ -18,7 +18,7 @@ from torch import Tensor
 from diffplug import noise
 from diffplug.intercept import StepCall, StepInterceptor, Undo, intercept_step
 from diffplug.latents import decoder_of, unpack
-from diffplug.scheduler_plug import current_scheduler
+from diffplug.scheduler.plug import current_scheduler
 
 __all__ = ["Colours", "Preview"]
 

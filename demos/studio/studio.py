@@ -17,7 +17,6 @@ from typing import Any
 from PIL import Image
 
 from diffplug import rewards
-from diffplug.batches import batches
 from diffplug.demos.batch.plan import canonical, digest, picture_id
 from diffplug.demos.studio.form import Choices, Form
 from diffplug.demos.studio.limits import MOST_CELLS, SECONDS
@@ -25,7 +24,8 @@ from diffplug.demos.studio.pool import Control, Pool
 from diffplug.demos.studio.preview import Colours, Preview
 from diffplug.files import output_folder
 from diffplug.making import Row, versions
-from diffplug.png import save_png
+from diffplug.making.batches import batches
+from diffplug.making.png import save_png
 
 __all__ = ["Cell", "Made", "Step", "Studio"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from diffplug.demos.studio.studio import Made, Studio
 from diffplug.files import output_folder
-from diffplug.png import save_png
+from diffplug.making.png import save_png
 
 __all__ = ["VERDICTS", "Pair", "Votes", "export_votes", "read_votes"]
 

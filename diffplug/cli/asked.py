@@ -14,10 +14,10 @@ import typer
 from diffplug import rewards
 from diffplug.cli.pipeline import Memory, device_of, dtype_of, load_pipeline
 from diffplug.making import Row
-from diffplug.png import read_settings, read_texts
-from diffplug.prompt_file import Prompt, check_prompt, read_prompts
+from diffplug.making.png import read_settings, read_texts
 from diffplug.recipe import Recipe
-from diffplug.recipe_text import read_options
+from diffplug.recipe.prompt_file import Prompt, check_prompt, read_prompts
+from diffplug.recipe.text import read_options
 from diffplug.registry import STEERERS, unknown
 
 __all__ = ["Asked", "settings_of_picture", "split_options"]
@@ -160,7 +160,7 @@ def settings_of_picture(path: Path) -> dict[str, Any]:
 
     Raises ValueError for a picture without any.
     """
-    from diffplug.parameters_text import from_parameters_text
+    from diffplug.recipe.parameters_text import from_parameters_text
 
     texts = read_texts(path)
     if "diffplug" in texts:

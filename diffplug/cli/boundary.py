@@ -120,7 +120,7 @@ def guarded(command: Command) -> Command:
 
 def sentence(error: BaseException) -> str:
     """Return what an error says to a person: what happened, and what to do."""
-    from diffplug.memory import is_out_of_memory
+    from diffplug.network.memory import is_out_of_memory
 
     text = str(error) or type(error).__name__
     if isinstance(error, ModuleNotFoundError):

@@ -13,9 +13,9 @@ from diffplug.cli.console import guarded, print_json, print_table, progress, unt
 from diffplug.files import output_folder
 
 if TYPE_CHECKING:
-    from diffplug.batches import Batch
     from diffplug.demos.compare import Judge, Outcome
     from diffplug.making import Row
+    from diffplug.making.batches import Batch
     from diffplug.recipe import Recipe
 
 
@@ -94,7 +94,7 @@ def _recipes(
 
 def _prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
     from diffplug.demos.compare import DEMO_PROMPTS
-    from diffplug.prompt_file import check_prompt, read_prompts
+    from diffplug.recipe.prompt_file import check_prompt, read_prompts
 
     words = list(prompts or ())
     for number, text in enumerate(words, 1):
@@ -182,7 +182,7 @@ class _Sheet:
     def save(self) -> None:
         """Write the sheet of the outcomes so far; a sheet of other settings keeps its name."""
         from diffplug.demos import compare as engine
-        from diffplug.png import save_new_picture, save_png
+        from diffplug.making.png import save_new_picture, save_png
 
         last = self.seed + len(self.words) * self.images - 1
         title = f"{self.setup['model']}: {len(self.words)} prompts, seeds {self.seed} to {last}"

@@ -229,14 +229,14 @@ class _Plots:
 
 def _reward(path: Path) -> float | None:
     """Return the reward that a picture's file says it reached."""
-    from diffplug.png import read_settings
+    from diffplug.making.png import read_settings
 
     return next(iter(read_settings(path).get("rewards", {}).values()), None)
 
 
 def _noise_line(path: str) -> str:
     """Return the noise that a steered run was given without having been asked for; empty for others."""
-    from diffplug.png import read_settings
+    from diffplug.making.png import read_settings
 
     settings = read_settings(path)
     noise = settings["used"].get("noise", "")

@@ -161,7 +161,7 @@ def prompts_of(path: Path | None, model: str, pairs: int, seed: int) -> list[str
         return sample_prompts(pairs, seed=seed, split="search")
     if path is None:
         raise ValueError("which prompts? Give --prompts FILE, a prompt a line: ten or more, like your own")
-    from diffplug.prompt_file import read_prompts
+    from diffplug.recipe.prompt_file import read_prompts
 
     return list(islice(cycle([prompt.text for prompt in read_prompts(path)]), pairs))
 
@@ -174,7 +174,7 @@ def levels_of_model(model: str) -> Any:
 def levels_of(pipe: Any) -> Any:
     """The noise levels of a pipeline's model."""
     from diffplug.samplers.solver.scheduler import SolverScheduler as solver
-    from diffplug.scheduler_plug import build
+    from diffplug.scheduler.plug import build
 
     built = build(solver, pipe)
     from diffplug.samplers.model_noise import NoiseLevels

@@ -13,7 +13,7 @@ from diffplug.samplers.dc_solver.scheduler import CONSTRUCTOR, DCSolverScheduler
 from diffplug.samplers.fingerprint import check_origin
 from diffplug.samplers.solver.around_call import AroundCall
 from diffplug.samplers.solver.attach import check_names, fitted, remade
-from diffplug.scheduler_plug import plugged_in, world
+from diffplug.scheduler.plug import plugged_in, world
 
 RECIPE: Mapping[str, Any] = MappingProxyType(
     {

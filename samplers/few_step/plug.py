@@ -16,7 +16,7 @@ from diffplug.samplers.few_step.checkpoint import Installed, Paths, Strength, in
 from diffplug.samplers.few_step.families import denoiser_name, family_of, unwrapped
 from diffplug.samplers.few_step.run import FewStepCall, FewStepSteps
 from diffplug.samplers.few_step.schedule import scheduler_for, takes_eta
-from diffplug.scheduler_plug import swap
+from diffplug.scheduler.plug import swap
 
 
 class FewStep:

@@ -10,7 +10,7 @@ import torch
 
 from diffplug.intercept import current_scheduler, original_class
 from diffplug.samplers.few_step.catalogue import Row
-from diffplug.scheduler_plug import build, check
+from diffplug.scheduler.plug import build, check
 
 _OURS = {
     "ListedDDIMScheduler": "diffplug.samplers.few_step.listed_ddim",

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from diffplug.denoiser import denoisers
 from diffplug.intercept import original_class
+from diffplug.network.denoiser import denoisers
 from diffplug.samplers.negative.cross_attention import cross_attentions, unwrapped
 from diffplug.samplers.negative.state import Encoded, NegativeState
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from diffplug.call_arguments import asked
 from diffplug.checks import finite
-from diffplug.denoiser import denoisers, wrap_forward
 from diffplug.intercept import PipelineCall, StepCall, StepInterceptor, Undo, intercept_call, intercept_step
+from diffplug.network.denoiser import denoisers, wrap_forward
 from diffplug.samplers.negative.call import (
     denoiser_class,
     guidance_argument,
@@ -23,7 +23,7 @@ from diffplug.samplers.negative.call import (
     negative_part,
     takes,
 )
-from diffplug.scheduler_plug import current_scheduler
+from diffplug.scheduler.plug import current_scheduler
 
 __all__ = ["ClassifierFree", "guidance_of", "is_given"]
 

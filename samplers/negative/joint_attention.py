@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffplug.denoiser import wrap_forward
 from diffplug.intercept import original_class
+from diffplug.network.denoiser import wrap_forward
 from diffplug.samplers.negative.call import check_unguided
 from diffplug.samplers.negative.cross_attention import output_projection, unwrapped
 from diffplug.samplers.negative.network import arguments_by_name, compiled_anew, noise_time

@@ -22,8 +22,8 @@ from typing import Any
 from torch import Tensor
 
 from diffplug.checks import finite
-from diffplug.denoiser import denoisers
 from diffplug.intercept import PipelineCall, Undo, intercept_call
+from diffplug.network.denoiser import denoisers
 from diffplug.samplers.negative.call import (
     NEGATIVES,
     check_readable,

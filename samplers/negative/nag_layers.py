@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffplug.denoiser import wrap_forward
+from diffplug.network.denoiser import wrap_forward
 from diffplug.samplers.negative.cross_attention import cross_attentions, output_projection, unwrapped
 from diffplug.samplers.negative.network import watch_network
 from diffplug.samplers.negative.state import NegativeState

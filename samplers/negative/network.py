@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffplug.denoiser import wrap_forward
 from diffplug.intercept import original_class
+from diffplug.network.denoiser import wrap_forward
 from diffplug.samplers.negative.call import check_unguided
 from diffplug.samplers.negative.cross_attention import attention_bias, projected_text, unwrapped
 from diffplug.samplers.negative.state import Encoded, NegativeState

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from diffplug.checks import finite
-from diffplug.denoiser import denoisers
 from diffplug.intercept import PipelineCall, Undo, intercept_call
 from diffplug.loading import embedded_name, shapes_folder
+from diffplug.network.denoiser import denoisers
 from diffplug.samplers.fingerprint import architecture, fingerprint
 from diffplug.samplers.negative.call import (
     NEGATIVES,

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.search.decisions.starts import longer
 from diffplug.samplers.search.result import SearchResult
 from diffplug.samplers.search.search import search_schedule
-from diffplug.samplers.search.starts import longer
 
 __all__ = ["SearchFront", "search_front"]
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffplug.gradients import WithGraph, differentiable
 from diffplug.intercept import StepCall, StepInterceptor, Undo, current_scheduler, intercept_step
+from diffplug.network.gradients import WithGraph, differentiable
 from diffplug.noise import families as noise
 from diffplug.rewards import score
 from diffplug.rollout import with_sample

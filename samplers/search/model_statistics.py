@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffplug.denoiser import denoisers
 from diffplug.files import output_folder
+from diffplug.network.denoiser import denoisers
 from diffplug.rollout import Rollouts
 from diffplug.samplers.fingerprint import fingerprint
 from diffplug.samplers.schedule.nodes import Nodes

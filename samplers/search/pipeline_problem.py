@@ -20,7 +20,7 @@ from torch import Tensor
 from diffplug.call_arguments import asked_guidance
 from diffplug.intercept import current_scheduler
 from diffplug.latents import decode, decoder_of
-from diffplug.network_cache import NetworkCache, digest
+from diffplug.network.cache import NetworkCache, digest
 from diffplug.noise import families as noise
 from diffplug.rollout import Rollouts, Trajectory
 from diffplug.samplers.fingerprint import architecture, fingerprint
@@ -32,7 +32,7 @@ from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.problem import SQUARED, Loss, Run
 from diffplug.samplers.search.reference import flat, reference_solution, refined, stacked, states_of
 from diffplug.samplers.solver.scheduler import SolverScheduler
-from diffplug.scheduler_plug import build, world
+from diffplug.scheduler.plug import build, world
 
 __all__ = ["PipelineProblem", "PipelineSetup", "ends_of", "parted", "text_digest"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from diffplug.network_cache import NetworkCache
+from diffplug.network.cache import NetworkCache
 from diffplug.registry import unknown
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.schedule import SolverSchedule

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffplug.files import atomic_path, output_folder
-from diffplug.network_cache import digest
+from diffplug.network.cache import digest
 from diffplug.rollout import Rollouts
 from diffplug.samplers.fingerprint import conditioning_fingerprint, fingerprint
 from diffplug.samplers.model_noise import NoiseLevels

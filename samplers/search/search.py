@@ -16,6 +16,8 @@ from typing import Any
 from diffplug.rewards import Reward, parse
 from diffplug.samplers.fingerprint import conditioning_fingerprint
 from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.search.decisions.space import ScheduleSpace
+from diffplug.samplers.search.decisions.starts import on_statistics
 from diffplug.samplers.search.leader import Callbacks, Problems
 from diffplug.samplers.search.metric import FORGIVING, LatentError, Metric, RobustError
 from diffplug.samplers.search.picture_metrics import parse_metric
@@ -30,9 +32,7 @@ from diffplug.samplers.search.problem import check_loss, loss_of
 from diffplug.samplers.search.reference import cache_folder
 from diffplug.samplers.search.result import FileRecord, Record, SearchResult, StageResult
 from diffplug.samplers.search.settings import Settings
-from diffplug.samplers.search.space import ScheduleSpace
 from diffplug.samplers.search.stages import FITS, check_stages, run_stages
-from diffplug.samplers.search.starts import on_statistics
 
 __all__ = ["budgeted", "search", "search_compensation", "search_schedule"]
 __all__ += ["tune_schedule"]
@@ -204,8 +204,8 @@ class _Job:
 
     def _study(self, storage: Any, metadata: dict[str, Any]) -> Callable[[], Any]:
         """Return what opens the study, after a look at what would be refused before anything is run."""
-        from diffplug.samplers.search.decision_stage import check_decisions
-        from diffplug.samplers.search.study import check_study, open_study, quiet
+        from diffplug.samplers.search.decisions.stage import check_decisions
+        from diffplug.samplers.search.decisions.study import check_study, open_study, quiet
 
         name = f"{self.steps} evaluations"
         space = ScheduleSpace(self.steps, self.problems.train.levels, self.setup.nodes)

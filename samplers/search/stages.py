@@ -21,13 +21,13 @@ from diffplug.samplers.schedule.presets import ddim
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search import fits
 from diffplug.samplers.search.comparison import PairedComparison, amplification
+from diffplug.samplers.search.decisions.space import ScheduleSpace
+from diffplug.samplers.search.decisions.starts import other_grids, stock_schedules
 from diffplug.samplers.search.leader import LARGEST, Callbacks, Leader, Problems, figures
 from diffplug.samplers.search.metric import LatentError, Metric, check_metric
 from diffplug.samplers.search.problem import errors
 from diffplug.samplers.search.result import FileRecord, Record, SearchResult, StageResult, StudyRecord
 from diffplug.samplers.search.settings import Settings
-from diffplug.samplers.search.space import ScheduleSpace
-from diffplug.samplers.search.starts import other_grids, stock_schedules
 
 __all__ = ["FITS", "STAGES", "check_stages", "run_stages"]
 
@@ -183,8 +183,8 @@ def _decisions(
     search: _Search, metric: Metric, space: ScheduleSpace | None, study: Any, seeds: Sequence[SolverSchedule]
 ) -> tuple[tuple[tuple[float, float], ...], Any]:
     """Run the stage "decisions"; return the finalists' values on both sets, and the study."""
-    from diffplug.samplers.search.decision_stage import DecisionSearch, check_decisions
-    from diffplug.samplers.search.study import open_study, quiet, spent
+    from diffplug.samplers.search.decisions.stage import DecisionSearch, check_decisions
+    from diffplug.samplers.search.decisions.study import open_study, quiet, spent
 
     space = space or ScheduleSpace(search.steps, search.levels, search.nodes)
     presets = check_decisions(space, search.settings, seeds)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from diffplug.intercept import current_scheduler
-from diffplug.scheduler_plug import build, check, check_noise
+from diffplug.scheduler.plug import build, check, check_noise
 
 
 def fitted(cls: Any, pipe: Any, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffplug.messages import shown
-from diffplug.scheduler_options import FLOW_GRIDS
+from diffplug.scheduler.options import FLOW_GRIDS
 
 __all__ = ["idle", "idle_names", "refuse_idle", "same_method"]
 

@@ -16,7 +16,7 @@ from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.solver.around_call import AroundCall
 from diffplug.samplers.solver.attach import check_names, fitted, remade
 from diffplug.samplers.solver.scheduler import CONSTRUCTOR, SolverScheduler
-from diffplug.scheduler_plug import plugged_in
+from diffplug.scheduler.plug import plugged_in
 
 
 @dataclass(frozen=True, init=False)

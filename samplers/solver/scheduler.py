@@ -43,7 +43,7 @@ from diffplug.samplers.solver.unipc_options import (
     with_signature,
 )
 from diffplug.samplers.solver.user_grid import check_length, check_request, is_pipeline_default
-from diffplug.scheduler_options import FLOW_GRIDS
+from diffplug.scheduler.options import FLOW_GRIDS
 
 CLIPPING: dict[str, Any] = {"clip_sample": False, "clip_sample_range": 1.0}
 OWN_DEFAULTS: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from diffplug.call_arguments import asked
-from diffplug.pipeline_quirks import lost_arguments
+from diffplug.scheduler.pipeline_quirks import lost_arguments
 
 __all__ = ["handed_over"]
 

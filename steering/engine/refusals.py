@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffplug.denoiser import denoisers
 from diffplug.intercept import interceptors
+from diffplug.network.denoiser import denoisers
 from diffplug.steering.engine.step import ParticleSteps
 
 _CHUNKS = "it denoises in chunks, and earlier chunks stay in their rows while particles move"

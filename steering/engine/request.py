@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from diffplug.checks import check_whole
-from diffplug.pipeline_quirks import lost_arguments
+from diffplug.scheduler.pipeline_quirks import lost_arguments
 from diffplug.steering.engine.generators import particle_generators, spread_generators
 from diffplug.steering.engine.slots import Slots
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffplug.denoiser import denoisers, wrap_forward
+from diffplug.network.denoiser import denoisers, wrap_forward
 
 _SHARED = ("img_ids", "txt_ids", "image_rotary_emb")  # positions, the same for all rows
 

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from diffplug.denoiser import NetworkCount, count_network, denoisers
-from diffplug.guided_halves import HalvedSteps, steps_both_halves
 from diffplug.intercept import intercept_step
+from diffplug.network.denoiser import NetworkCount, count_network, denoisers
 from diffplug.pictures import raw_pictures, to_tensor
+from diffplug.scheduler.guided_halves import HalvedSteps, steps_both_halves
 from diffplug.seeds import SeededSteps
 from diffplug.steering.engine.outputs import best_first, of_all, take
 from diffplug.steering.engine.request import Request

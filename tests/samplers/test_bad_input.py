@@ -13,7 +13,7 @@ from dc_runs import NAN, RATIOS
 from typer.testing import CliRunner
 
 from diffplug.cli.main import app
-from diffplug.denoiser import count_network
+from diffplug.network.denoiser import count_network
 from diffplug.plug import plug
 from diffplug.samplers import (
     CompensationPolynomial,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from dc_runs import RATIOS
 
-from diffplug.denoiser import count_network
+from diffplug.network.denoiser import count_network
 from diffplug.plug import plug
 from diffplug.samplers import DCSolver, DCSolverScheduler, Solver, search_compensation
 from diffplug.samplers.schedule import presets

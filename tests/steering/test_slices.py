@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffplug.denoiser import denoisers
+from diffplug.network.denoiser import denoisers
 from diffplug.plug import plug
 from diffplug.steering import BestOfN, FeynmanKac, Network, NoiseSearch
 from diffplug.testing import tiny

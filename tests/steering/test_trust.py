@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, TCDSchedul
 from torch import Tensor
 
 from diffplug import rewards
-from diffplug.denoiser import count_network
+from diffplug.network.denoiser import count_network
 from diffplug.plug import plug
 from diffplug.seeds import Seeds
 from diffplug.steering import (

@@ -10,7 +10,7 @@ import torch
 
 from diffplug.registry import SAMPLERS
 from diffplug.samplers import DCSolverScheduler
-from diffplug.scheduler_plug import SchedulerPlug
+from diffplug.scheduler.plug import SchedulerPlug
 from diffplug.testing import SAMPLER_LAWS, check_sampler
 from diffplug.testing.closed_form.gaussian import GaussianModel, network_levels
 

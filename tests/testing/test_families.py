@@ -20,12 +20,12 @@ from torch import Tensor
 
 from benchmarks.support import FEATURES, PAGE, WRITING, cell, cells, page
 from diffplug import plug
-from diffplug.denoiser import count_network, denoisers
 from diffplug.intercept import interceptors, original_class
+from diffplug.network.denoiser import count_network, denoisers
 from diffplug.noise.stochastic import takes_churn
-from diffplug.pipeline_quirks import lost_arguments
 from diffplug.samplers import DCSolver, Solver
 from diffplug.samplers.search import search_compensation
+from diffplug.scheduler.pipeline_quirks import lost_arguments
 from diffplug.seeds import Seeds
 from diffplug.steering import BestOfN, FeynmanKac, Resampling
 from diffplug.testing import tiny

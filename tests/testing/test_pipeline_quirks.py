@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from diffplug.pipeline_quirks import QUIRKS, lost_arguments
+from diffplug.scheduler.pipeline_quirks import QUIRKS, lost_arguments
 from diffplug.testing import tiny
 from diffplug.testing.swallowed_arguments import pipeline_calls, swallowed_arguments
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffplug.denoiser import denoisers
 from diffplug.files import atomic_path
+from diffplug.network.denoiser import denoisers
 from diffplug.training.tuners.lora import lora_scales
 
 __all__ = ["FullTuner"]

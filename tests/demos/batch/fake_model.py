@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diffplug.batches import Batch
 from diffplug.demos.batch import render
 from diffplug.demos.batch.drivers import run, unfinished
 from diffplug.demos.batch.job import Job
 from diffplug.demos.batch.manifest import Row
 from diffplug.demos.batch.plan import Plan, plan
 from diffplug.demos.batch.report import write_reports
+from diffplug.making.batches import Batch
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diffplug.png import read_settings
+from diffplug.making.png import read_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = [pytest.mark.pipe, pytest.mark.usefixtures("as_loud_as_before")]

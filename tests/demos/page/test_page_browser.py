@@ -143,7 +143,7 @@ def test_a_picture_sets_every_control(page: Any, page_process: Served) -> None:
     _set(page, "seed", 12)
     page.click("#make")
     _wait(page, "#note", "7 evaluations")
-    from diffplug.png import read_settings
+    from diffplug.making.png import read_settings
 
     (file,) = [p for p in page_process.folder.glob("*.png") if read_settings(p).get("steps") == 7]
     page.reload()

@@ -13,8 +13,8 @@ import pytest
 from diffplug.demos.studio.pool import Pool
 from diffplug.demos.studio.studio import Cell, Made, Step
 from diffplug.demos.studio.votes import Pair, Votes, export_votes, read_votes
-from diffplug.denoiser import count_network
 from diffplug.loading import sibling
+from diffplug.network.denoiser import count_network
 from diffplug.plug import plug
 from diffplug.seeds import Seeds
 from diffplug.testing import tiny

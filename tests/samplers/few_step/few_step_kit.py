@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffplug.denoiser import denoisers
+from diffplug.network.denoiser import denoisers
 from diffplug.samplers.few_step.catalogue import Row
 from diffplug.samplers.few_step.families import family_of
 

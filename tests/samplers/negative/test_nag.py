@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from negative_pipelines import CROSS, JOINT, apart, drawn, plain
 
 from diffplug import plug
-from diffplug.denoiser import count_network
+from diffplug.network.denoiser import count_network
 from diffplug.samplers.negative.nag import NAG, PRESETS, NagOptions, nag
 from diffplug.testing import tiny
 

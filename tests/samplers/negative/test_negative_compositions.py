@@ -10,8 +10,8 @@ import torch
 from negative_pipelines import apart, drawn, plain
 
 from diffplug import plug
-from diffplug.denoiser import count_network
 from diffplug.intercept import taken_arguments
+from diffplug.network.denoiser import count_network
 from diffplug.samplers.negative.guidance import NegativeGuidance
 from diffplug.samplers.negative.nag import NAG
 from diffplug.samplers.negative.speedupnet import SpeedUpNet

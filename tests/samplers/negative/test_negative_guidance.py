@@ -12,7 +12,7 @@ import torch
 from negative_pipelines import apart, drawn, plain
 
 from diffplug import plug
-from diffplug.denoiser import count_network
+from diffplug.network.denoiser import count_network
 from diffplug.samplers.negative.classifier_free import ClassifierFree
 from diffplug.samplers.negative.guidance import NegativeGuidance
 from diffplug.samplers.negative.speedupnet import SpeedUpNet

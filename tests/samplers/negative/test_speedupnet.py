@@ -11,7 +11,7 @@ from negative_pipelines import apart, drawn, plain
 from safetensors.torch import load_file, save_file
 
 from diffplug import plug
-from diffplug.denoiser import count_network, denoisers
+from diffplug.network.denoiser import count_network, denoisers
 from diffplug.samplers.negative.cross_attention import cross_attentions
 from diffplug.samplers.negative.speedupnet import SpeedUpNet
 from diffplug.samplers.negative.state import NegativeState

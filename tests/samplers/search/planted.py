@@ -74,11 +74,11 @@ def search_space(
     """Return what the stage "decisions" alone finds, as `search` runs it on a pipeline's problems."""
     from functools import partial
 
+    from diffplug.samplers.search.decisions.study import check_study, open_study
     from diffplug.samplers.search.leader import Callbacks, Problems
     from diffplug.samplers.search.metric import LatentError
     from diffplug.samplers.search.settings import Settings
     from diffplug.samplers.search.stages import run_stages
-    from diffplug.samplers.search.study import check_study, open_study
 
     name, metric = f"{space.evaluations} evaluations", metric or LatentError()
     known = {"evaluations": space.evaluations, "metric": metric.name, "pairs": len(train.prompts)}

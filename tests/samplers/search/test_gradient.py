@@ -12,7 +12,7 @@ import torch
 from conftest import redness
 from torch import Tensor
 
-from diffplug.gradients import differentiable
+from diffplug.network.gradients import differentiable
 from diffplug.rollout import Rollouts
 from diffplug.samplers import tune_schedule
 from diffplug.samplers.schedule.nodes import Nodes

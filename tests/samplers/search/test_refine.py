@@ -12,7 +12,7 @@ from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import ddim, dpmpp, unipc
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search import fits
-from diffplug.samplers.search.evolution import random_values
+from diffplug.samplers.search.decisions.evolution import random_values
 from diffplug.samplers.search.fits import refine
 from diffplug.samplers.search.parameters import BLOCKS, explicit
 from diffplug.samplers.search.problem import SQUARED, Loss, errors

@@ -66,7 +66,7 @@ def killed_at(place: Path, trial: int, batch: int = 34) -> Any:
         patch.setattr(optuna.Study, "tell", lambda self, t, *v, **k: None if k else TELL(self, t, *v))
         patch.setattr(studies, "sign", lambda trial: None)
         patch.setattr(
-            "diffplug.samplers.search.decision_stage.sign",
+            "diffplug.samplers.search.decisions.stage.sign",
             lambda t: t.set_user_attr(studies.WORKER, [platform.node(), dead_process(), "1"]),
         )
         search_space(Stopping(), mixture(8, 2), SPACE, trials=batch, grids=GRIDS, storage=place)

@@ -19,9 +19,9 @@ from diffplug.demos.schedule_plots import plot_history, plot_schedule
 from diffplug.samplers import Solver, SolverSchedule, search_front, search_schedule
 from diffplug.samplers.schedule import presets
 from diffplug.samplers.schedule.nodes import Nodes
+from diffplug.samplers.search.decisions.starts import longer
 from diffplug.samplers.search.picture_metrics import RewardScore
 from diffplug.samplers.search.result import SearchResult
-from diffplug.samplers.search.starts import longer
 from diffplug.testing import tiny
 
 pytestmark = pytest.mark.pipe

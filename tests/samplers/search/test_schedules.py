@@ -13,9 +13,9 @@ from diffusers import UniPCMultistepScheduler
 from benchmarks.closed_form import ModelProblem
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
-from diffplug.samplers.search.evolution import random_values
+from diffplug.samplers.search.decisions.evolution import random_values
+from diffplug.samplers.search.decisions.space import ScheduleSpace
 from diffplug.samplers.search.problem import errors
-from diffplug.samplers.search.space import ScheduleSpace
 from diffplug.testing.closed_form.guided_mixture import GuidedMixture
 
 optuna = pytest.importorskip("optuna")
@@ -26,9 +26,9 @@ from planted import search_space  # noqa: E402
 from benchmarks.lstm_ranks import LSTMRanks, hinge  # noqa: E402
 from benchmarks.search_methods import METHODS  # noqa: E402
 from benchmarks.search_methods import method as searcher  # noqa: E402
-from diffplug.samplers.search.evolution import S3Sampler, TreeRanks, features  # noqa: E402
+from diffplug.samplers.search.decisions.evolution import S3Sampler, TreeRanks, features  # noqa: E402
+from diffplug.samplers.search.decisions.starts import preset_schedules  # noqa: E402
 from diffplug.samplers.search.metric import LatentError  # noqa: E402
-from diffplug.samplers.search.starts import preset_schedules  # noqa: E402
 
 SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 LINSPACE = Nodes(kind="name", name="linspace", final="sigma_min")

@@ -18,6 +18,7 @@ from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import ddim, unipc
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search import fits
+from diffplug.samplers.search.decisions.starts import stock_schedules
 from diffplug.samplers.search.leader import Callbacks, Problems
 from diffplug.samplers.search.least_squares import fit, simplex
 from diffplug.samplers.search.parameters import with_ratios
@@ -25,7 +26,6 @@ from diffplug.samplers.search.problem import errors
 from diffplug.samplers.search.reference import refined
 from diffplug.samplers.search.search import search_compensation
 from diffplug.samplers.search.stages import run_stages
-from diffplug.samplers.search.starts import stock_schedules
 from diffplug.testing import tiny
 from diffplug.testing.closed_form.guided_mixture import GuidedMixture
 

@@ -15,8 +15,8 @@ pytest.importorskip("sklearn")
 from benchmarks import search, shapes_s3
 from benchmarks.compact import kept_results, thinned, written
 from diffplug.samplers import SolverSchedule
+from diffplug.samplers.search.decisions.starts import preset_schedules
 from diffplug.samplers.search.pipeline_problem import PipelineProblem
-from diffplug.samplers.search.starts import preset_schedules
 from diffplug.testing import tiny
 
 GRIDS = ("linspace",)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from diffplug.samplers.model_noise import NoiseLevels
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import deis, dpmpp, res_multistep, unipc
-from diffplug.samplers.search.evolution import crossed, mutated, random_values
-from diffplug.samplers.search.space import ScheduleSpace
+from diffplug.samplers.search.decisions.evolution import crossed, mutated, random_values
+from diffplug.samplers.search.decisions.space import ScheduleSpace
 from diffplug.samplers.solver.compile import compile_schedule
 
 SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

@@ -15,9 +15,9 @@ from optuna.trial import TrialState  # noqa: E402
 from planted import search_space  # noqa: E402
 from test_schedules import SPACE, mixture, searcher  # noqa: E402
 
+from diffplug.samplers.search.decisions.study import storage_of  # noqa: E402
 from diffplug.samplers.search.metric import LatentError  # noqa: E402
 from diffplug.samplers.search.result import SearchResult  # noqa: E402
-from diffplug.samplers.search.study import storage_of  # noqa: E402
 
 GRIDS = ("linspace",)
 

@@ -11,9 +11,9 @@ import torch
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from safetensors.torch import save_file
 
-from diffplug.denoiser import count_network
 from diffplug.loading import load
-from diffplug.network_cache import digest
+from diffplug.network.cache import digest
+from diffplug.network.denoiser import count_network
 from diffplug.rollout import Rollouts
 from diffplug.samplers import DCSolverScheduler
 from diffplug.samplers.schedule.nodes import Nodes

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import diffplug
-from diffplug.denoiser import count_network
+from diffplug.network.denoiser import count_network
 from diffplug.samplers.few_step.lookup import students_folder
 from diffplug.samplers.few_step.plug import FewStep
 from diffplug.shapes import grade, sample_prompts

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from diffplug.denoiser import denoisers, wrap_forward
 from diffplug.intercept import PipelineCall, Undo, intercept_call, original_class
+from diffplug.network.denoiser import denoisers, wrap_forward
 
 __all__ = ["WithGraph", "differentiable"]
 

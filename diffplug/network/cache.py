@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from diffplug.denoiser import denoisers, wrap_forward
+from diffplug.network.denoiser import denoisers, wrap_forward
 
 __all__ = ["NetworkCache", "digest", "remember"]
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import diffplug
-from diffplug.batches import Batch, batches
-from diffplug.png import same_picture, save_new_picture
+from diffplug.making.batches import Batch, batches
+from diffplug.making.png import same_picture, save_new_picture
 from diffplug.recipe import Recipe
 
 __all__ = ["Finished", "Folder", "Row", "make", "save_batch", "unmade"]

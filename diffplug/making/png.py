@@ -43,7 +43,7 @@ def png_bytes(image: Image.Image, settings: Mapping[str, Any] | None = None) -> 
     if settings:
         info.add_text(_KEY, json.dumps(dict(settings), allow_nan=False))
         if "prompt" in settings:
-            from diffplug.parameters_text import parameters_text
+            from diffplug.recipe.parameters_text import parameters_text
 
             info.add_text(_PARAMETERS, parameters_text(settings))
     buffer = io.BytesIO()

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffplug.call_arguments import asked, asked_guidance
-from diffplug.denoiser import count_network
 from diffplug.intercept import original_class
-from diffplug.memory import is_out_of_memory, release_memory
+from diffplug.making.watch import CURE, Watch
+from diffplug.network.denoiser import count_network
+from diffplug.network.memory import is_out_of_memory, release_memory
 from diffplug.plug import plug
-from diffplug.watch import CURE, Watch
 
 if TYPE_CHECKING:
     from diffplug.recipe import Recipe

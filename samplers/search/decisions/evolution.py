@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.schedule.steps import Linear
-from diffplug.samplers.search.space import FIRST, Dimension, ScheduleSpace, Values
+from diffplug.samplers.search.decisions.space import FIRST, Dimension, ScheduleSpace, Values
 
 __all__ = ["RankPredictor", "S3Sampler", "TreeRanks", "crossed", "distributions", "features", "mutated"]
 __all__ += ["random_values"]

@@ -20,9 +20,9 @@ from diffplug.intercept import (
     original_class,
 )
 from diffplug.noise.prediction import is_continuous
-from diffplug.pipeline_quirks import lost_arguments
-from diffplug.scheduler_calls import SchedulerCalls, scheduler_calls
-from diffplug.scheduler_options import ALONE, OPTIONS, ancestor, handed_on
+from diffplug.scheduler.calls import SchedulerCalls, scheduler_calls
+from diffplug.scheduler.options import ALONE, OPTIONS, ancestor, handed_on
+from diffplug.scheduler.pipeline_quirks import lost_arguments
 
 _NOISE, _FLOW = "noise prediction", "flow matching"
 _CONTINUOUS = "continuous noise levels (timestep_type='continuous')"
@@ -137,7 +137,7 @@ def refuse_watched(scheduler: Any, name: str) -> None:
 def build(cls: Any, pipe: Any, **config: Any) -> Any:
     """A scheduler of class `cls` for a pipeline: its scheduler's configuration, then `config` on top.
 
-    What becomes of every option says `diffplug.scheduler_options`; for flow-matching models names are
+    What becomes of every option says `diffplug.scheduler.options`; for flow-matching models names are
     translated (`use_flow_sigmas`, `prediction_type`, the shift), and noise levels that a class makes by a
     formula of its own are given as `trained_betas`. ValueError: the pipeline has no scheduler, the class
     needs what its configuration does not have, or cannot do what an option of it says.

@@ -11,12 +11,12 @@ from time import perf_counter
 from typing import Any
 
 from diffplug import rewards
-from diffplug.batches import Batch, batches, guided
 from diffplug.call_arguments import asked
-from diffplug.denoiser import NetworkCount, count_network
 from diffplug.intercept import original_class
+from diffplug.making.batches import Batch, batches, guided
+from diffplug.network.denoiser import NetworkCount, count_network
 from diffplug.plug import plug
-from diffplug.recipe_text import read_settings
+from diffplug.recipe.text import read_settings
 from diffplug.registry import STEERERS, sampler, sampler_names, sampler_steps
 from diffplug.seeds import Seeds
 
@@ -173,7 +173,7 @@ class Recipe:
         `max_rows` bounds pictures times particles in a call, and is halved when memory runs out;
         `on_batch(batch)` is told every batch when it is done, `on_step(done, of)` every step. Raises
         ValueError where the pipeline does not take what the recipe asks for, and for latents that are not
-        finite. To have each picture as soon as it is there, use `diffplug.batches` or `diffplug.making`.
+        finite. To have each picture as soon as it is there, use `diffplug.making`.
         """
         start, made = perf_counter(), []
         with count_network(pipe) as count:

@@ -13,15 +13,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from diffplug.samplers.schedule.schedule import SolverSchedule
 from diffplug.samplers.search.comparison import PairedComparison
-from diffplug.samplers.search.evolution import distributions
-from diffplug.samplers.search.fits import refine
-from diffplug.samplers.search.leader import Leader
-from diffplug.samplers.search.metric import WORST
-from diffplug.samplers.search.result import Record
-from diffplug.samplers.search.settings import BATCH, Settings
-from diffplug.samplers.search.space import ScheduleSpace
-from diffplug.samplers.search.starts import preset_schedules
-from diffplug.samplers.search.study import (
+from diffplug.samplers.search.decisions.evolution import distributions
+from diffplug.samplers.search.decisions.space import ScheduleSpace
+from diffplug.samplers.search.decisions.starts import preset_schedules
+from diffplug.samplers.search.decisions.study import (
     asked,
     bury,
     check_method,
@@ -31,6 +26,11 @@ from diffplug.samplers.search.study import (
     spent,
     study_sampler,
 )
+from diffplug.samplers.search.fits import refine
+from diffplug.samplers.search.leader import Leader
+from diffplug.samplers.search.metric import WORST
+from diffplug.samplers.search.result import Record
+from diffplug.samplers.search.settings import BATCH, Settings
 
 __all__ = ["FINALISTS", "DecisionSearch", "check_decisions"]
 

@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from diffplug.files import output_folder
 from diffplug.registry import unknown
-from diffplug.samplers.search.evolution import S3Sampler
-from diffplug.samplers.search.space import ScheduleSpace
+from diffplug.samplers.search.decisions.evolution import S3Sampler
+from diffplug.samplers.search.decisions.space import ScheduleSpace
 
 __all__ = [
     "METHODS",

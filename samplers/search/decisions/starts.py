@@ -11,8 +11,8 @@ import numpy as np
 from diffplug.samplers.schedule.nodes import Nodes
 from diffplug.samplers.schedule.presets import ddim, deis, dpmpp, ipndm, res_multistep, unipc
 from diffplug.samplers.schedule.schedule import SolverSchedule
+from diffplug.samplers.search.decisions.space import ScheduleSpace
 from diffplug.samplers.search.settings import SEED_GRIDS
-from diffplug.samplers.search.space import ScheduleSpace
 
 __all__ = ["longer", "on_statistics", "other_grids", "preset_schedules", "stock_schedules"]
 
