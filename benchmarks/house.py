@@ -29,7 +29,12 @@ _ASIDE = (
     str(ROOT / "diffplug" / "shapes"),
     str(ROOT / "diffplug" / "rewards"),
 )
-ROUTES = ("diffplug", "diffplug.registry", "diffplug.moved")  # reach other modules by name, on purpose
+ROUTES = (
+    "diffplug",
+    "diffplug.registry",
+    "diffplug.moved",
+    "diffplug.lazy",
+)  # reach other modules by name, on purpose
 
 
 def sources() -> dict[str, Path]:

@@ -180,8 +180,8 @@ def gaps(pipe: Any, adapter: Any, scales: Sequence[float], states: int) -> list[
 
     Real ones are of seven kinds, evenly: `negative_cases.kinds_of_negatives`.
     """
-    from diffplug.training.adapter_score import score_adapter
     from diffplug.training.shapes.negative_adapter import renderings
+    from diffplug.training.speedupnet.adapter_score import score_adapter
 
     prompts, clean = renderings(pipe, states, "test", seed=0)
     negatives = kinds_of_negatives(prompts)

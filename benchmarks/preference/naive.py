@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from diffplug.training.objective import Loss, Rows
-from diffplug.training.objectives.pso import PSO
+from diffplug.training.objectives.preference.pso import PSO
 from diffplug.training.preference.online import Drawn
 
 

@@ -17,8 +17,8 @@ from diffplug.training.config import OptimizerSettings, RunSettings
 from diffplug.training.network import Network
 from diffplug.training.noise_path import NoisePath
 from diffplug.training.objective import Group, Loss, Objective, Rows
-from diffplug.training.objectives.pso import PSO, PSOSettings
-from diffplug.training.objectives.spo import SPO, SPOSettings
+from diffplug.training.objectives.preference.pso import PSO, PSOSettings
+from diffplug.training.objectives.preference.spo import SPO, SPOSettings
 from diffplug.training.preference.kernel import Kernel
 from diffplug.training.preference.rollout import rollout
 from diffplug.training.trainer import Trainer

@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
@@ -87,7 +86,7 @@ def _packages() -> list[Finding]:
 def _torchvision() -> Finding:
     """Whether the installed torchvision was built for the installed torch: a wrong pair breaks Diffusers."""
     try:
-        import_module("torchvision")
+        import torchvision  # noqa: F401
     except Exception as error:  # a broken build raises whatever its C++ side raises
         remedy = "pip install --upgrade torch torchvision   (or: pip uninstall torchvision)"
         return Finding(

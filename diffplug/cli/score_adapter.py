@@ -46,7 +46,7 @@ def score_adapter(
     0 is guidance itself, 1 no guidance at all. Small changes of the base, a style, cost a few hundredths.
     """
     from diffplug.cli.pipeline import load_pipeline
-    from diffplug.training.adapter_score import score_adapter as scored
+    from diffplug.training.speedupnet.adapter_score import score_adapter as scored
 
     told, unwanted = _words(prompts, negatives, on, runs)
     pipe = load_pipeline(on, device, dtype, [])
@@ -63,7 +63,7 @@ def _words(
 ) -> tuple[list[str], list[str]]:
     """Return `count` prompts and negative prompts, from files or the Shapes world's own."""
     from diffplug.cli.pipeline import prompts_of
-    from diffplug.training.negatives import pool_of
+    from diffplug.training.speedupnet.negatives import pool_of
 
     told = prompts_of(prompts, model, count, 0)
     if negatives is None:

@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +62,13 @@ class ClipNetwork(nn.Module):
 def import_open_clip() -> Any:
     """The package open_clip; ModuleNotFoundError says which extra installs it."""
     try:
-        return import_module("open_clip")
+        import open_clip
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             'this reward needs open_clip, which is not installed: pip install "diffplug[clip]"',
             name=error.name,
         ) from error
+    return open_clip
 
 
 def clip_network(model: str, pretrained: str | None) -> ClipNetwork:
@@ -160,7 +160,7 @@ def _from_tag(open_clip: Any, model: str, tag: str) -> nn.Module:
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag not in tags:
         raise unknown(f"weights of CLIP model {model}:", tag, tags, "Or give a weight file that exists.")
-    config = import_module("open_clip.pretrained").get_pretrained_cfg(model, tag)
+    config = open_clip.get_pretrained_cfg(model, tag)
     # the tag says which activation its weights were trained with; open_clip only warns of another
     quick = bool(config.get("quick_gelu"))
     named = _quick(open_clip, model) if quick else model

@@ -1,6 +1,6 @@
 """Arguments that pipelines of Diffusers accept and lose: by class, what happens to them and when.
 
-Found in the sources by `diffplug.testing.swallowed_arguments`; `tests/testing/test_pipeline_quirks.py` holds
+Found in the sources by `diffplug.testing.swallowed_arguments`; tests/scheduler/test_pipeline_quirks.py holds
 the table against the installed Diffusers and fails where one more appears, or one is mended.
 """
 

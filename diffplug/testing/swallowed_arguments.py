@@ -1,6 +1,6 @@
 """Which arguments of a pipeline's call never arrive: read from the source of its `__call__`.
 
-It keeps `diffplug.scheduler.pipeline_quirks` true to the installed Diffusers; it reads your own pipelines too.
+It keeps `diffplug.scheduler.pipeline_quirks` true to the installed Diffusers, and reads any pipeline.
 """
 
 from __future__ import annotations

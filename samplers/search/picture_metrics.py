@@ -199,7 +199,7 @@ class Frechet(_Distribution):
     kind = "fid"
 
     def _distance(self, real: Tensor, fake: Tensor) -> float:
-        made = _torchmetrics("fid").FrechetInceptionDistance(feature=_AsTheyAre(real.shape[1]))
+        made = _torchmetrics().fid.FrechetInceptionDistance(feature=_AsTheyAre(real.shape[1]))
         return float(self._computed(made, real, fake))
 
 
@@ -210,7 +210,7 @@ class Kernel(_Distribution):
 
     def _distance(self, real: Tensor, fake: Tensor) -> float:
         size = min(len(real), len(fake))
-        make = _torchmetrics("kid").KernelInceptionDistance
+        make = _torchmetrics().kid.KernelInceptionDistance
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it keeps all features: they are here anyway
             made = make(feature=_AsTheyAre(real.shape[1]), subsets=1, subset_size=size)
@@ -280,12 +280,12 @@ def _listed(features: Any) -> list[Tensor]:
     return list(features) if isinstance(features, (list, tuple)) else [features]
 
 
-def _torchmetrics(name: str) -> Any:
-    from importlib import import_module
-
+def _torchmetrics() -> Any:
     try:
-        return import_module(f"torchmetrics.image.{name}")
+        import torchmetrics.image.fid
+        import torchmetrics.image.kid
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{error}: FID and KID need torchmetrics, pip install torchmetrics"
         ) from error
+    return torchmetrics.image

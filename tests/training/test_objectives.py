@@ -21,7 +21,7 @@ from diffplug.training.objectives.distribution_matching import (
 )
 from diffplug.training.objectives.latents import CleanLatents, StoredSteps
 from diffplug.training.objectives.one_step import OneStep, OneStepSettings
-from diffplug.training.objectives.reward_feedback import hinge
+from diffplug.training.objectives.preference.reward_feedback import hinge
 from diffplug.training.objectives.segmented_consistency import (
     ConsistencySettings,
     SegmentedConsistency,

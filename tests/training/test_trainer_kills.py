@@ -23,7 +23,7 @@ from tests.training.test_trainer import Halving
 
 UPDATES = 60
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.training.test_kills", "accelerate"])
+PROCESSES.set_forkserver_preload(["tests.training.test_trainer_kills", "accelerate"])
 
 
 def work(folder: str, die_in: str | None = None, die_at: int = 0, **run: Any) -> None:

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from diffplug.samplers.negative.state import NegativeState
 from diffplug.samplers.negative.sun_adapter import SunAdapter
-from diffplug.training.guidance_states import GuidanceStates, States, StateSettings, TextNetwork
-from diffplug.training.negatives import NegativeSettings
 from diffplug.training.objective import Group, Loss, Objective, Rows
+from diffplug.training.speedupnet.guidance_states import GuidanceStates, States, StateSettings, TextNetwork
+from diffplug.training.speedupnet.negatives import NegativeSettings
 
 __all__ = ["DistillationSettings", "GuidanceDistillation", "weighed_error"]
 

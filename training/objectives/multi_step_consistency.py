@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffplug.training.guidance_states import States
 from diffplug.training.noise_path import NoisePath
 from diffplug.training.objective import Loss, Rows
 from diffplug.training.objectives.guidance_distillation import GuidanceDistillation
 from diffplug.training.objectives.trajectory_matching import SegmentScale
+from diffplug.training.speedupnet.guidance_states import States
 
 __all__ = ["MultiStepConsistency", "landed"]
 

@@ -24,11 +24,11 @@ from diffplug.samplers.negative.sun_adapter import AdapterMeta, SunAdapter, put_
 from diffplug.samplers.negative.sun_file import save_adapter
 from diffplug.training.conditions import encode
 from diffplug.training.config import OptimizerSettings, RunSettings
-from diffplug.training.guidance_states import GuidanceStates, StateSettings, TextNetwork, collect
-from diffplug.training.negatives import NegativeSettings, draw_pairs
 from diffplug.training.noise_path import NoisePath
 from diffplug.training.objectives.guidance_distillation import DistillationSettings, GuidanceDistillation
 from diffplug.training.precision import autocast
+from diffplug.training.speedupnet.guidance_states import GuidanceStates, StateSettings, TextNetwork, collect
+from diffplug.training.speedupnet.negatives import NegativeSettings, draw_pairs
 from diffplug.training.trainer import Trainer
 
 __all__ = ["PHASES", "Phase", "main", "renderings"]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffplug.training.objectives.diffusion_dpo import DiffusionDPO, DiffusionDPOSettings
-from diffplug.training.objectives.pso_offline import OfflinePSO, OfflineSettings
+from diffplug.training.objectives.preference.diffusion_dpo import DiffusionDPO, DiffusionDPOSettings
+from diffplug.training.objectives.preference.pso_offline import OfflinePSO, OfflineSettings
 from diffplug.training.preference.kernel import Kernel
 from diffplug.training.preference.pairs import PairLatents, read_pairs
 from tests.training.preference.test_pso import DOUBLE, gradient, rows, shaken

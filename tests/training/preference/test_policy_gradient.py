@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffplug.registry import TRAINERS
-from diffplug.training.objectives.policy_gradient import PolicyGradient, PolicySettings, surrogate
+from diffplug.training.objectives.preference.policy_gradient import PolicyGradient, PolicySettings, surrogate
 from diffplug.training.preference.kernel import Kernel
 from diffplug.training.preference.selectors import group_advantage
 from tests.training.preference.test_pso import DOUBLE, gradient, rightmost, rows, shaken

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffplug.training.config import OptimizerSettings, RunSettings
 from diffplug.training.noise_path import NoisePath
 from diffplug.training.objective import Rows
-from diffplug.training.objectives.pso import PSO, PSOSettings
+from diffplug.training.objectives.preference.pso import PSO, PSOSettings
 from diffplug.training.preference.kernel import Kernel
 from diffplug.training.preference.pair_loss import clipped, pair_loss
 from diffplug.training.preference.selectors import (

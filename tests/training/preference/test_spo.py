@@ -13,8 +13,8 @@ from torch import Tensor
 
 from diffplug.testing.families import SD_BETAS
 from diffplug.training.conditions import Conditions
-from diffplug.training.objectives.pso import PSO, PSOSettings
-from diffplug.training.objectives.spo import SPO, SPOSettings, thresholds
+from diffplug.training.objectives.preference.pso import PSO, PSOSettings
+from diffplug.training.objectives.preference.spo import SPO, SPOSettings, thresholds
 from diffplug.training.preference.branching import branch
 from diffplug.training.preference.kernel import Kernel
 from tests.training.preference.test_pso import DOUBLE, gradient, rightmost, rows, shaken

@@ -106,7 +106,7 @@ def test_time_is_told_by_waves_and_pictures_are_cut_to_a_square() -> None:
 @pytest.mark.law
 def test_a_judge_learns_on_noised_pairs_and_judges_steps(tmp_path: Path) -> None:
     from diffplug.training.config import OptimizerSettings, RunSettings
-    from diffplug.training.objectives.step_preference import StepPreferenceTraining
+    from diffplug.training.objectives.preference.step_preference import StepPreferenceTraining
     from diffplug.training.preference.pairs import PairLatents
     from diffplug.training.trainer import Trainer
     from tests.training.toy import conditions, network

@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 pytest.importorskip("optuna")
 pytest.importorskip("sklearn")
 
+from usf_document import document
+from usf_schedules import usf_schedules
+
 from diffplug.cli import main as cli
 from diffplug.samplers import SolverSchedule
 from diffplug.samplers.schedule import presets
@@ -165,16 +168,8 @@ def test_bad_requests_are_one_line(words: list[str], said: str, tmp_path: Path) 
 
 
 def test_published_schedules_come_in_and_grids_go_out(tmp_path: Path) -> None:
-    import sys
-
     import torch
 
-    sys.path.insert(0, str(Path(__file__).parent / "samplers"))
-    try:
-        from test_published import document
-        from usf_schedules import usf_schedules
-    finally:
-        sys.path.pop(0)
     schedule, path, out = usf_schedules()["lsun_nfe4"], tmp_path / "lsun.pth", tmp_path / "four.json"
     torch.save(document(schedule, [1, 0.7083439, 0.506711, 0.4368469, 0.1885509, 0.001660492]), path)
     done = manage("import", path, "-o", out)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from diffplug.training.objectives.pso import PSO, PSOSettings
+from diffplug.training.objectives.preference.pso import PSO, PSOSettings
 from diffplug.training.preference.pair_loss import Clip
 
 __all__ = ["D3PO", "D3POSettings"]

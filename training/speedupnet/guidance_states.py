@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from diffplug.files import atomic_path, output_folder
 from diffplug.samplers.negative.state import NegativeState
 from diffplug.training.conditions import CallForm, Conditions
-from diffplug.training.negatives import Pairs
 from diffplug.training.noise_path import NoisePath
+from diffplug.training.speedupnet.negatives import Pairs
 
 __all__ = ["GuidanceStates", "StateSettings", "States", "TextNetwork", "collect"]
 

@@ -23,7 +23,7 @@ from diffplug.training.objectives.distribution_matching import (
     Terms,
     TrajectoryDistribution,
 )
-from diffplug.training.objectives.reward_feedback import differentiable, hinge
+from diffplug.training.objectives.preference.reward_feedback import differentiable, hinge
 
 __all__ = ["TiltedDistribution", "TiltedSettings"]
 

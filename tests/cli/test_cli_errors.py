@@ -23,7 +23,7 @@ from diffplug.cli import main as cli
 from diffplug.making.png import read_settings
 
 pytestmark = [pytest.mark.pipe, pytest.mark.usefixtures("as_loud_as_before")]
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _call(*words: Any) -> Result:

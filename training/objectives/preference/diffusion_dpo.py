@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from diffplug.training.objective import Rows
-from diffplug.training.objectives.pso_offline import OfflinePSO, OfflineSettings
+from diffplug.training.objectives.preference.pso_offline import OfflinePSO, OfflineSettings
 
 __all__ = ["DiffusionDPO", "DiffusionDPOSettings"]
 

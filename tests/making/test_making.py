@@ -22,7 +22,7 @@ from diffplug.making.batches import Batch
 from diffplug.making.png import read_settings
 from diffplug.recipe import Recipe
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SETUP = {"model": "tiny", "dtype": "float32"}
 
 

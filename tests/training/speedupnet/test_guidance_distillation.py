@@ -14,12 +14,9 @@ from diffplug.samplers.negative.speedupnet import SpeedUpNet
 from diffplug.samplers.negative.state import NegativeState
 from diffplug.samplers.negative.sun_adapter import SunAdapter, put_on
 from diffplug.testing import tiny
-from diffplug.training.adapter_score import gap, score_adapter
 from diffplug.training.conditions import encode
 from diffplug.training.config import OptimizerSettings, RunSettings
-from diffplug.training.guidance_states import GuidanceStates, States, StateSettings, TextNetwork, collect
 from diffplug.training.job import Job
-from diffplug.training.negatives import NegativeSettings, Pairs, draw_pairs, pool_of
 from diffplug.training.noise_path import NoisePath
 from diffplug.training.objective import Rows
 from diffplug.training.objectives.guidance_distillation import (
@@ -28,7 +25,16 @@ from diffplug.training.objectives.guidance_distillation import (
     weighed_error,
 )
 from diffplug.training.objectives.multi_step_consistency import MultiStepConsistency, landed
-from diffplug.training.speedupnet import FILE, train_adapter
+from diffplug.training.speedupnet.adapter_score import gap, score_adapter
+from diffplug.training.speedupnet.guidance_states import (
+    GuidanceStates,
+    States,
+    StateSettings,
+    TextNetwork,
+    collect,
+)
+from diffplug.training.speedupnet.negatives import NegativeSettings, Pairs, draw_pairs, pool_of
+from diffplug.training.speedupnet.run import FILE, train_adapter
 from diffplug.training.trainer import Trainer
 
 PAIRS = Pairs(["a red circle", "a cross", "a star", "blue"], ["green", "", "a red circle", "square"])

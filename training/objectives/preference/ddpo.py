@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from diffplug.training.objectives.policy_gradient import PolicyGradient, PolicySettings
+from diffplug.training.objectives.preference.policy_gradient import PolicyGradient, PolicySettings
 
 __all__ = ["DDPO", "DDPOSettings"]
 

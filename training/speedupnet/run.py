@@ -18,13 +18,13 @@ from diffplug.samplers.negative.call import guidance_argument
 from diffplug.samplers.negative.state import NegativeState
 from diffplug.samplers.negative.sun_adapter import AdapterMeta, SunAdapter, put_on
 from diffplug.samplers.negative.sun_file import load_adapter, save_adapter
-from diffplug.training.adapter_score import AdapterScore, score_adapter
 from diffplug.training.conditions import Conditions, encode, one_denoiser
-from diffplug.training.guidance_states import GuidanceStates, TextNetwork, collect, states_key
-from diffplug.training.negatives import Pairs, draw_pairs
 from diffplug.training.objectives.guidance_distillation import GuidanceDistillation
 from diffplug.training.objectives.multi_step_consistency import MultiStepConsistency
 from diffplug.training.precision import autocast
+from diffplug.training.speedupnet.adapter_score import AdapterScore, score_adapter
+from diffplug.training.speedupnet.guidance_states import GuidanceStates, TextNetwork, collect, states_key
+from diffplug.training.speedupnet.negatives import Pairs, draw_pairs
 from diffplug.training.trainer import Trainer
 
 __all__ = ["FILE", "SpeedUpNetDistillation", "train_adapter"]

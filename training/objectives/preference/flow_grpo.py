@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffplug.training.objectives.policy_gradient import PolicyGradient, PolicySettings
+from diffplug.training.objectives.preference.policy_gradient import PolicyGradient, PolicySettings
 
 __all__ = ["FlowGRPO", "FlowGRPOSettings"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from diffplug import rewards
 from diffplug.latents import decode
 from diffplug.training.objective import Loss, Rows
-from diffplug.training.objectives.reward_feedback import differentiable
+from diffplug.training.objectives.preference.reward_feedback import differentiable
 from diffplug.training.preference.kernel import Kernel
 from diffplug.training.preference.online import Drawn, Online, OnlineSettings
 from diffplug.training.preference.scorer import PictureScorer

@@ -1,0 +1,1 @@
+"""Methods that learn what a reward or people prefer: one file a method."""
