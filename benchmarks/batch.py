@@ -99,7 +99,7 @@ def _cpu(way: Callable[[Path], None]) -> float:
 def machinery(pictures: int) -> dict[str, Any]:
     """Return milliseconds a picture without a network: encoding, writing, fsync, records, commit."""
     from diffplug.demos.batch import render
-    from diffplug.making.batches import Batch
+    from diffplug.recipe.batches import Batch
 
     wanted = plan("m", [(i, Row(prompt=f"prompt {i}")) for i in range(pictures)])
     image = Image.effect_noise((64, 64), 60).convert("RGB")

@@ -15,8 +15,8 @@ from PIL import Image
 
 from diffplug import rewards
 from diffplug.demos.contact_sheet import Cell, contact_sheet
-from diffplug.making.batches import Batch
 from diffplug.recipe import Pictures, Recipe
+from diffplug.recipe.batches import Batch
 
 __all__ = [
     "DEMO_GUIDANCE",

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 MOVED = {
-    "batches": "making.batches",
+    "batches": "recipe.batches",
     "cli_options": "cli.options",
     "cli_search": "cli.search",
     "cli_search_files": "cli.schedule",
@@ -123,7 +123,6 @@ MOVED = {
     "stock": "samplers.by_name",
     "testing.gaussian_model": "testing.closed_form.gaussian",
     "testing.guided_mixture": "testing.closed_form.guided_mixture",
-    "watch": "making.watch",
 }
 """Old name to new name, both without `diffplug.`."""
 

@@ -20,10 +20,10 @@ from diffplug.demos.batch.plan import Picture, Shard, digest
 from diffplug.demos.batch.store import store
 from diffplug.demos.batch.work import Work
 from diffplug.making import Row, versions
-from diffplug.making.batches import Batch, batches
 from diffplug.making.png import png_bytes
 from diffplug.messages import reason
 from diffplug.recipe import Recipe
+from diffplug.recipe.batches import Batch, batches
 
 __all__ = ["Outcome", "Worker"]
 

@@ -24,8 +24,8 @@ from diffplug.demos.studio.pool import Control, Pool
 from diffplug.demos.studio.preview import Colours, Preview
 from diffplug.files import output_folder
 from diffplug.making import Row, versions
-from diffplug.making.batches import batches
 from diffplug.making.png import save_png
+from diffplug.recipe.batches import batches
 
 __all__ = ["Cell", "Made", "Step", "Studio"]
 

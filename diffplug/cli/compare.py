@@ -15,8 +15,8 @@ from diffplug.files import output_folder
 if TYPE_CHECKING:
     from diffplug.demos.compare import Judge, Outcome
     from diffplug.making import Row
-    from diffplug.making.batches import Batch
     from diffplug.recipe import Recipe
+    from diffplug.recipe.batches import Batch
 
 
 @guarded

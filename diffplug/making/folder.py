@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import diffplug
-from diffplug.making.batches import Batch, batches
 from diffplug.making.png import same_picture, save_new_picture
 from diffplug.recipe import Recipe
+from diffplug.recipe.batches import Batch, batches
 
 __all__ = ["Finished", "Folder", "Row", "make", "save_batch", "unmade"]
 

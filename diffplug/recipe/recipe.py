@@ -13,9 +13,9 @@ from typing import Any
 from diffplug import rewards
 from diffplug.call_arguments import asked
 from diffplug.intercept import original_class
-from diffplug.making.batches import Batch, batches, guided
 from diffplug.network.denoiser import NetworkCount, count_network
 from diffplug.plug import plug
+from diffplug.recipe.batches import Batch, batches, guided
 from diffplug.recipe.text import read_settings
 from diffplug.registry import STEERERS, sampler, sampler_names, sampler_steps
 from diffplug.seeds import Seeds

@@ -17,10 +17,10 @@ from PIL import Image
 
 from diffplug import files
 from diffplug.files import WriteError
-from diffplug.making import Row, batches, make, unmade
-from diffplug.making.batches import Batch
+from diffplug.making import Row, make, unmade
 from diffplug.making.png import read_settings
-from diffplug.recipe import Recipe
+from diffplug.recipe import Recipe, batches
+from diffplug.recipe.batches import Batch
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = {"model": "tiny", "dtype": "float32"}

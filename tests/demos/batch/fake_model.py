@@ -18,7 +18,7 @@ from diffplug.demos.batch.job import Job
 from diffplug.demos.batch.manifest import Row
 from diffplug.demos.batch.plan import Plan, plan
 from diffplug.demos.batch.report import write_reports
-from diffplug.making.batches import Batch
+from diffplug.recipe.batches import Batch
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from diffplug import plug
-from diffplug.making.watch import Watch
 from diffplug.recipe import Recipe
+from diffplug.watch import Watch
 
 pytestmark = pytest.mark.pipe
 

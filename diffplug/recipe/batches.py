@@ -13,13 +13,13 @@ import numpy as np
 
 from diffplug.call_arguments import asked, asked_guidance
 from diffplug.intercept import original_class
-from diffplug.making.watch import CURE, Watch
 from diffplug.network.denoiser import count_network
 from diffplug.network.memory import is_out_of_memory, release_memory
 from diffplug.plug import plug
+from diffplug.watch import CURE, Watch
 
 if TYPE_CHECKING:
-    from diffplug.recipe import Recipe
+    from diffplug.recipe.recipe import Recipe
 
 __all__ = ["Batch", "batches"]
 
