@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
@@ -152,6 +153,12 @@ def test_nobody_imports_in_a_circle_and_the_house_stays_low() -> None:
 def test_no_file_grows_out_of_hand() -> None:
     long = {str(path): n for path, _ in _sources() if (n := len(path.read_text("utf-8").splitlines())) > 400}
     assert not long
+
+
+def test_no_folder_grows_out_of_hand() -> None:
+    """A room that one look can take in has at most twenty files."""
+    counted = Counter(path.parent for path, _ in _sources() if path.stem != "__init__")
+    assert {str(folder): n for folder, n in counted.items() if n > 20} == {}
 
 
 @pytest.mark.slow
