@@ -1,4 +1,4 @@
-"""Things to look at: comparisons, contact sheets and, later, the page and the batch engine."""
+"""Things to look at: comparisons, contact sheets, the page and the batch engine."""
 
 if __name__ != "diffplug.demos":
     raise ImportError(f"import this package as diffplug.demos, not as {__name__}")

@@ -27,16 +27,17 @@ class Model:
 
     def load(self, rank: int = 0) -> Any:
         """Return the pipeline; process `rank` of a machine takes the accelerator of that number."""
-        from diffplug.cli.pipeline import Memory, load_pipeline
+        from diffplug.placing import Memory, hush, placed
 
+        hush()
         memory = Memory(self.offload, self.vae_tiling, self.vae_slicing)
-        pipe = load_pipeline(self.name, self._device(rank), self.dtype, [], memory)
+        pipe = placed(self.name, self._device(rank), self.dtype, memory)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
     def setup(self) -> dict[str, str]:
         """Return what a picture's settings say of the model."""
-        from diffplug.cli.pipeline import device_of, dtype_of
+        from diffplug.placing import device_of, dtype_of
 
         return {"model": self.name, "dtype": dtype_of(self.dtype, self.name, device_of(self.device))}
 

@@ -18,6 +18,7 @@ from diffplug.demos.page.vote_tab import vote_tab
 from diffplug.demos.studio.form import restored
 from diffplug.demos.studio.studio import Made, Studio
 from diffplug.demos.studio.votes import Votes
+from diffplug.making.picture_settings import settings_of_picture
 
 __all__ = ["LOOK", "build"]
 
@@ -151,8 +152,6 @@ def _restore_tab(studio: Studio, controls: Controls) -> None:
     note = gr.Textbox("", label="What was read", interactive=False, lines=3, elem_id="restored")
 
     def restore(path: str | None) -> list[Any]:
-        from diffplug.cli.asked import settings_of_picture
-
         if path is None:
             return [*(gr.skip() for _ in controls.inputs), ""]
         try:

@@ -12,18 +12,16 @@ from typing import Any
 import typer
 
 from diffplug import rewards
-from diffplug.cli.pipeline import Memory, device_of, dtype_of, load_pipeline
+from diffplug.cli.pipeline import load_pipeline
 from diffplug.making import Row
-from diffplug.making.png import read_settings, read_texts
+from diffplug.making.picture_settings import RECIPE, STEERING, settings_of_picture
+from diffplug.placing import Memory, device_of, dtype_of
 from diffplug.recipe import Recipe
 from diffplug.recipe.prompt_file import Prompt, check_prompt, read_prompts
 from diffplug.recipe.text import read_options
 from diffplug.registry import STEERERS, unknown
 
-__all__ = ["Asked", "settings_of_picture", "split_options"]
-
-_RECIPE = ("sampler", "steps", "guidance", "negative_prompt", "eta", "width", "height")
-_STEERING = ("particles", "reward", "strength")
+__all__ = ["Asked", "split_options"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Asked:
         given = {name for name in context.params if _is_given(context, name)}
         values = {**context.params, **{key: value for key, value in start.items() if key not in given}}
         steer = values.get("steer")
-        for name in (*_STEERING, "returns"):
+        for name in (*STEERING, "returns"):
             if steer is None and name in given:
                 raise ValueError(
                     f"--{name} {values[name]} acts only with --steer: add --steer fk, or leave it out"
@@ -51,7 +49,7 @@ class Asked:
         mine, call = split_options(steer, values.get("option") or [])
         if values.get("returns") is not None:
             mine["returns"] = values["returns"]
-        settings = {name: values[name] for name in (*_RECIPE, *(_STEERING if steer else ()))}
+        settings = {name: values[name] for name in (*RECIPE, *(STEERING if steer else ()))}
         recipe = Recipe(
             steer=steer,
             options={**start.get("options", {}), **mine} if steer else {},
@@ -153,37 +151,6 @@ def _names_of(steerer: Any) -> list[str]:
     """Return the options of a steerer by name: its own, or those of its constructor."""
     names = getattr(steerer, "option_names", None)
     return list(inspect.signature(steerer).parameters) if names is None else list(names())
-
-
-def settings_of_picture(path: Path) -> dict[str, Any]:
-    """Return a picture's settings by the names of the command's options, ours or A1111's.
-
-    Raises ValueError for a picture without any.
-    """
-    from diffplug.recipe.parameters_text import from_parameters_text
-
-    texts = read_texts(path)
-    if "diffplug" in texts:
-        found = read_settings(path)
-    elif "parameters" in texts:
-        found = from_parameters_text(texts["parameters"])
-    else:
-        raise ValueError(
-            f"{str(path)!r} has no settings in it: it was not made by diffplug, or was saved anew"
-        )
-    names = {
-        "prompt",
-        "model",
-        "dtype",
-        "seed",
-        "steer",
-        "options",
-        "call",
-        "vae_tiling",
-        *_RECIPE,
-        *_STEERING,
-    }
-    return {key: value for key, value in found.items() if key in names}
 
 
 def _seeds(prompts: Sequence[Prompt], images: int, first: int) -> list[int]:

@@ -102,9 +102,9 @@ def batch(
 
     Example: `diffplug batch prompts.jsonl --sampler dc-solver --steps 6 -o pictures`
     """
-    from diffplug.cli.pipeline import Memory
     from diffplug.demos.batch.job import Job
     from diffplug.demos.batch.model import Model
+    from diffplug.placing import Memory
 
     values = context.params
     Memory(offload)  # refuses unknown words

@@ -56,7 +56,8 @@ def compare(
     strength, options (of the steerer) and call (arguments of the pipeline), as in
     `--run "steer=fk,options='churn=1.0'"`; a value with a comma in it stands in quotes.
     """
-    from diffplug.cli.pipeline import Memory, device_of, dtype_of, load_pipeline
+    from diffplug.cli.pipeline import load_pipeline
+    from diffplug.placing import Memory, device_of, dtype_of
 
     recipes = _recipes(run, guidance, width, height)
     words = _prompts(prompts, prompt_file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,21 +14,10 @@ from rich.text import Text
 from diffplug.cli.boundary import BAD_INPUT, guarded, until_stopped
 from diffplug.cli.progress import progress
 
-__all__ = ["BAD_INPUT", "guarded", "hush", "print_json", "print_table", "progress", "until_stopped"]
+__all__ = ["BAD_INPUT", "guarded", "print_json", "print_table", "progress", "until_stopped"]
 
 _UNFOLDED = 10_000
 """Columns of what is no terminal: files and pipes get rows whole."""
-
-
-def hush() -> None:
-    """Turn off the progress bars and notices of the libraries below, for this process."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
 
 
 def print_json(value: Any) -> None:

@@ -49,11 +49,12 @@ def demo(
         raise ValueError(f"--listen {listen} lets others in: add --auth NAME, and a password when asked")
     password = _password(auth)
     with private_environment() as folder:
-        from diffplug.cli.pipeline import device_of, dtype_of, load_pipeline
+        from diffplug.cli.pipeline import load_pipeline
         from diffplug.demos.page.page import LOOK, build
         from diffplug.demos.studio.form import Choices
         from diffplug.demos.studio.studio import Studio
         from diffplug.demos.studio.votes import Votes
+        from diffplug.placing import device_of, dtype_of
 
         typer.echo("loading the model ...", err=True)
         pipe = load_pipeline(model, device, dtype, [])

@@ -41,7 +41,7 @@ def score(
     Example: `diffplug score out --reward shapes --reward jpeg`
     """
     from diffplug.cli.asked import ready_reward
-    from diffplug.cli.pipeline import device_of, hush
+    from diffplug.placing import device_of, hush
 
     files, prompts = _told(_files(pictures), prompt, named=set(pictures))
     where = device_of(device)
@@ -87,7 +87,7 @@ def _told(files: list[Path], prompt: str | None, *, named: set[Path]) -> tuple[l
 
 def _prompt(path: Path) -> str | None:
     """Return the prompt that a file says it was made of."""
-    from diffplug.cli.asked import settings_of_picture
+    from diffplug.making.picture_settings import settings_of_picture
 
     try:
         return str(settings_of_picture(path)["prompt"])

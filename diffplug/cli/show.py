@@ -32,7 +32,7 @@ def show(
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    from diffplug.cli.asked import settings_of_picture
+    from diffplug.making.picture_settings import settings_of_picture
     from diffplug.making.png import read_settings
 
     return read_settings(path) or settings_of_picture(path)

@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from diffplug.cli.console import guarded, hush, print_json, until_stopped
+from diffplug.cli.console import guarded, print_json, until_stopped
 from diffplug.cli.options import Device, Json
-from diffplug.cli.pipeline import device_of
+from diffplug.placing import device_of, hush
 
 Method = Annotated[
     str, typer.Argument(help="trajectory, hyper-sd, tdm, one-step, ...: see `diffplug names`.")
