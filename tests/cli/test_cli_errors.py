@@ -290,10 +290,13 @@ def test_random_options_end_in_pictures_or_in_a_line(part: int, tmp_path: Path, 
 def test_a_stop_says_what_is_done_and_how_to_go_on(
     number: int, status: int, tmp_path: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = loaded.unet.forward
+    forward, calls = loaded.unet.forward, [0]
 
     def stops(*args: Any, **kwargs: Any) -> Any:
-        if len(os.listdir(tmp_path)) == 2:
+        calls[0] += 1
+        if calls[0] == 2:
+            while len(list(tmp_path.glob("seed-*.png"))) < 2:  # files are written beside the network
+                time.sleep(0.01)
             os.kill(os.getpid(), number)
             time.sleep(0.05)
         return forward(*args, **kwargs)

@@ -55,7 +55,7 @@ def call_generate(sampler: Path, folder: Path) -> Result:
 
 
 def test_decisions_are_kept_and_continued_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffplug.samplers.search import decision_stage
+    from diffplug.samplers.search.decisions import stage as decision_stage
 
     out = tmp_path / "two.json"
     one = decision_stage.DecisionSearch._one

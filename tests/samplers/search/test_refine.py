@@ -183,7 +183,7 @@ def test_an_interrupted_refinement_goes_on_from_what_it_has_reached() -> None:
     from planted import search_space
 
     from benchmarks.search_methods import method
-    from diffplug.samplers.search import decision_stage
+    from diffplug.samplers.search.decisions import stage as decision_stage
 
     storage, train, judge = optuna.storages.InMemoryStorage(), mixture(16, 1), mixture(16, 2)
     told = {"trials": 28, "grids": ("linspace",), "storage": storage, "method": method("random")}
