@@ -23,8 +23,8 @@ from test_schedules import LEVELS, LINSPACE, SPACE, mixture  # noqa: E402
 from diffplug.rollout import Rollouts  # noqa: E402
 from diffplug.samplers import search_compensation, tune_schedule  # noqa: E402
 from diffplug.samplers.schedule import presets  # noqa: E402
-from diffplug.samplers.search.decisions import study as studies  # noqa: E402
 from diffplug.samplers.search.comparison import amplification, blows_up  # noqa: E402
+from diffplug.samplers.search.decisions import study as studies  # noqa: E402
 from diffplug.samplers.search.leader import LARGEST, Leader, Problems  # noqa: E402
 from diffplug.samplers.search.parameters import with_ratios  # noqa: E402
 from diffplug.samplers.search.reference import reference_solution  # noqa: E402
