@@ -23,6 +23,7 @@ from diffplug.making import Row, versions
 from diffplug.making.batches import Batch, batches
 from diffplug.making.png import png_bytes
 from diffplug.messages import reason
+from diffplug.network.prompt_encodings import PromptEncodings
 from diffplug.recipe import Recipe
 
 __all__ = ["Outcome", "Worker"]
@@ -69,6 +70,7 @@ class Worker:
         self.failures = Failures(job)
         self.setup = model.setup()
         self._rows: dict[int, int] = {}
+        self._encodings, self._recipe = PromptEncodings(), Recipe()
         self._pipe: Any = None
         self._held: list[Any] = []
 
@@ -128,7 +130,10 @@ class Worker:
     def _render(self, shard: Shard, work: Work, outcome: Outcome) -> None:
         size = max(1, self.job.max_rows // shard.recipe.copies)
         self._load()
-        with _Saver() as saver:
+        if shard.recipe != self._recipe:  # it may bring adapters of the text encoders
+            self._encodings.clear()
+            self._recipe = shard.recipe
+        with self._encodings.on(self._pipe), _Saver() as saver:
             for first in range(0, len(shard.pictures), size):
                 part = shard.pictures[first : first + size]
                 if work.batch(first, self.job.run) is not None:
