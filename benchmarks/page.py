@@ -17,7 +17,7 @@ from gradio_client import Client
 
 from tests.demos.page.page_server import Served, served
 
-FORM: list[Any] = ["a red circle", "", "dc-solver", 6, 5.0, 0, 1, "none", "shapes", 4, 0.0]
+FORM: list[Any] = ["a red circle", "", "dc-solver", 6, 5.0, 0, 1, "none", "shapes", 4, 0.0, False]
 
 
 def users(page: Served, count: int, pictures: int, first: int) -> float:

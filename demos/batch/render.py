@@ -25,6 +25,7 @@ from diffplug.making.png import png_bytes
 from diffplug.messages import reason
 from diffplug.network.prompt_encodings import PromptEncodings
 from diffplug.recipe import Recipe
+from diffplug.registry import name_sampler
 
 __all__ = ["Outcome", "Worker"]
 
@@ -66,6 +67,8 @@ class Worker:
         tell: Tell = lambda kind, n, of: None,
     ) -> None:
         self.job, self.model, self.recipes, self.rank, self.tell = job, model, recipes, rank, tell
+        for name, file in job.samplers.items():  # in a process of its own nobody knows them yet
+            name_sampler(name, file)
         self.store = store(job.folder, job.layout)
         self.failures = Failures(job)
         self.setup = model.setup()

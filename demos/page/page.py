@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import gradio as gr
@@ -47,7 +47,8 @@ def build(studio: Studio, votes: Votes) -> Any:
     """Return the page. Nothing in it is read from a path or an address that a browser names."""
     copies = studio.pool.copies
     with gr.Blocks(title="diffplug", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown(f"## diffplug: `{studio.choices.model}`, faster, steered, compared")
+        name = PurePath(studio.choices.model).name  # a folder's place is nobody's business
+        gr.Markdown(f"## diffplug: `{name}`, faster, steered, compared")
         with gr.Row():
             with gr.Column(scale=2, min_width=340):
                 controls = Controls.draw(studio.choices)
@@ -62,6 +63,10 @@ def build(studio: Studio, votes: Votes) -> Any:
                     _restore_tab(studio, controls)
                 with gr.Tab("Vote", id="vote-tab"):
                     vote_tab(studio, controls, votes, copies)
+        page.load(
+            controls.recalled, controls.store, controls.asked, api_name="recall", queue=False,
+            show_progress="hidden",
+        )
     return page
 
 
@@ -115,23 +120,24 @@ def _make_tab(studio: Studio, controls: Controls, copies: int) -> None:
         )
 
     def make(*given: Any) -> Iterator[tuple[Any, ...]]:
-        form = studio.read(controls.values(given))
-        model = studio.choices.model
-        said = (form.command(model), form.row(), form.python(model))
+        form = studio.read(controls.drawn(given))
+        model, files = studio.choices.model, studio.choices.files
+        said = (form.command(model, files), form.row(), form.python(model, files))
         made: list[tuple[Image.Image, str]] = []
-        yield gr.skip(), gr.skip(), "waiting for its turn", *said
+        yield gr.skip(), gr.skip(), "waiting for its turn", *said, *controls.shows_used(form)
+        told_already = [gr.skip()] * 6
         for event in studio.make(form):
             if isinstance(event, Made):
                 made += [(image, event.line()) for image in event.images]
-                yield event.images[-1], list(made), event.line(), *said
+                yield event.images[-1], list(made), event.line(), *told_already
             else:
                 frame = gr.skip() if event.preview is None else event.preview
-                yield frame, gr.skip(), f"step {event.done} of {event.of}", *said
+                yield frame, gr.skip(), f"step {event.done} of {event.of}", *told_already
 
     started = go.click(
         told(make),
-        controls.inputs,
-        [preview, pictures, note, command, row, python],
+        controls.asked,
+        [preview, pictures, note, command, row, python, *controls.used],
         api_name="make",
         concurrency_id="pipe",
         concurrency_limit=copies,

@@ -46,22 +46,24 @@ def steer_tab(studio: Studio, controls: Controls, copies: int) -> None:
     plot = gr.Plot(label="Genealogy, rewards, diversity", elem_id="genealogy")
 
     def steer(*given: Any) -> Iterator[tuple[Any, ...]]:
-        values = controls.values(given)
+        values = controls.drawn(given)
         name = values.get("steer")
         form = studio.read(
             {**values, "steer": "fk" if name == NO_STEERER else name, "pictures": 1, "all_particles": True}
         )
+        yield gr.skip(), gr.skip(), "waiting for its turn", gr.skip(), *controls.shows_used(form)
+        told_already = [gr.skip()] * 3
         for event in studio.make(form):
             if isinstance(event, Made):
-                yield gr.skip(), _captioned(event), _said(event), _plot(event.report)
+                yield gr.skip(), _captioned(event), _said(event), _plot(event.report), *told_already
             else:
                 frame = gr.skip() if event.preview is None else event.preview
-                yield frame, gr.skip(), f"step {event.done} of {event.of}", gr.skip()
+                yield frame, gr.skip(), f"step {event.done} of {event.of}", gr.skip(), *told_already
 
     started = go.click(
         told(steer),
-        controls.inputs,
-        [preview, particles, note, plot],
+        controls.asked,
+        [preview, particles, note, plot, *controls.used],
         api_name="steer",
         concurrency_id="pipe",
         concurrency_limit=copies,

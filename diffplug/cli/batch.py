@@ -13,6 +13,7 @@ import typer
 from diffplug.cli import options as o
 from diffplug.cli.boundary import BAD_INPUT
 from diffplug.cli.console import guarded, print_json, until_stopped
+from diffplug.cli.named_samplers import Samplers, name_samplers
 
 if TYPE_CHECKING:
     from diffplug.demos.batch.job import Job
@@ -31,6 +32,7 @@ def batch(
     ],
     model: o.Model = "shapes",
     sampler: o.Sampler = None,
+    samplers: Samplers = None,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps; 20 if unsaid.")] = None,
     guidance: o.Guidance = None,
     negative_prompt: o.Negative = None,
@@ -113,7 +115,10 @@ def batch(
     if rank >= world:
         raise ValueError(f"--rank {rank} of --world {world}: ranks count from 0 to {world - 1}")
     used = Model(model, device, dtype, offload, vae_tiling, vae_slicing)
-    job = Job(out, used.identity(), layout, shard, max_rows, not no_metadata, max_failures, keep_failed)
+    called = name_samplers(samplers)
+    job = Job(
+        out, used.identity(), layout, shard, max_rows, not no_metadata, max_failures, keep_failed, called
+    )
     job.check()
     plan = _plan(manifest, job, _settings(values), seed)
     if dry_run:

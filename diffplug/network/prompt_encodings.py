@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["PromptEncodings", "text_encoders"]
 
 _NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+_CACHES = ("past_key_values", "cache")
 _MOST_BYTES = 512 * 2**20
 
 
@@ -68,7 +69,7 @@ class PromptEncodings:
             self._kept.move_to_end(key)
             self.hits += 1
             return self._kept[key][0]
-        value = forward(*args, **kwargs)
+        value = _without_cache(forward(*args, **kwargs))
         size = _size(value)
         if size is None:
             return None
@@ -108,6 +109,13 @@ def _rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[Any, A
         (tuple(cut(one, i) for one in args), {name: cut(one, i) for name, one in kwargs.items()})
         for i in range(lengths.pop())
     ]
+
+
+def _without_cache(value: Any) -> Any:
+    """Return an answer without the keys and values that a language model would go on writing from."""
+    if isinstance(value, Mapping) and any(value.get(name) is not None for name in _CACHES):
+        return type(value)(**{name: one for name, one in value.items() if name not in _CACHES})
+    return value
 
 
 def _key(given: Any) -> tuple[Any, ...]:

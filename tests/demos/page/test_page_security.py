@@ -47,7 +47,7 @@ def call(page: Served, name: str, values: list[Any]) -> str:
     return _ask(f"{address}/{json.loads(text)['event_id']}")[2].decode()
 
 
-FORM: list[Any] = ["a red circle", "", "dc-solver", 5, 5.0, 0, 1, "none", "shapes", 4, 0.0]
+FORM: list[Any] = ["a red circle", "", "dc-solver", 5, 5.0, 0, 1, "none", "shapes", 4, 0.0, False]
 
 
 def _with(place: int, value: Any) -> list[Any]:
