@@ -27,7 +27,8 @@ class Job:
     model: the identity of the model. shard: mean number of pictures of a shard. max_rows: pictures times
     particles in a call. metadata: whether the pictures know their settings. max_failures: share of the first
     64 rows that may fail. keep_failed: rows that failed before are passed over. samplers: files by the names
-    that recipes know them by. life: seconds of a lease without a heartbeat. run: what the processes of one start have in common.
+    that recipes know them by. life: seconds of a lease without a heartbeat. run: what the
+    processes of one start have in common.
     """
 
     folder: Path

@@ -68,13 +68,16 @@ class Controls:
             parts["steps"] = _slider("steps", 20, "Steps", 1)
         with gr.Row():
             parts["guidance"] = _slider("guidance", 5.0, "Guidance", 0.1)
-            parts["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
             parts["pictures"] = _slider("pictures", 1, "Pictures", 1)
         with gr.Row():
-            dice = gr.Button("Random seed", size="sm", elem_id="random")
-            again = gr.Button("Last seed: none yet", size="sm", elem_id="last", interactive=False)
-            back = gr.Button("Seed 0", size="sm", elem_id="zero")
-        fresh = gr.Checkbox(False, label="A new seed for every run", elem_id="fresh")
+            parts["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
+            fresh = gr.Checkbox(False, label="A new seed for every run", elem_id="fresh")
+        with gr.Row():
+            dice = gr.Button("Random seed", size="sm", min_width=100, elem_id="random")
+            again = gr.Button(
+                "Last seed: none yet", size="sm", min_width=100, elem_id="last", interactive=False
+            )
+            back = gr.Button("Seed 0", size="sm", min_width=60, elem_id="zero")
         with gr.Accordion("Steering, negative prompt", open=False):
             parts["negative_prompt"] = gr.Textbox(
                 "", label="Negative prompt", max_length=LONGEST_PROMPT, elem_id="negative"
@@ -89,7 +92,7 @@ class Controls:
             with gr.Row():
                 parts["particles"] = _slider("particles", 4, "Particles", 1)
                 parts["strength"] = _slider("strength", 0, "Strength (0: the steerer's own)", 0.5)
-        store = gr.BrowserState(None, storage_key="diffplug-controls", secret="diffplug")  # no secret: controls
+        store = gr.BrowserState(None, storage_key="diffplug-controls", secret=_PUBLIC)
         ordered = {name: parts[name] for name in NAMES}
         found = cls(choices, ordered, preset, fresh, again, gr.State(None), store)
         found._wire(dice, back)
@@ -132,15 +135,14 @@ class Controls:
     def _wire(self, dice: Any, back: Any) -> None:
         seed = self.parts["seed"]
         dice.click(_random_seed, None, seed, api_name="random_seed", queue=False)
-        self.again.click(
-            told(_last_seed), self.last, [seed, self.fresh], api_name="last_seed", queue=False
-        )
+        self.again.click(told(_last_seed), self.last, [seed, self.fresh], api_name="last_seed", queue=False)
         gr.on(
             [part.change for part in self.asked],
             None,
             self.asked,
             self.store,
             js="(...values) => ({values})",
+            api_visibility="private",
             queue=False,
             show_progress="hidden",
         )
@@ -179,6 +181,9 @@ class Controls:
         values = self.choices.presets.get(name or "", {})
         return [values.get(key, gr.skip()) for key in _OF_PRESETS]
 
+
+_PUBLIC = "diffplug"
+"""What a browser's own memory is scrambled with: nothing in it is secret, and it outlives the page."""
 
 _OF_PRESETS = ("sampler", "steps", "guidance", "steer", "reward", "particles", "strength")
 

@@ -34,6 +34,13 @@ document.addEventListener("keydown", (event) => {
 
 _STYLE = """
 footer { display: none !important }
+:root, .dark { --button-primary-background-fill: #c2410c; --button-primary-background-fill-hover: #9a3412;
+  --button-cancel-background-fill: #b91c1c; --button-cancel-background-fill-hover: #991b1b }
+button.stop { background: #b91c1c; color: white }
+.min_value, .max_value, .or { color: #52525b !important }
+.dark .min_value, .dark .max_value, .dark .or { color: #d4d4d8 !important }
+#cells .grid-wrap, #particles_shown .grid-wrap { min-height: 0 !important; max-height: none !important }
+#command .empty, #row .empty, #python .empty { min-height: 3rem !important }
 #vote_left img, #vote_right img, #steer_preview img, #preview img
   { width: 100%; height: 100%; object-fit: contain }
 .caption-label { white-space: normal !important; max-width: 100% !important; text-align: left }
@@ -48,7 +55,7 @@ def build(studio: Studio, votes: Votes) -> Any:
     copies = studio.pool.copies
     with gr.Blocks(title="diffplug", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         name = PurePath(studio.choices.model).name  # a folder's place is nobody's business
-        gr.Markdown(f"## diffplug: `{name}`, faster, steered, compared")
+        gr.Markdown(f"# diffplug: `{name}`, faster, steered, compared")
         with gr.Row():
             with gr.Column(scale=2, min_width=340):
                 controls = Controls.draw(studio.choices)
@@ -64,7 +71,11 @@ def build(studio: Studio, votes: Votes) -> Any:
                 with gr.Tab("Vote", id="vote-tab"):
                     vote_tab(studio, controls, votes, copies)
         page.load(
-            controls.recalled, controls.store, controls.asked, api_name="recall", queue=False,
+            controls.recalled,
+            controls.store,
+            controls.asked,
+            api_name="recall",
+            queue=False,
             show_progress="hidden",
         )
     return page
@@ -91,6 +102,7 @@ def _make_tab(studio: Studio, controls: Controls, copies: int) -> None:
             elem_id="pictures",
             interactive=False,
             object_fit="contain",
+            height=340,
         )
     note = gr.Textbox("", label="Cost", interactive=False, elem_id="note", max_lines=2)
     with gr.Accordion("The same elsewhere", open=True):
@@ -142,6 +154,7 @@ def _make_tab(studio: Studio, controls: Controls, copies: int) -> None:
         concurrency_id="pipe",
         concurrency_limit=copies,
         show_progress="minimal",
+        show_progress_on=note,
         trigger_mode="once",
     )
     stop.click(lambda: "stopped", None, note, cancels=[started], api_name="stop", queue=False)

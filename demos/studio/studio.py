@@ -141,7 +141,7 @@ class Studio:
         return self._from_folder(form, key)
 
     def key(self, form: Form) -> str:
-        """Return the id of a picture: equal for equal settings, whoever asks, and that of `diffplug batch`."""
+        """Return the id of a picture, whoever asks for it: the one that `diffplug batch` gives it."""
         recipe = form.recipe()
         group = {"v": FORMAT, "model": self.identity, **recipe.settings(), "files": fingerprints(recipe)}
         name = picture_id(canonical(group), form.prompt, form.seed)
@@ -181,23 +181,23 @@ class Studio:
         for batch in batches(
             recipe, pipe, [form.prompt], [form.seed], max_rows=64, on_step=on_step, plugs=[preview]
         ):
-            row = Row(recipe, form.prompt, form.seed, self.setup)
+            row, seconds = Row(recipe, form.prompt, form.seed, self.setup), perf_counter() - start
             images = tuple(
-                self._labelled(image, row, piece, batch, place)
+                self._labelled(image, row, piece, batch, place, seconds)
                 for place, (image, piece) in enumerate(zip(batch.images, row.pieces, strict=True))
             )
-            seconds = perf_counter() - start
             made = Made(form, images, batch.evaluations, seconds, tuple(batch.rewards), batch.report)
         self._keep(form, made)
         control.give(made)
 
     def _labelled(
-        self, image: Image.Image, row: Row, piece: int | None, batch: Any, place: int
+        self, image: Image.Image, row: Row, piece: int | None, batch: Any, place: int, seconds: float
     ) -> Image.Image:
         """Return the picture with its settings in it: a PNG of it, also a downloaded one, carries them."""
         reward = batch.rewards[place]
         reached = {} if reward is None else {"rewards": {row.recipe.reward: reward}}
-        used = {**batch.used, "evaluations": batch.evaluations, "versions": versions()}
+        cost = {"evaluations": batch.evaluations, "seconds": round(seconds, 2)}
+        used = {**batch.used, **cost, "versions": versions()}
         image.info["diffplug"] = json.dumps({**row.settings(piece), "used": used, **reached}, allow_nan=False)
         return image
 
@@ -224,7 +224,8 @@ class Studio:
                 image.info["diffplug"] = opened.info["diffplug"]
             settings = json.loads(image.info["diffplug"])
             reached = next(iter(settings.get("rewards", {}).values()), None)
-            made = Made(form, (image,), settings["used"]["evaluations"], 0.0, (reached,))
+            used = settings["used"]
+            made = Made(form, (image,), used["evaluations"], used.get("seconds", 0.0), (reached,))
             return replace(made, reused=True)
         return None
 

@@ -52,7 +52,9 @@ def tally(votes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             mine, other = row[f"label_{number}"], row[f"label_{1 - number}"]
             place = 0 if mine > other else 1 if mine < other else 2
             counts.setdefault(_name(row.get(f"recipe_{number}")), [0, 0, 0])[place] += 1
-    rows = [dict(zip(("recipe", "won", "lost", "tied"), (name, *n), strict=True)) for name, n in counts.items()]
+    rows = [
+        dict(zip(("recipe", "won", "lost", "tied"), (name, *n), strict=True)) for name, n in counts.items()
+    ]
     return sorted(rows, key=lambda row: (row["lost"] - row["won"], row["recipe"]))
 
 
@@ -85,7 +87,9 @@ def export_votes(source: Path, target: Path) -> int:
 def _picture(folder: Path, row: Mapping[str, Any], number: int) -> Path:
     path = safe_join(folder, row[f"image_{number}"])
     if not path.is_file():
-        raise ValueError(f"there is no picture {row[f'image_{number}']!r} beside the votes in {str(folder)!r}")
+        raise ValueError(
+            f"there is no picture {row[f'image_{number}']!r} beside the votes in {str(folder)!r}"
+        )
     return path
 
 

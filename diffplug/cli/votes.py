@@ -22,7 +22,8 @@ app = typer.Typer(no_args_is_help=True, help="Votes of the page: counted, and as
 def export(
     source: Source = Path("out"),
     out: Annotated[
-        Path, typer.Option("--out", "-o", help=".parquet with the pictures in it, or .jsonl with them beside.")
+        Path,
+        typer.Option("--out", "-o", help=".parquet with the pictures in it, or .jsonl with them beside."),
     ] = Path("votes.parquet"),
     json: Json = False,
 ) -> None:

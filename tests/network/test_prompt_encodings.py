@@ -53,7 +53,9 @@ def test_an_encoding_does_not_depend_on_what_is_beside_it(family: str) -> None:
             plain = encoder(input_ids=ids)
         assert (kept.encoded, kept.hits) == (4, 3), name
         assert torch.equal(three[0][1:2], one[0]) and torch.equal(three[0][0], three[0][2]), name
-        assert all(torch.equal(a[1:2], b) for a, b in zip(three.hidden_states, one.hidden_states, strict=True))
+        assert all(
+            torch.equal(a[1:2], b) for a, b in zip(three.hidden_states, one.hidden_states, strict=True)
+        )
         assert "hidden_states" not in plain or plain.hidden_states is None
         torch.testing.assert_close(three[0], encoder(input_ids=ids)[0])
 

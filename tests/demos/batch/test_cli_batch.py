@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from diffplug.making.png import read_settings
+from diffplug.network.prompt_encodings import PromptEncodings
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = [pytest.mark.pipe, pytest.mark.usefixtures("as_loud_as_before")]
@@ -66,6 +68,22 @@ def test_pictures_are_made_once_and_say_how(tmp_path: Path, tiny_folder: Path) -
     assert [row["prompt"] for row in table[:3]] == ["a red circle"] * 3  # in the manifest's order
     assert json.loads(table[4]["meta"]) == {"tag": "x"}
     assert all((tmp_path / "out" / row["file_name"]).is_file() for row in table)
+
+
+def test_each_prompt_is_encoded_once_and_no_picture_changes(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": f"x {i % 2}", "seed": i} for i in range(8)]
+    manifest = _manifest(tmp_path / "m.jsonl", rows)
+    words = [manifest, "--model", tiny_folder, "--steps", 2, "--max-rows", 2, "--shard", 64]
+    kept: list[PromptEncodings] = []
+    real = PromptEncodings.on
+    monkeypatch.setattr(PromptEncodings, "on", lambda self, pipe: kept.append(self) or real(self, pipe))
+    assert _run(*words, "-o", tmp_path / "kept")[0] == 0
+    assert (kept[0].encoded, kept[0].hits) == (3, 13)  # two prompts and the empty one; 4 calls of 2 + 2 rows
+    monkeypatch.setattr(PromptEncodings, "on", lambda self, pipe: nullcontext())
+    assert _run(*words, "-o", tmp_path / "plain")[0] == 0
+    assert _files(tmp_path / "kept") == _files(tmp_path / "plain")
 
 
 def test_another_job_in_the_folder_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
