@@ -97,34 +97,41 @@ def part_of(found: dict[str, str], wanted: dict[str, str], what: str) -> None:
 
 
 def kills(bench: Bench, count: int) -> dict[str, Any]:
-    """Kill processes at random moments, one or one of two, in both layouts, until so many kills struck."""
-    struck, left, runs = 0, [], 0
+    """Kill one process, or two that share a folder, when so many pictures are there; three times a folder."""
+    struck, left, folders = 0, [], 0
     for layout in ("folder", "tar"):
-        wanted = bench.whole("--layout", layout)
-        while struck < (count // 2 if layout == "folder" else count):
-            out, runs = bench.home / f"killed-{runs}", runs + 1
-            for _ in range(4):  # of one folder, then it goes on undisturbed
+        wanted, goal = bench.whole("--layout", layout), count // 2 if layout == "folder" else count
+        while struck < goal:
+            out, folders = bench.home / f"killed-{folders}", folders + 1
+            for _ in range(3):
                 crowd = [bench.start(out, "--layout", layout) for _ in range(bench.draw.choice((1, 1, 2)))]
-                _wait_for_work(out, crowd[0])
-                time.sleep(bench.draw.uniform(0, 1.2))
-                alive = crowd[0].poll() is None
-                crowd[0].kill()
+                alive = _wait_for(out, bench.draw.randint(made(out) + 1, ROWS), crowd)
                 for one in crowd:
+                    one.kill()
                     one.communicate()
                 struck += alive
-                left.append(len(files(out)))
+                left.append(made(out))
                 part_of(files(out), wanted, f"kill {struck} ({layout})")
-            status, error = bench.run(out, "--layout", layout, "--json")
+                if left[-1] >= ROWS:
+                    break
+            status, error = bench.run(out, "--layout", layout)
             if status:
                 raise RuntimeError(error)
             same(files(out), wanted, f"after {struck} kills ({layout})")
-    return {"kills": struck, "folders": runs, "files_at_the_kills": left, "files_that_differ": 0}
+    return {"kills": struck, "folders": folders, "pictures_at_the_kills": left, "files_that_differ": 0}
 
 
-def _wait_for_work(out: Path, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a batch has begun a shard: kills before that only test the start of Python."""
-    while process.poll() is None and not list(out.glob(".work/*.lease")):
-        time.sleep(0.01)
+def made(out: Path) -> int:
+    """Return how many pictures are in a folder, finished or not."""
+    rows = sum(len(path.read_bytes().splitlines()) for path in out.glob(".index/shard-*.jsonl"))
+    return rows + len(list(out.glob("shard-*/*.png"))) + len(list(out.glob(".work/*/*.png")))
+
+
+def _wait_for(out: Path, pictures: int, crowd: Sequence[subprocess.Popen[bytes]]) -> bool:
+    """Wait until so many pictures are there; return whether somebody is still at work."""
+    while any(one.poll() is None for one in crowd) and made(out) < pictures:
+        time.sleep(0.005)
+    return any(one.poll() is None for one in crowd)
 
 
 def writers(bench: Bench) -> dict[str, Any]:

@@ -108,6 +108,7 @@ def test_a_dry_run_checks_and_makes_nothing(tmp_path: Path) -> None:
         ([{"prompt": "x", "stps": 1}], [], "m.jsonl:1: unknown key 'stps'"),
         (["x"], ["--layout", "zip"], "unknown layout 'zip'"),
         (["x"], ["--sampler", "dimm"], "m.jsonl:1: "),
+        (["x", {"prompt": "x", "sampler": "nowhere.json"}], [], "m.jsonl:2: cannot read 'nowhere.json'"),
         (["x"], ["--rank", "2", "--world", "2"], "ranks count from 0 to 1"),
         (["x"], ["--engine", "dask"], "take local or ray"),
         (["x"], ["--model", "nobody"], "unknown model 'nobody'"),
