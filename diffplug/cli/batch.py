@@ -210,13 +210,17 @@ def _run(job: Job, model: Any, plan: Plan, *, silent: bool, as_json: bool, how: 
         stopped = str(error)
     if how["rank"] > 0 and stopped is None:
         return 0
-    report = write_reports(job, plan, outcomes, perf_counter() - start, before)
+    try:
+        report = write_reports(job, plan, outcomes, perf_counter() - start, before)
+    except OSError as error:  # the disk that stopped the pictures has no room for reports either
+        report, stopped = None, stopped or str(error)
     if stopped is not None:
         typer.secho(f"error: stopped: {' '.join(stopped.split())[:600]}", fg="red", err=True)
-    print_json(report) if as_json else _tell(job, report)
-    return (
-        STOPPED if stopped is not None else int(report["failed"] > 0 or report["there"] < report["pictures"])
-    )
+    if report is not None:
+        print_json(report) if as_json else _tell(job, report)
+    if stopped is not None or report is None:
+        return STOPPED
+    return int(report["failed"] > 0 or report["there"] < report["pictures"])
 
 
 @contextmanager

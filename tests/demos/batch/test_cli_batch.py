@@ -132,6 +132,28 @@ def test_what_the_pipeline_does_not_take_is_refused_before_the_first_picture(
     assert status == 2 and "eta 0.5 does nothing" in error
 
 
+def test_a_full_disk_is_a_line_and_status_3_and_room_lets_it_go_on(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = _manifest(tmp_path / "m.jsonl", [{"prompt": "x", "seed": i} for i in range(4)])
+    words = [manifest, "--model", tiny_folder, "--steps", 1, "--max-rows", 2, "-o", tmp_path / "out"]
+    assert _run(*words[:-1], tmp_path / "whole")[0] == 0
+    real, count = os.fsync, [0]
+
+    def full(handle: int) -> None:
+        count[0] += 1
+        if count[0] > 3:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        status, _, error = _run(*words)
+    assert status == 3 and len(error.strip().splitlines()) == 1
+    assert "error: stopped: " in error and "No space left on device" in error
+    assert _run(*words)[0] == 0 and _files(tmp_path / "out") == _files(tmp_path / "whole")
+
+
 def test_geneval_finds_one_row_and_its_samples(tmp_path: Path, tiny_folder: Path) -> None:
     rows = [{"prompt": f"a photo of {i}", "images": 2, "meta": {"tag": "two", "n": i}} for i in range(3)]
     manifest = _manifest(tmp_path / "m.jsonl", rows)

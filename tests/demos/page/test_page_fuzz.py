@@ -77,19 +77,24 @@ def _refused_or_done(page: Served, answer: str) -> None:
         assert secret not in answer, answer[:600]
 
 
+def _with_anything(page: Served, name: str, count: int) -> None:
+    """Call a function with values of any kind, as many as it takes or fewer."""
+
+    @_FEW
+    @given(st.lists(_VALUES, min_size=count, max_size=count) | st.lists(_VALUES, max_size=2))
+    def anything(values: list[Any]) -> None:
+        _refused_or_done(page, call(page, name, values))
+
+    anything()
+
+
 def test_no_function_breaks_on_values_of_any_kind(page: Served) -> None:
     known = functions(page)
     assert {"make", "compare", "steer", "restore", "new_pair", "vote_left", "last_seed", "recall"} <= set(
         known
     )
     for name, count in known.items():
-
-        @_FEW
-        @given(st.lists(_VALUES, min_size=count, max_size=count) | st.lists(_VALUES, max_size=2))
-        def anything(values: list[Any], name: str = name) -> None:
-            _refused_or_done(page, call(page, name, values))
-
-        anything()
+        _with_anything(page, name, count)
 
     @_FEW
     @given(st.integers(0, len(FORM) - 1), _VALUES)
