@@ -35,7 +35,7 @@ class Job:
     model: str
     layout: str = "folder"
     shard: int = 256
-    max_rows: int = 16
+    max_rows: int = 32
     metadata: bool = True
     max_failures: float = 0.05
     keep_failed: bool = False

@@ -54,7 +54,7 @@ def batch(
     shard: Annotated[int, typer.Option(min=1, max=100_000, help="Pictures of a shard, in the mean.")] = 256,
     max_rows: Annotated[
         int, typer.Option("--max-rows", min=1, max=4096, help="Pictures times particles in one call.")
-    ] = 16,
+    ] = 32,
     workers: Annotated[
         int, typer.Option(min=1, max=256, help="Processes here, each with the model, a device each.")
     ] = 1,

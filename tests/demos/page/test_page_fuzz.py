@@ -87,6 +87,16 @@ def _with_anything(page: Served, name: str, count: int) -> None:
 
     anything()
 
+    @_FEW
+    @given(st.dictionaries(st.text(max_size=12) | st.sampled_from(["prompt", "steps"]), _VALUES, max_size=3))
+    def any_keys(values: dict[str, Any]) -> None:
+        body = json.dumps(values).encode()
+        address = f"{page.url}/gradio_api/call/v2/{name}"
+        status, _, text = _ask(address, body, Content_Type="application/json")
+        _refused_or_done(page, f"{status} {text.decode()} event: complete")
+
+    any_keys()
+
 
 def test_no_function_breaks_on_values_of_any_kind(page: Served) -> None:
     known = functions(page)

@@ -47,6 +47,7 @@ def call(page: Served, name: str, values: list[Any]) -> str:
     return _ask(f"{address}/{json.loads(text)['event_id']}")[2].decode()
 
 
+_PARTS = "multipart/form-data; boundary=xx"
 FORM: list[Any] = ["a red circle", "", "dc-solver", 5, 5.0, 0, 1, "none", "shapes", 4, 0.0, False]
 
 
@@ -140,6 +141,31 @@ def test_what_is_out_of_range_is_an_error_without_a_trace(page: Served, values: 
     answer = call(page, "make", values)
     assert "event: error" in answer or answer[:1] in "45", answer[:300]
     assert "Traceback" not in answer and "/demos/" not in answer and str(Path.home()) not in answer
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind", "status"),
+    [
+        ("call/v2/make", b'{"nope": 1}', "application/json", 400),
+        ("call/v2/make", b"{}", "application/json", 400),
+        ("call/v2/vote_left", b"[]", "application/json", 422),
+        ("call/v2/nothing", b"{}", "application/json", 404),
+        (
+            "upload",
+            b'--xx\r\nContent-Disposition: form-data; name="files"\r\n\r\nx\r\n--xx--\r\n',
+            _PARTS,
+            400,
+        ),
+        ("call/make/nothing", None, "", 200),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_no_breakdown(
+    page: Served, path: str, body: bytes | None, kind: str, status: int
+) -> None:
+    headers = {"Content_Type": kind} if kind else {}
+    found, _, text = _ask(f"{page.url}/gradio_api/{path}", body, **headers)
+    assert found < 500 and (found == status or found in (400, 404, 422)), (found, text[:200])
+    assert b"Traceback" not in text and b"site-packages" not in text
 
 
 def test_uploads_are_small(page: Served) -> None:
