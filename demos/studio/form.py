@@ -206,6 +206,8 @@ def restored(settings: Mapping[str, Any], choices: Choices) -> tuple[Form, list[
     """
     values: dict[str, Any] = {}
     told: list[str] = []
+    if not isinstance(settings.get("prompt"), str):
+        raise ValueError("the settings in the picture hold no prompt: nothing was set")
     named = {"sampler": OWN, "steer": NO_STEERER, **settings}
     checks = {"sampler": choices.samplers, "steer": choices.steerers, "reward": choices.rewards}
     for name, value in named.items():
@@ -219,7 +221,7 @@ def restored(settings: Mapping[str, Any], choices: Choices) -> tuple[Form, list[
             elif name not in ("model", "dtype", "used", "rewards", "files", "particle", "label"):
                 told.append(f"{name} {str(value)[:60]} is no control of this page")
         except ValueError as error:
-            told.append(f"{error}: left as it was")
+            told.append(f"{error}: not taken")
     if settings.get("model", choices.model) != choices.model:
         told.append(
             f"it was made with the model {str(settings['model'])[:60]}, this page runs {choices.model}"
