@@ -193,7 +193,7 @@ def test_others_read_the_layouts(tmp_path: Path, tiny_folder: Path) -> None:
 
 
 def _process(*words: Any) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
     command = [sys.executable, "-m", "diffplug", "batch", *(str(word) for word in words)]
     return subprocess.Popen(
         command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
@@ -223,8 +223,17 @@ def test_two_workers_stopped_and_started_again_end_with_the_same_bytes(
     assert _files(out) == wanted
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path, tiny_folder: Path, address: str) -> None:
+    pytest.importorskip("ray.data")
+    manifest = _manifest(tmp_path / "m.jsonl", ["x"])
+    words = [manifest, "--model", tiny_folder, "--engine", "ray", "--address", address]
+    status, _, error = _run(*words, "-o", tmp_path / "out")
+    assert status == 2 and f"no Ray cluster at '{address}'" in error and len(error.splitlines()) == 1
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_ray_driver_that_is_killed_goes_on(tmp_path: Path, tiny_folder: Path) -> None:
     pytest.importorskip("ray.data")
     manifest = _manifest(tmp_path / "m.jsonl", [{"prompt": f"x {i}", "seed": i} for i in range(48)])
@@ -239,6 +248,6 @@ def test_a_ray_driver_that_is_killed_goes_on(tmp_path: Path, tiny_folder: Path) 
     first.communicate(timeout=60)
     assert _files(out).items() <= wanted.items()
     second = _process(*words, "--engine", "ray", "--workers", 2, "-o", out)
-    _, error = second.communicate(timeout=240)
+    _, error = second.communicate(timeout=400)
     assert second.returncode == 0, error[-2000:]
     assert _files(out) == wanted

@@ -144,28 +144,22 @@ def test_what_is_out_of_range_is_an_error_without_a_trace(page: Served, values: 
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "kind", "status"),
+    ("path", "body", "kind"),
     [
-        ("call/v2/make", b'{"nope": 1}', "application/json", 400),
-        ("call/v2/make", b"{}", "application/json", 400),
-        ("call/v2/vote_left", b"[]", "application/json", 422),
-        ("call/v2/nothing", b"{}", "application/json", 404),
-        (
-            "upload",
-            b'--xx\r\nContent-Disposition: form-data; name="files"\r\n\r\nx\r\n--xx--\r\n',
-            _PARTS,
-            400,
-        ),
-        ("call/make/nothing", None, "", 200),
+        ("call/v2/make", b'{"nope": 1}', "application/json"),
+        ("call/v2/make", b"{}", "application/json"),
+        ("call/v2/vote_left", b"[]", "application/json"),
+        ("call/v2/nothing", b"{}", "application/json"),
+        ("upload", b'--xx\r\nContent-Disposition: form-data; name="files"\r\n\r\nx\r\n--xx--\r\n', _PARTS),
+        ("call/make/nothing", None, ""),
     ],
 )
 def test_a_request_that_cannot_be_read_is_no_breakdown(
-    page: Served, path: str, body: bytes | None, kind: str, status: int
+    page: Served, path: str, body: bytes | None, kind: str
 ) -> None:
     headers = {"Content_Type": kind} if kind else {}
-    found, _, text = _ask(f"{page.url}/gradio_api/{path}", body, **headers)
-    assert found < 500 and (found == status or found in (400, 404, 422)), (found, text[:200])
-    assert b"Traceback" not in text and b"site-packages" not in text
+    status, _, text = _ask(f"{page.url}/gradio_api/{path}", body, **headers)
+    assert status < 500 and b"Traceback" not in text and b"site-packages" not in text, text[:300]
 
 
 def test_uploads_are_small(page: Served) -> None:
