@@ -95,7 +95,8 @@ def _answers(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise ValueError(
-            f"no Ray cluster at {address!r}: {error}. Start one with `ray start --head`, or leave --address out"
+            f"no Ray cluster at {address!r}: {error}. Start one with `ray start --head`, "
+            "or leave --address out"
         ) from None
 
 
