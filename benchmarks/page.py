@@ -1,14 +1,17 @@
 """How long the page keeps people waiting: a real browser, or plain requests where there is none.
 
-python -m benchmarks.page         # needs the extra demo; with playwright and chromium also the clicks
+python -m benchmarks.page                     # needs the extra demo; with playwright and chromium also clicks
+python -m benchmarks.page --parts memory      # some of clicks, crowd, memory
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,7 +20,7 @@ from gradio_client import Client
 
 from tests.demos.page.page_server import Served, served
 
-FORM: list[Any] = ["a red circle", "", "dc-solver", 6, 5.0, 0, 1, "none", "shapes", 4, 0.0]
+FORM: list[Any] = ["a red circle", "", "dc-solver", 6, 5.0, 0, 1, "none", "shapes", 4, 0.0, False]
 
 
 def users(page: Served, count: int, pictures: int, first: int) -> float:
@@ -43,12 +46,14 @@ def resident(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
 
 
-def memory(page: Served, pictures: int) -> dict[str, float]:
-    """Return how much memory grows over so many pictures, after some that do not count."""
+def memory(page: Served, pictures: int) -> dict[str, Any]:
+    """Return how much memory grows over so many pictures, after some that do not count, in four parts."""
     users(page, 1, 20, 10_000)
-    before = resident(page.process.pid)
-    users(page, 1, pictures, 20_000)
-    return {"pictures": pictures, "grew_mib": round(resident(page.process.pid) - before, 1)}
+    before, grew = resident(page.process.pid), []
+    for part in range(4):
+        users(page, 1, pictures // 4, 20_000 + part * 1_000)
+        grew.append(round(resident(page.process.pid) - before, 1))
+    return {"pictures": pictures, "before_mib": round(before), "grew_mib": grew}
 
 
 def clicks(page: Served) -> dict[str, Any]:
@@ -84,16 +89,27 @@ _PREVIEW = "() => document.querySelector('#preview img')?.src ?? null"
 _NOTE = "text => document.querySelector('#note textarea').value.includes(text)"
 
 
+def crowd(page: Served) -> dict[str, Any]:
+    """Return the seconds of nine pictures of one user and of three, three times in turn, and their ratio."""
+    pairs = [(users(page, 1, 9, 100 + 50 * i), users(page, 3, 3, 3_000 + 50 * i)) for i in range(3)]
+    ratios = sorted(three / one for one, three in pairs)
+    return {"one_and_three": [[round(x, 2) for x in pair] for pair in pairs], "ratio": round(ratios[1], 2)}
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parts: dict[str, Callable[[Served], dict[str, Any]]] = {
+        "clicks": clicks,
+        "crowd": crowd,
+        "memory": lambda page: memory(page, 200),
+    }
+    parser.add_argument("--parts", nargs="+", choices=[*parts], default=[*parts])
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as home, served(Path(home)) as page:
         users(page, 1, 2, 5_000)
-        if shutil.which("chromium"):
-            print(json.dumps({"seconds_after_a_click": clicks(page)}))
-        pairs = [(users(page, 1, 9, 100 + 50 * i), users(page, 3, 3, 3_000 + 50 * i)) for i in range(3)]
-        ratios = sorted(three / one for one, three in pairs)
-        rounded = [[round(one, 2), round(three, 2)] for one, three in pairs]
-        print(json.dumps({"nine_of_one_and_of_three": rounded, "ratio": round(ratios[1], 2)}))
-        print(json.dumps({"memory": memory(page, 200)}))
+        for name in asked.parts:
+            if name != "clicks" or shutil.which("chromium"):
+                print(json.dumps({name: parts[name](page)}), flush=True)
 
 
 if __name__ == "__main__":

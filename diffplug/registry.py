@@ -23,7 +23,9 @@ __all__ = [
     "STEERERS",
     "TRAINERS",
     "Registry",
+    "name_sampler",
     "sampler",
+    "sampler_file",
     "sampler_names",
     "sampler_steps",
     "unknown",
@@ -122,6 +124,17 @@ def sampler(name: str, pipe: Any, steps: int | None = None) -> Any:
 def sampler_steps(name: str) -> int | None:
     """Return the number of steps that a sampler's name says by itself ("hyper-sd@4"), None for most."""
     found: int | None = imported("diffplug.samplers.by_name:told_steps")(name)
+    return found
+
+
+def name_sampler(name: str, path: str) -> None:
+    """Let a name stand for a sampler's file (see `diffplug.samplers.named_files`)."""
+    imported("diffplug.samplers.named_files:name_file")(name, path)
+
+
+def sampler_file(name: str) -> str | None:
+    """Return the file that a sampler's name stands for, by `--samplers NAME=FILE`; None for most."""
+    found: str | None = imported("diffplug.samplers.named_files:file_of")(name)
     return found
 
 

@@ -4,6 +4,7 @@ dc-solver, solver, ...      a registered sampler; on a model that searched solve
 dpm++@karras                a preset of `PRESETS` on a grid of `GRIDS`, run as a table
 ddim, euler-a, ...          Diffusers' own scheduler
 six.json, ratios.npy        a searched schedule, or compensation ratios
+six                         such a file, where `named_files` gave it this name
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from diffplug.files import read_json
 from diffplug.loading import embedded_name
 from diffplug.registry import SAMPLERS, unknown
+from diffplug.samplers import named_files
 
 __all__ = ["names", "sampler"]
 
@@ -38,7 +40,7 @@ _PRESETS = ("ddim", "deis", "dpm++", "ipndm", "res_multistep", "singlestep", "un
 
 def names() -> list[str]:
     """Return every name that `sampler` knows, those without a grid only."""
-    return sorted({*SAMPLERS.names(), *_DIFFUSERS, *_PRESETS})
+    return sorted({*SAMPLERS.names(), *_DIFFUSERS, *_PRESETS, *named_files.named()})
 
 
 def sampler(name: str, pipe: Any, steps: int | None = None) -> Any:
@@ -51,6 +53,8 @@ def sampler(name: str, pipe: Any, steps: int | None = None) -> Any:
     """
     if name.endswith((".json", ".npy")):
         return _from_file(name)
+    if (file := named_files.file_of(name)) is not None:
+        return _from_file(file)
     if is_few_step(name):
         return _few_step(name, steps)
     if "@" in name:
@@ -67,7 +71,7 @@ def sampler(name: str, pipe: Any, steps: int | None = None) -> Any:
 
 def is_few_step(name: str) -> bool:
     """Return whether a name is a few-step checkpoint's ("hyper-sd@4"), or a folder with the recipe of one."""
-    if name in SAMPLERS or name in _DIFFUSERS or name in _PRESETS or name.endswith((".json", ".npy")):
+    if name.endswith((".json", ".npy")) or name in names():
         return False
     from diffplug.samplers.few_step.lookup import knows
 

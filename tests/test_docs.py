@@ -29,7 +29,7 @@ from diffplug.cli import main as cli
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKERS = ("<!-- needs a download -->", "<!-- takes minutes -->")
-PARSED_ONLY = {"search", "schedule", "train", "demo", "batch"}
+PARSED_ONLY = {"search", "schedule", "train", "demo", "batch", "votes"}
 
 pytestmark = [pytest.mark.pipe, pytest.mark.usefixtures("as_loud_as_before")]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -140,9 +141,15 @@ def _local(
             process.terminate()  # they park their work
         for process in processes.values():
             process.join()
-    if any(message == "" for message in ended):
+    early = [message or "it was killed" for message in ended if message]
+    if len(early) < len(ended):
+        if early:
+            warnings.warn(
+                f"{len(early)} of {workers} workers ended early, the others did their share: {early[0]}",
+                stacklevel=2,
+            )
         return
-    raise Stopped(f"all {workers} workers ended early: {next(filter(None, ended), 'they were killed')}")
+    raise Stopped(f"all {workers} workers ended early: {next(iter(early), 'they were killed')}")
 
 
 def _listen(processes: dict[Connection, Any], tell: Tell, ended: list[str]) -> Iterator[Outcome]:

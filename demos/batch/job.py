@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,20 @@ class Job:
 
     model: the identity of the model. shard: mean number of pictures of a shard. max_rows: pictures times
     particles in a call. metadata: whether the pictures know their settings. max_failures: share of the first
-    64 rows that may fail. keep_failed: rows that failed before are passed over. life: seconds of a lease
-    without a heartbeat. run: what the processes of one start have in common.
+    64 rows that may fail. keep_failed: rows that failed before are passed over. samplers: files by the names
+    that recipes know them by. life: seconds of a lease without a heartbeat. run: what the
+    processes of one start have in common.
     """
 
     folder: Path
     model: str
     layout: str = "folder"
     shard: int = 256
-    max_rows: int = 16
+    max_rows: int = 32
     metadata: bool = True
     max_failures: float = 0.05
     keep_failed: bool = False
+    samplers: Mapping[str, str] = field(default_factory=dict)
     life: float = 120.0
     run: str = field(default_factory=lambda: secrets.token_hex(6))
     format: int = FORMAT

@@ -130,7 +130,7 @@ class _Groups:
         if key not in self._known:
             try:
                 self._known[key] = self._new(values)
-            except ValueError as error:
+            except (ValueError, OSError) as error:  # a sampler's file that cannot be read, too
                 self._known[key] = str(error)
         group = self._known[key]
         if isinstance(group, str):

@@ -84,6 +84,22 @@ def run(
     return done
 
 
+def _answers(address: str | None) -> None:
+    """Raise ValueError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    import socket
+
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # none, or a word that Ray looks up, such as "auto"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"no Ray cluster at {address!r}: {error}. Start one with `ray start --head`, "
+            "or leave --address out"
+        ) from None
+
+
 def _started(address: str | None, workers: int) -> Any:
     """Return the module ray, connected."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -94,6 +110,7 @@ def _started(address: str | None, workers: int) -> Any:
         raise ValueError('--engine ray needs Ray: pip install "diffplug[ray]"') from None
     import logging
 
+    _answers(address)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         options |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 100 * 2**20}

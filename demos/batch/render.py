@@ -22,8 +22,10 @@ from diffplug.demos.batch.work import Work
 from diffplug.making import Row, versions
 from diffplug.making.png import png_bytes
 from diffplug.messages import reason
+from diffplug.network.prompt_encodings import PromptEncodings
 from diffplug.recipe import Recipe
 from diffplug.recipe.batches import Batch, batches
+from diffplug.registry import name_sampler
 
 __all__ = ["Outcome", "Worker"]
 
@@ -65,10 +67,13 @@ class Worker:
         tell: Tell = lambda kind, n, of: None,
     ) -> None:
         self.job, self.model, self.recipes, self.rank, self.tell = job, model, recipes, rank, tell
+        for name, file in job.samplers.items():  # in a process of its own nobody knows them yet
+            name_sampler(name, file)
         self.store = store(job.folder, job.layout)
         self.failures = Failures(job)
         self.setup = model.setup()
         self._rows: dict[int, int] = {}
+        self._encodings, self._recipe = PromptEncodings(), Recipe()
         self._pipe: Any = None
         self._held: list[Any] = []
 
@@ -128,7 +133,10 @@ class Worker:
     def _render(self, shard: Shard, work: Work, outcome: Outcome) -> None:
         size = max(1, self.job.max_rows // shard.recipe.copies)
         self._load()
-        with _Saver() as saver:
+        if shard.recipe != self._recipe:  # it may bring adapters of the text encoders
+            self._encodings.clear()
+            self._recipe = shard.recipe
+        with self._encodings.on(self._pipe), _Saver() as saver:
             for first in range(0, len(shard.pictures), size):
                 part = shard.pictures[first : first + size]
                 if work.batch(first, self.job.run) is not None:

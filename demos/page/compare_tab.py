@@ -71,7 +71,8 @@ def compare_tab(studio: Studio, controls: Controls, copies: int) -> None:
         for event in studio.grid(form, columns, rows):
             if isinstance(event, Cell):
                 found.append(event)
-                yield _gallery(found), gr.skip(), f"{len(found)} cells", [c.made.images[0] for c in found]
+                pictures = [one.made.images[0] for one in found]
+                yield _gallery(found, len(columns[1])), gr.skip(), f"{len(found)} cells", pictures
             else:
                 yield (
                     gr.skip(),
@@ -80,7 +81,12 @@ def compare_tab(studio: Studio, controls: Controls, copies: int) -> None:
                     gr.skip(),
                 )
         pictures = [cell.made.images[0] for cell in found]
-        yield _gallery(found), _sheet(form, columns, rows, found), f"{len(found)} cells, all there", pictures
+        yield (
+            _gallery(found, len(columns[1])),
+            _sheet(form, columns, rows, found),
+            f"{len(found)} cells, all there",
+            pictures,
+        )
 
     started = go.click(
         told(compare),
@@ -90,6 +96,7 @@ def compare_tab(studio: Studio, controls: Controls, copies: int) -> None:
         concurrency_id="pipe",
         concurrency_limit=copies,
         show_progress="minimal",
+        show_progress_on=note,
         trigger_mode="once",
     )
     stop.click(
@@ -124,8 +131,10 @@ def _number(name: str, part: str) -> Any:
         raise ValueError(f"{part[:80]!r} is no value of {name}: a number is expected") from None
 
 
-def _gallery(found: list[Cell]) -> list[tuple[Image.Image, str]]:
-    return [(cell.made.images[0], f"{number}: {cell.made.line()}") for number, cell in enumerate(found, 1)]
+def _gallery(found: list[Cell], columns: int) -> Any:
+    """Return the cells, as many beside each other as the grid has columns."""
+    cells = [(cell.made.images[0], f"{number}: {cell.made.line()}") for number, cell in enumerate(found, 1)]
+    return gr.update(value=cells, columns=columns)
 
 
 def _sheet(form: Form, columns: Any, rows: Any, found: list[Cell]) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,38 @@ class _Headers:
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
+class _Refusals:
+    """Answers 400 to what Gradio breaks on: unknown keys, uploads without a file, unknown events.
+
+    What goes wrong in the page's own functions does not come here: they answer through the queue.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        began = False
+
+        async def watched(message: Any) -> None:
+            nonlocal began
+            began = began or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            print(f"refused {scope['path'][:80]!r}: {error!r:.200}", file=sys.stderr)
+            if not began:
+                await send({"type": "http.response.start", "status": 400, "headers": [_JSON]})
+            body = b"" if began else b'{"detail": "this page cannot read the request"}'
+            await send({"type": "http.response.body", "body": body})
+
+
+_JSON = (b"content-type", b"application/json")
+
+
 def serve(
     page: Any,
     folder: Path,
@@ -84,7 +117,8 @@ def serve(
     if host not in (HOME, "localhost") and auth is None:
         raise ValueError(f"listening on {host} lets others in: give --auth NAME, and a password")
     allowed = [HOME, "localhost", *(() if host == "0.0.0.0" else (host,)), *names]  # noqa: S104
-    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=allowed), Middleware(_Headers)]
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=allowed)]
+    middleware += [Middleware(_Headers), Middleware(_Refusals)]
     page.queue(max_size=16, default_concurrency_limit=copies, api_open=False)
     _, address, _ = page.launch(
         share=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import gradio as gr
@@ -35,6 +35,13 @@ document.addEventListener("keydown", (event) => {
 
 _STYLE = """
 footer { display: none !important }
+:root, .dark { --button-primary-background-fill: #c2410c; --button-primary-background-fill-hover: #9a3412;
+  --button-cancel-background-fill: #b91c1c; --button-cancel-background-fill-hover: #991b1b }
+button.stop { background: #b91c1c; color: white }
+.min_value, .max_value, .or { color: #52525b !important }
+.dark .min_value, .dark .max_value, .dark .or { color: #d4d4d8 !important }
+#cells .grid-wrap, #particles_shown .grid-wrap { min-height: 0 !important; max-height: none !important }
+#command .empty, #row .empty, #python .empty { min-height: 3rem !important }
 #vote_left img, #vote_right img, #steer_preview img, #preview img
   { width: 100%; height: 100%; object-fit: contain }
 .caption-label { white-space: normal !important; max-width: 100% !important; text-align: left }
@@ -48,7 +55,8 @@ def build(studio: Studio, votes: Votes) -> Any:
     """Return the page. Nothing in it is read from a path or an address that a browser names."""
     copies = studio.pool.copies
     with gr.Blocks(title="diffplug", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown(f"## diffplug: `{studio.choices.model}`, faster, steered, compared")
+        name = PurePath(studio.choices.model).name  # a folder's place is nobody's business
+        gr.Markdown(f"# diffplug: `{name}`, faster, steered, compared")
         with gr.Row():
             with gr.Column(scale=2, min_width=340):
                 controls = Controls.draw(studio.choices)
@@ -63,6 +71,14 @@ def build(studio: Studio, votes: Votes) -> Any:
                     _restore_tab(studio, controls)
                 with gr.Tab("Vote", id="vote-tab"):
                     vote_tab(studio, controls, votes, copies)
+        page.load(
+            controls.recalled,
+            controls.store,
+            controls.asked,
+            api_name="recall",
+            queue=False,
+            show_progress="hidden",
+        )
     return page
 
 
@@ -87,6 +103,7 @@ def _make_tab(studio: Studio, controls: Controls, copies: int) -> None:
             elem_id="pictures",
             interactive=False,
             object_fit="contain",
+            height=340,
         )
     note = gr.Textbox("", label="Cost", interactive=False, elem_id="note", max_lines=2)
     with gr.Accordion("The same elsewhere", open=True):
@@ -116,27 +133,29 @@ def _make_tab(studio: Studio, controls: Controls, copies: int) -> None:
         )
 
     def make(*given: Any) -> Iterator[tuple[Any, ...]]:
-        form = studio.read(controls.values(given))
-        model = studio.choices.model
-        said = (form.command(model), form.row(), form.python(model))
+        form = studio.read(controls.drawn(given))
+        model, files = studio.choices.model, studio.choices.files
+        said = (form.command(model, files), form.row(), form.python(model, files))
         made: list[tuple[Image.Image, str]] = []
-        yield gr.skip(), gr.skip(), "waiting for its turn", *said
+        yield gr.skip(), gr.skip(), "waiting for its turn", *said, *controls.shows_used(form)
+        told_already = [gr.skip()] * 6
         for event in studio.make(form):
             if isinstance(event, Made):
                 made += [(image, event.line()) for image in event.images]
-                yield event.images[-1], list(made), event.line(), *said
+                yield event.images[-1], list(made), event.line(), *told_already
             else:
                 frame = gr.skip() if event.preview is None else event.preview
-                yield frame, gr.skip(), f"step {event.done} of {event.of}", *said
+                yield frame, gr.skip(), f"step {event.done} of {event.of}", *told_already
 
     started = go.click(
         told(make),
-        controls.inputs,
-        [preview, pictures, note, command, row, python],
+        controls.asked,
+        [preview, pictures, note, command, row, python, *controls.used],
         api_name="make",
         concurrency_id="pipe",
         concurrency_limit=copies,
         show_progress="minimal",
+        show_progress_on=note,
         trigger_mode="once",
     )
     stop.click(lambda: "stopped", None, note, cancels=[started], api_name="stop", queue=False)

@@ -36,36 +36,38 @@ def steer_tab(studio: Studio, controls: Controls, copies: int) -> None:
         label="Particles",
         format="png",
         columns=4,
-        height=300,
         buttons=["download", "fullscreen"],
         elem_id="particles_shown",
         interactive=False,
         object_fit="contain",
     )
     note = gr.Textbox("", label="What came of it", interactive=False, lines=2, elem_id="steer_note")
-    plot = gr.Plot(label="Genealogy, rewards, diversity", elem_id="genealogy")
+    plot = gr.Plot(label="Genealogy, rewards, diversity", show_label=False, elem_id="genealogy")
 
     def steer(*given: Any) -> Iterator[tuple[Any, ...]]:
-        values = controls.values(given)
+        values = controls.drawn(given)
         name = values.get("steer")
         form = studio.read(
             {**values, "steer": "fk" if name == NO_STEERER else name, "pictures": 1, "all_particles": True}
         )
+        yield gr.skip(), gr.skip(), "waiting for its turn", gr.skip(), *controls.shows_used(form)
+        told_already = [gr.skip()] * 3
         for event in studio.make(form):
             if isinstance(event, Made):
-                yield gr.skip(), _captioned(event), _said(event), _plot(event.report)
+                yield event.images[0], _captioned(event), _said(event), _plot(event.report), *told_already
             else:
                 frame = gr.skip() if event.preview is None else event.preview
-                yield frame, gr.skip(), f"step {event.done} of {event.of}", gr.skip()
+                yield frame, gr.skip(), f"step {event.done} of {event.of}", gr.skip(), *told_already
 
     started = go.click(
         told(steer),
-        controls.inputs,
-        [preview, particles, note, plot],
+        controls.asked,
+        [preview, particles, note, plot, *controls.used],
         api_name="steer",
         concurrency_id="pipe",
         concurrency_limit=copies,
         show_progress="minimal",
+        show_progress_on=note,
         trigger_mode="once",
     )
     stop.click(lambda: "stopped", None, note, cancels=[started], api_name="stop_steer", queue=False)
@@ -73,11 +75,12 @@ def steer_tab(studio: Studio, controls: Controls, copies: int) -> None:
 
 def _captioned(made: Made) -> list[tuple[Any, str]]:
     """Return the particles with their rewards, the best marked."""
-    reached = [one for one in made.rewards if one is not None]
-    best = max(reached) if reached else None
+    reached = [-1e300 if one is None else one for one in made.rewards]
+    best = reached.index(max(reached)) if len(set(reached)) > 1 else None
+    captions = ["not scored" if one is None else f"{one:.3f}" for one in made.rewards]
     return [
-        (image, "not scored" if reward is None else f"{reward:.3f}" + (" (best)" if reward == best else ""))
-        for image, reward in zip(made.images, made.rewards, strict=True)
+        (image, caption + (" (best)" if place == best else ""))
+        for place, (image, caption) in enumerate(zip(made.images, captions, strict=True))
     ]
 
 

@@ -73,6 +73,7 @@ def vote_tab(studio: Studio, controls: Controls, votes: Votes, copies: int) -> N
         concurrency_id="pipe",
         concurrency_limit=copies,
         show_progress="minimal",
+        show_progress_on=note,
         trigger_mode="once",
     )
     for verdict, button in buttons.items():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from pathlib import PurePath
 from typing import Any
 
 from diffplug.demos.studio import limits
@@ -19,17 +20,21 @@ NO_STEERER = "none"
 
 @dataclass(frozen=True)
 class Choices:
-    """The names that a page offers; nothing else is taken. presets: settings by name."""
+    """The names that a page offers; nothing else is taken. presets: settings by name.
+
+    files: what somebody else would call the file of a sampler that was named for this page.
+    """
 
     model: str
     samplers: Sequence[str]
     steerers: Sequence[str]
     rewards: Sequence[str]
     presets: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: str) -> Choices:
-        """Return what this installation has that needs no download."""
+    def of(cls, model: str, files: Mapping[str, str] | None = None) -> Choices:
+        """Return what this installation has that needs no download, and samplers' files by their names."""
         from diffplug.registry import STEERERS, sampler_names
 
         names = [name for name in sampler_names() if model == "shapes" or "shapes" not in name]
@@ -42,6 +47,7 @@ class Choices:
             [NO_STEERER, *(name for name in STEERERS.names() if name != "noise-search")],
             [*rewards, "jpeg", "colour", "sharpness"],
             presets,
+            {name: PurePath(path).name for name, path in (files or {}).items()},
         )
 
 
@@ -152,8 +158,8 @@ class Form:
             settings.pop("strength", None)
         return settings
 
-    def command(self, model: str) -> str:
-        """Return the command line that makes the same pictures."""
+    def command(self, model: str, files: Mapping[str, str] | None = None) -> str:
+        """Return the command line that makes the same pictures. files: of samplers that have been named."""
         words = ["diffplug", "generate", self.prompt, "--model", model, "--seed", str(self.seed)]
         for name, value in self._said().items():
             if name == "options":
@@ -166,6 +172,8 @@ class Form:
                 ]
         if self.pictures > 1:
             words += ["-n", str(self.pictures)]
+        if self.sampler in (files or {}):
+            words += ["--samplers", f"{self.sampler}={(files or {})[self.sampler]}"]
         return shlex.join(words)
 
     def row(self) -> str:
@@ -175,9 +183,12 @@ class Form:
             {"prompt": self.prompt, "seed": self.seed, **images, **self._said()}, ensure_ascii=False
         )
 
-    def python(self, model: str) -> str:
-        """Return the lines of Python that make the same pictures."""
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self._said().items())
+    def python(self, model: str, files: Mapping[str, str] | None = None) -> str:
+        """Return the lines of Python that make the same pictures. files: of samplers that have been named."""
+        said = self._said()
+        if self.sampler in (files or {}):
+            said["sampler"] = (files or {})[self.sampler]
+        arguments = ", ".join(f"{name}={value!r}" for name, value in said.items())
         seeds = list(range(self.seed, self.seed + self.pictures))
         return (
             "import diffplug\nfrom diffplug.recipe import Recipe\n\n"
@@ -195,6 +206,8 @@ def restored(settings: Mapping[str, Any], choices: Choices) -> tuple[Form, list[
     """
     values: dict[str, Any] = {}
     told: list[str] = []
+    if not isinstance(settings.get("prompt"), str):
+        raise ValueError("the settings in the picture hold no prompt: nothing was set")
     named = {"sampler": OWN, "steer": NO_STEERER, **settings}
     checks = {"sampler": choices.samplers, "steer": choices.steerers, "reward": choices.rewards}
     for name, value in named.items():
@@ -208,7 +221,7 @@ def restored(settings: Mapping[str, Any], choices: Choices) -> tuple[Form, list[
             elif name not in ("model", "dtype", "used", "rewards", "files", "particle", "label"):
                 told.append(f"{name} {str(value)[:60]} is no control of this page")
         except ValueError as error:
-            told.append(f"{error}: left as it was")
+            told.append(f"{error}: not taken")
     if settings.get("model", choices.model) != choices.model:
         told.append(
             f"it was made with the model {str(settings['model'])[:60]}, this page runs {choices.model}"

@@ -17,19 +17,20 @@ from typing import Any
 from PIL import Image
 
 from diffplug import rewards
-from diffplug.demos.batch.plan import canonical, digest, picture_id
+from diffplug.demos.batch.plan import FORMAT, canonical, digest, picture_id
 from diffplug.demos.studio.form import Choices, Form
 from diffplug.demos.studio.limits import MOST_CELLS, SECONDS
 from diffplug.demos.studio.pool import Control, Pool
 from diffplug.demos.studio.preview import Colours, Preview
 from diffplug.files import output_folder
-from diffplug.making import Row, versions
+from diffplug.making import Row, fingerprints, versions
 from diffplug.making.png import save_png
 from diffplug.recipe.batches import batches
 
 __all__ = ["Cell", "Made", "Step", "Studio"]
 
-_KEPT = 256
+_KEPT_BYTES = 32 * 2**20
+"""Of the pixels that are kept in memory: 2,700 pictures of Shapes, ten of 1024 by 1024."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Made:
     report: Any = None
     reused: bool = False
 
+    @property
+    def bytes(self) -> int:
+        """Return how much its pixels take."""
+        return sum(3 * image.width * image.height for image in self.images)
+
     def line(self) -> str:
         """Return what it cost, in words."""
         parts = [f"{self.evaluations:.0f} evaluations", f"{self.seconds:.2f} s", f"seed {self.form.seed}"]
@@ -75,7 +81,10 @@ class Cell:
 
 
 class Studio:
-    """Makes what forms ask for. copies: requests that run at once. folder: where pictures are kept too."""
+    """Makes what forms ask for. copies: requests that run at once. folder: where pictures are kept too.
+
+    identity: name and version of the model as the ids of `diffplug batch` have it; its name if not given.
+    """
 
     def __init__(
         self,
@@ -86,11 +95,14 @@ class Studio:
         folder: Path | None = None,
         dtype: str = "float32",
         seconds: float = SECONDS,
+        identity: str | None = None,
     ) -> None:
         self.choices, self.folder = choices, None if folder is None else output_folder(folder)
         self.setup = {"model": choices.model, "dtype": dtype}
         self.pool, self.colours = Pool(pipe, copies, seconds=seconds), Colours.fit(pipe)
+        self.identity = identity or f"{choices.model}:{dtype}"
         self._kept: OrderedDict[str, Made] = OrderedDict()
+        self._bytes = 0
         self._lock = threading.Lock()
         self._held = [rewards.get(name) for name in choices.rewards]
 
@@ -129,9 +141,10 @@ class Studio:
         return self._from_folder(form, key)
 
     def key(self, form: Form) -> str:
-        """Return the id of a picture: equal for equal settings, whoever asks."""
+        """Return the id of a picture, whoever asks for it: the one that `diffplug batch` gives it."""
         recipe = form.recipe()
-        name = picture_id(canonical({**self.setup, **recipe.settings()}), form.prompt, form.seed)
+        group = {"v": FORMAT, "model": self.identity, **recipe.settings(), "files": fingerprints(recipe)}
+        name = picture_id(canonical(group), form.prompt, form.seed)
         return digest([name, "all"]) if form.all_particles and form.steered else name
 
     def _cells(
@@ -168,32 +181,35 @@ class Studio:
         for batch in batches(
             recipe, pipe, [form.prompt], [form.seed], max_rows=64, on_step=on_step, plugs=[preview]
         ):
-            row = Row(recipe, form.prompt, form.seed, self.setup)
+            row, seconds = Row(recipe, form.prompt, form.seed, self.setup), perf_counter() - start
             images = tuple(
-                self._labelled(image, row, piece, batch, place)
+                self._labelled(image, row, piece, batch, place, seconds)
                 for place, (image, piece) in enumerate(zip(batch.images, row.pieces, strict=True))
             )
-            seconds = perf_counter() - start
             made = Made(form, images, batch.evaluations, seconds, tuple(batch.rewards), batch.report)
         self._keep(form, made)
         control.give(made)
 
     def _labelled(
-        self, image: Image.Image, row: Row, piece: int | None, batch: Any, place: int
+        self, image: Image.Image, row: Row, piece: int | None, batch: Any, place: int, seconds: float
     ) -> Image.Image:
         """Return the picture with its settings in it: a PNG of it, also a downloaded one, carries them."""
         reward = batch.rewards[place]
         reached = {} if reward is None else {"rewards": {row.recipe.reward: reward}}
-        used = {**batch.used, "evaluations": batch.evaluations, "versions": versions()}
+        cost = {"evaluations": batch.evaluations, "seconds": round(seconds, 2)}
+        used = {**batch.used, **cost, "versions": versions()}
         image.info["diffplug"] = json.dumps({**row.settings(piece), "used": used, **reached}, allow_nan=False)
         return image
 
     def _keep(self, form: Form, made: Made) -> None:
         key = self.key(form)
         with self._lock:
+            if (before := self._kept.pop(key, None)) is not None:
+                self._bytes -= before.bytes
             self._kept[key] = made
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
+            self._bytes += made.bytes
+            while self._bytes > _KEPT_BYTES and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].bytes
         if self.folder is not None and len(made.images) == 1:
             image = made.images[0]
             save_png(image, self.folder / f"{key}.png", json.loads(image.info["diffplug"]))
@@ -208,7 +224,8 @@ class Studio:
                 image.info["diffplug"] = opened.info["diffplug"]
             settings = json.loads(image.info["diffplug"])
             reached = next(iter(settings.get("rewards", {}).values()), None)
-            made = Made(form, (image,), settings["used"]["evaluations"], 0.0, (reached,))
+            used = settings["used"]
+            made = Made(form, (image,), used["evaluations"], used.get("seconds", 0.0), (reached,))
             return replace(made, reused=True)
         return None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffplug.demos.studio.studio import Made, Studio
+from diffplug.demos.studio.vote_files import export_votes, read_votes
 from diffplug.files import output_folder
 from diffplug.making.png import save_png
 
@@ -102,43 +103,3 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def read_votes(path: Path) -> list[dict[str, Any]]:
-    """Return the votes of a file. Raises ValueError with file and line for what is none."""
-    found = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            float(row["label_0"]), float(row["label_1"]), row["image_0"], row["image_1"], row["prompt"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: this is no vote: {error!r}") from None
-        found.append(row)
-    return found
-
-
-def export_votes(folder: Path, target: Path) -> int:
-    """Write a folder's votes as parquet with the columns of Pick-a-Pic, pictures included; return how many.
-
-    Columns: caption, jpg_0, jpg_1 (files of pictures as bytes), label_0, label_1, has_label. Needs pyarrow.
-    """
-    import pyarrow
-    from pyarrow import parquet
-
-    from diffplug.files import atomic_path, safe_join
-
-    votes = read_votes(folder / "votes.jsonl")
-    table = pyarrow.table(
-        {
-            "caption": [row["prompt"] for row in votes],
-            **{
-                f"jpg_{i}": [safe_join(folder, row[f"image_{i}"]).read_bytes() for row in votes]
-                for i in (0, 1)
-            },
-            **{f"label_{i}": [float(row[f"label_{i}"]) for row in votes] for i in (0, 1)},
-            "has_label": [True] * len(votes),
-        }
-    )
-    with atomic_path(target) as path:
-        parquet.write_table(table, path)
-    return len(votes)

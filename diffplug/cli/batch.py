@@ -13,6 +13,7 @@ import typer
 from diffplug.cli import options as o
 from diffplug.cli.boundary import BAD_INPUT
 from diffplug.cli.console import guarded, print_json, until_stopped
+from diffplug.cli.named_samplers import Samplers, name_samplers
 
 if TYPE_CHECKING:
     from diffplug.demos.batch.job import Job
@@ -31,6 +32,7 @@ def batch(
     ],
     model: o.Model = "shapes",
     sampler: o.Sampler = None,
+    samplers: Samplers = None,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps; 20 if unsaid.")] = None,
     guidance: o.Guidance = None,
     negative_prompt: o.Negative = None,
@@ -52,7 +54,7 @@ def batch(
     shard: Annotated[int, typer.Option(min=1, max=100_000, help="Pictures of a shard, in the mean.")] = 256,
     max_rows: Annotated[
         int, typer.Option("--max-rows", min=1, max=4096, help="Pictures times particles in one call.")
-    ] = 16,
+    ] = 32,
     workers: Annotated[
         int, typer.Option(min=1, max=256, help="Processes here, each with the model, a device each.")
     ] = 1,
@@ -113,7 +115,10 @@ def batch(
     if rank >= world:
         raise ValueError(f"--rank {rank} of --world {world}: ranks count from 0 to {world - 1}")
     used = Model(model, device, dtype, offload, vae_tiling, vae_slicing)
-    job = Job(out, used.identity(), layout, shard, max_rows, not no_metadata, max_failures, keep_failed)
+    called = name_samplers(samplers)
+    job = Job(
+        out, used.identity(), layout, shard, max_rows, not no_metadata, max_failures, keep_failed, called
+    )
     job.check()
     plan = _plan(manifest, job, _settings(values), seed)
     if dry_run:
@@ -205,13 +210,17 @@ def _run(job: Job, model: Any, plan: Plan, *, silent: bool, as_json: bool, how: 
         stopped = str(error)
     if how["rank"] > 0 and stopped is None:
         return 0
-    report = write_reports(job, plan, outcomes, perf_counter() - start, before)
+    try:
+        report = write_reports(job, plan, outcomes, perf_counter() - start, before)
+    except OSError as error:  # the disk that stopped the pictures has no room for reports either
+        report, stopped = None, stopped or str(error)
     if stopped is not None:
         typer.secho(f"error: stopped: {' '.join(stopped.split())[:600]}", fg="red", err=True)
-    print_json(report) if as_json else _tell(job, report)
-    return (
-        STOPPED if stopped is not None else int(report["failed"] > 0 or report["there"] < report["pictures"])
-    )
+    if report is not None:
+        print_json(report) if as_json else _tell(job, report)
+    if stopped is not None or report is None:
+        return STOPPED
+    return int(report["failed"] > 0 or report["there"] < report["pictures"])
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import typer
 
 from diffplug.cli import options as o
 from diffplug.cli.console import guarded, print_json, print_table, progress, until_stopped
+from diffplug.cli.named_samplers import Samplers, name_samplers
 from diffplug.files import output_folder
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def compare(
         str | None, typer.Option(help="Reward that judges, as for --reward; `shapes` on the Shapes model.")
     ] = None,
     batch: o.Batch = 16,
+    samplers: Samplers = None,
     offload: o.Offload = "none",
     vae_tiling: o.VaeTiling = False,
     vae_slicing: o.VaeSlicing = False,
@@ -59,6 +61,7 @@ def compare(
     from diffplug.cli.pipeline import load_pipeline
     from diffplug.placing import Memory, device_of, dtype_of
 
+    name_samplers(samplers)
     recipes = _recipes(run, guidance, width, height)
     words = _prompts(prompts, prompt_file)
     memory = Memory(offload, vae_tiling, vae_slicing)

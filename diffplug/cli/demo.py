@@ -11,6 +11,7 @@ import typer
 
 from diffplug.cli import options as o
 from diffplug.cli.console import guarded, until_stopped
+from diffplug.cli.named_samplers import Samplers, name_samplers
 
 
 @guarded
@@ -31,6 +32,7 @@ def demo(
         list[str] | None, typer.Option("--host", help="Further name by which browsers may ask for the page.")
     ] = None,
     out: o.Out = Path("out"),
+    samplers: Samplers = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser.")] = True,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -47,9 +49,11 @@ def demo(
 
     if listen not in ("127.0.0.1", "localhost") and auth is None:
         raise ValueError(f"--listen {listen} lets others in: add --auth NAME, and a password when asked")
+    files = name_samplers(samplers)
     password = _password(auth)
     with private_environment() as folder:
         from diffplug.cli.pipeline import load_pipeline
+        from diffplug.demos.batch.model import Model
         from diffplug.demos.page.page import LOOK, build
         from diffplug.demos.studio.form import Choices
         from diffplug.demos.studio.studio import Studio
@@ -60,7 +64,9 @@ def demo(
         pipe = load_pipeline(model, device, dtype, [])
         pipe.set_progress_bar_config(disable=True)
         used = dtype_of(dtype, model, device_of(device))
-        studio = Studio(pipe, Choices.of(model), copies=pipes, folder=out, dtype=used)
+        identity = Model(model, device, dtype).identity()
+        choices = Choices.of(model, files)
+        studio = Studio(pipe, choices, copies=pipes, folder=out, dtype=used, identity=identity)
         page = build(studio, Votes(out, studio))
         known = None if auth is None or password is None else (auth, password)
         with until_stopped("the page is closed"):

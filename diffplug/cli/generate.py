@@ -16,6 +16,7 @@ import typer
 from diffplug.cli import options as o
 from diffplug.cli.boundary import sentence
 from diffplug.cli.console import guarded, print_json, print_table, progress, until_stopped
+from diffplug.cli.named_samplers import Samplers, name_samplers
 from diffplug.files import output_folder
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def generate(
     ] = None,
     model: o.Model = "shapes",
     sampler: o.Sampler = None,
+    samplers: Samplers = None,
     steps: o.Steps = 20,
     guidance: o.Guidance = None,
     negative_prompt: o.Negative = None,
@@ -76,6 +78,7 @@ def generate(
     """
     from diffplug.cli.asked import Asked
 
+    name_samplers(samplers)
     asked = Asked.of(context, source)
     rows, memory = asked.rows(prompts or [], prompt_file), asked.memory()
     plots = _Plots.of(report, steer=asked.recipe.steer)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import diffplug
-from diffplug.cli import schedule
+from diffplug.cli import schedule, votes
 from diffplug.cli.batch import batch
 from diffplug.cli.boundary import Commands
 from diffplug.cli.compare import compare
@@ -46,6 +46,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(schedule.app, name="schedule")
+app.add_typer(votes.app, name="votes")
 
 
 @app.callback(invoke_without_command=True)

@@ -21,6 +21,7 @@ import diffplug
 from diffplug.making.png import same_picture, save_new_picture
 from diffplug.recipe import Recipe
 from diffplug.recipe.batches import Batch, batches
+from diffplug.registry import sampler_file
 
 __all__ = ["Finished", "Folder", "Row", "make", "save_batch", "unmade"]
 
@@ -178,8 +179,10 @@ def fingerprints(recipe: Recipe) -> dict[str, str]:
     words = [recipe.sampler or ""]
     if recipe.steer is not None:
         words += re.findall(r"[^\s'\"+*();]+\.py", recipe.reward)
-    named = [word for word in words if word.endswith((".json", ".npy", ".py"))]
-    return {word: _hash(word) for word in named if os.path.isfile(word)}
+    named = {word: word for word in words if word.endswith((".json", ".npy", ".py"))}
+    if recipe.sampler is not None and (file := sampler_file(recipe.sampler)) is not None:
+        named[recipe.sampler] = file
+    return {word: _hash(file) for word, file in named.items() if os.path.isfile(file)}
 
 
 def _hash(path: str) -> str:

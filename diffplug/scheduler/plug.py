@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers import SchedulerMixin
 
 from diffplug.intercept import (
     Around,
@@ -56,6 +55,8 @@ class SchedulerPlug:
 
 def is_scheduler(plug: Any) -> bool:
     """Whether a plug is a Diffusers scheduler, as a class or as an object."""
+    from diffusers import SchedulerMixin  # not above: half a second, and a third of the memory of torch
+
     return isinstance(plug, SchedulerMixin) or (isinstance(plug, type) and issubclass(plug, SchedulerMixin))
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from diffplug.making.png import read_settings
+from diffplug.network.prompt_encodings import PromptEncodings
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = [pytest.mark.pipe, pytest.mark.usefixtures("as_loud_as_before")]
@@ -68,6 +70,22 @@ def test_pictures_are_made_once_and_say_how(tmp_path: Path, tiny_folder: Path) -
     assert all((tmp_path / "out" / row["file_name"]).is_file() for row in table)
 
 
+def test_each_prompt_is_encoded_once_and_no_picture_changes(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": f"x {i % 2}", "seed": i} for i in range(8)]
+    manifest = _manifest(tmp_path / "m.jsonl", rows)
+    words = [manifest, "--model", tiny_folder, "--steps", 2, "--max-rows", 2, "--shard", 64]
+    kept: list[PromptEncodings] = []
+    real = PromptEncodings.on
+    monkeypatch.setattr(PromptEncodings, "on", lambda self, pipe: kept.append(self) or real(self, pipe))
+    assert _run(*words, "-o", tmp_path / "kept")[0] == 0
+    assert (kept[0].encoded, kept[0].hits) == (3, 13)  # two prompts and the empty one; 4 calls of 2 + 2 rows
+    monkeypatch.setattr(PromptEncodings, "on", lambda self, pipe: nullcontext())
+    assert _run(*words, "-o", tmp_path / "plain")[0] == 0
+    assert _files(tmp_path / "kept") == _files(tmp_path / "plain")
+
+
 def test_another_job_in_the_folder_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
     manifest = _manifest(tmp_path / "m.jsonl", ["x"])
     words = [manifest, "--model", tiny_folder, "--steps", 1, "-o", tmp_path / "out"]
@@ -90,6 +108,7 @@ def test_a_dry_run_checks_and_makes_nothing(tmp_path: Path) -> None:
         ([{"prompt": "x", "stps": 1}], [], "m.jsonl:1: unknown key 'stps'"),
         (["x"], ["--layout", "zip"], "unknown layout 'zip'"),
         (["x"], ["--sampler", "dimm"], "m.jsonl:1: "),
+        (["x", {"prompt": "x", "sampler": "nowhere.json"}], [], "m.jsonl:2: cannot read 'nowhere.json'"),
         (["x"], ["--rank", "2", "--world", "2"], "ranks count from 0 to 1"),
         (["x"], ["--engine", "dask"], "take local or ray"),
         (["x"], ["--model", "nobody"], "unknown model 'nobody'"),
@@ -111,6 +130,28 @@ def test_what_the_pipeline_does_not_take_is_refused_before_the_first_picture(
     manifest = _manifest(tmp_path / "m.jsonl", [{"prompt": "x", "sampler": "euler", "eta": 0.5}])
     status, _, error = _run(manifest, "--model", tiny_folder, "-o", tmp_path / "out")
     assert status == 2 and "eta 0.5 does nothing" in error
+
+
+def test_a_full_disk_is_a_line_and_status_3_and_room_lets_it_go_on(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = _manifest(tmp_path / "m.jsonl", [{"prompt": "x", "seed": i} for i in range(4)])
+    words = [manifest, "--model", tiny_folder, "--steps", 1, "--max-rows", 2, "-o", tmp_path / "out"]
+    assert _run(*words[:-1], tmp_path / "whole")[0] == 0
+    real, count = os.fsync, [0]
+
+    def full(handle: int) -> None:
+        count[0] += 1
+        if count[0] > 3:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        status, _, error = _run(*words)
+    assert status == 3 and len(error.strip().splitlines()) == 1
+    assert "error: stopped: " in error and "No space left on device" in error
+    assert _run(*words)[0] == 0 and _files(tmp_path / "out") == _files(tmp_path / "whole")
 
 
 def test_geneval_finds_one_row_and_its_samples(tmp_path: Path, tiny_folder: Path) -> None:
@@ -152,7 +193,7 @@ def test_others_read_the_layouts(tmp_path: Path, tiny_folder: Path) -> None:
 
 
 def _process(*words: Any) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
     command = [sys.executable, "-m", "diffplug", "batch", *(str(word) for word in words)]
     return subprocess.Popen(
         command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
@@ -182,8 +223,17 @@ def test_two_workers_stopped_and_started_again_end_with_the_same_bytes(
     assert _files(out) == wanted
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path, tiny_folder: Path, address: str) -> None:
+    pytest.importorskip("ray.data")
+    manifest = _manifest(tmp_path / "m.jsonl", ["x"])
+    words = [manifest, "--model", tiny_folder, "--engine", "ray", "--address", address]
+    status, _, error = _run(*words, "-o", tmp_path / "out")
+    assert status == 2 and f"no Ray cluster at '{address}'" in error and len(error.splitlines()) == 1
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_ray_driver_that_is_killed_goes_on(tmp_path: Path, tiny_folder: Path) -> None:
     pytest.importorskip("ray.data")
     manifest = _manifest(tmp_path / "m.jsonl", [{"prompt": f"x {i}", "seed": i} for i in range(48)])
@@ -198,6 +248,6 @@ def test_a_ray_driver_that_is_killed_goes_on(tmp_path: Path, tiny_folder: Path) 
     first.communicate(timeout=60)
     assert _files(out).items() <= wanted.items()
     second = _process(*words, "--engine", "ray", "--workers", 2, "-o", out)
-    _, error = second.communicate(timeout=240)
+    _, error = second.communicate(timeout=400)
     assert second.returncode == 0, error[-2000:]
     assert _files(out) == wanted

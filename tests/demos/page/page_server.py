@@ -66,7 +66,11 @@ def served(home: Path, *words: str, model: str = "shapes") -> Iterator[Served]:
         yield Served(url, process, home / "out", errors, temporary)
     finally:
         process.terminate()
-        process.wait(20)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:  # a machine that others use too
+            process.kill()
+            process.wait()
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], errors: Path) -> None:

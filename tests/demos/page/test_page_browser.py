@@ -106,6 +106,49 @@ def test_make_with_a_preview_then_again_at_once(page: Any) -> None:
     assert "diffplug generate" in page.inner_text("#command")
 
 
+def _values(page: Any, **wanted: Any) -> None:
+    """Wait until controls have values."""
+    page.wait_for_function(
+        "wanted => Object.entries(wanted).every(([name, value]) =>"
+        " document.querySelector(`#${name} input[type=number], #${name} textarea`).value === String(value))",
+        arg=wanted,
+        timeout=20_000,
+    )
+
+
+def test_the_last_seed_is_shown_and_comes_back(page: Any) -> None:
+    assert page.locator("#last").is_disabled()
+    _set(page, "steps", 2)
+    page.locator("#fresh input").check()
+    page.click("#make")
+    seed = _wait(page, "#note", "2 evaluations").rsplit("seed ", 1)[1]
+    _values(page, seed=seed)
+    assert page.inner_text("#last") == f"Last seed: {seed}"
+    _set(page, "seed", 1)
+    page.click("#last")
+    _values(page, seed=seed)
+    assert not page.locator("#fresh input").is_checked()
+    page.click("#make")
+    _wait(page, "#note", f"seed {seed} (made before)")
+
+
+def test_controls_are_remembered_by_this_browser_only(page: Any, browser: Any, page_process: Served) -> None:
+    _set(page, "steps", 9)
+    _set(page, "guidance", 3.5)
+    page.fill("#prompt textarea", "a green cross")
+    page.wait_for_timeout(500)
+    page.reload()
+    page.locator("#make").wait_for(timeout=60_000)
+    _values(page, steps=9, guidance=3.5, prompt="a green cross")
+    context = browser.new_context()
+    other = context.new_page()
+    other.goto(page_process.url)
+    other.locator("#make").wait_for(timeout=60_000)
+    other.wait_for_timeout(1000)
+    _values(other, steps=20)
+    context.close()
+
+
 def test_stop_ends_a_long_run(page: Any, page_process: Served) -> None:
     _set(page, "steps", 100)
     _set(page, "seed", 77)
@@ -146,9 +189,8 @@ def test_a_picture_sets_every_control(page: Any, page_process: Served) -> None:
     from diffplug.making.png import read_settings
 
     (file,) = [p for p in page_process.folder.glob("*.png") if read_settings(p).get("steps") == 7]
-    page.reload()
-    page.locator("#make").wait_for(timeout=60_000)
-    assert page.input_value("#steps input[type=number]") == "20"
+    _set(page, "steps", 20)
+    _set(page, "seed", 0)
     _tab(page, "Restore")
     page.set_input_files("#drop input[type=file]", str(file))
     _wait(page, "#restored", "every control is set")

@@ -47,7 +47,8 @@ def call(page: Served, name: str, values: list[Any]) -> str:
     return _ask(f"{address}/{json.loads(text)['event_id']}")[2].decode()
 
 
-FORM: list[Any] = ["a red circle", "", "dc-solver", 5, 5.0, 0, 1, "none", "shapes", 4, 0.0]
+_PARTS = "multipart/form-data; boundary=xx"
+FORM: list[Any] = ["a red circle", "", "dc-solver", 5, 5.0, 0, 1, "none", "shapes", 4, 0.0, False]
 
 
 def _with(place: int, value: Any) -> list[Any]:
@@ -140,6 +141,25 @@ def test_what_is_out_of_range_is_an_error_without_a_trace(page: Served, values: 
     answer = call(page, "make", values)
     assert "event: error" in answer or answer[:1] in "45", answer[:300]
     assert "Traceback" not in answer and "/demos/" not in answer and str(Path.home()) not in answer
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("call/v2/make", b'{"nope": 1}', "application/json"),
+        ("call/v2/make", b"{}", "application/json"),
+        ("call/v2/vote_left", b"[]", "application/json"),
+        ("call/v2/nothing", b"{}", "application/json"),
+        ("upload", b'--xx\r\nContent-Disposition: form-data; name="files"\r\n\r\nx\r\n--xx--\r\n', _PARTS),
+        ("call/make/nothing", None, ""),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_no_breakdown(
+    page: Served, path: str, body: bytes | None, kind: str
+) -> None:
+    headers = {"Content_Type": kind} if kind else {}
+    status, _, text = _ask(f"{page.url}/gradio_api/{path}", body, **headers)
+    assert status < 500 and b"Traceback" not in text and b"site-packages" not in text, text[:300]
 
 
 def test_uploads_are_small(page: Served) -> None:

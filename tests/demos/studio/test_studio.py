@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from diffplug.demos.batch.manifest import Row
+from diffplug.demos.batch.plan import plan
 from diffplug.demos.studio.pool import Pool
 from diffplug.demos.studio.studio import Cell, Made, Step
 from diffplug.demos.studio.votes import Pair, Votes, export_votes, read_votes
@@ -38,6 +40,28 @@ def test_a_picture_is_made_once_and_knows_its_settings(tmp_path: Path) -> None:
         "ddim",
         "DDIMScheduler",
     )
+
+
+def test_a_picture_has_the_id_that_a_batch_would_give_it() -> None:
+    one = studio(identity="tiny@1:float32")
+    form = one.read({"prompt": "x", "seed": 3, "steps": 2, "sampler": "ddim", "guidance": 4})
+    row = Row.model_validate(json.loads(form.row()))
+    (picture,) = plan("manifest", [(1, row)], model="tiny@1:float32").pictures
+    assert one.key(form) == picture.id
+    assert studio(identity="tiny@2:float32").key(form) != picture.id
+
+
+def test_what_is_kept_in_memory_is_bounded_by_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = studio()
+    (first,) = made(one, sampler="ddim", seed=0)
+    monkeypatch.setattr("diffplug.demos.studio.studio._KEPT_BYTES", 3 * first.bytes)
+    for seed in range(1, 5):
+        made(one, sampler="ddim", seed=seed)
+    assert [
+        one.find(one.read({"prompt": "x", "steps": 2, "sampler": "ddim", "seed": i})) is not None
+        for i in range(5)
+    ] == [False, False, True, True, True]
+    assert one._bytes == 3 * first.bytes
 
 
 def test_steps_are_told_and_show_the_clean_picture() -> None:
