@@ -16,7 +16,10 @@ __all__ = ["sara_to_checkpoint"]
 
 
 def sara_to_checkpoint(
-    target: Any, source: str | os.PathLike[str] | SparseDelta, folder: str | os.PathLike[str], scale: float = 1.0
+    target: Any,
+    source: str | os.PathLike[str] | SparseDelta,
+    folder: str | os.PathLike[str],
+    scale: float = 1.0,
 ) -> list[Path]:
     """Write each changed component whole into `folder/<component>/`, and return the files.
 
@@ -29,7 +32,10 @@ def sara_to_checkpoint(
         modules = components_of(target)
         if len(modules) == 1:
             modules = {next(iter(delta.components)): next(iter(modules.values()))}
-        return [_written(modules[component], output_folder(Path(folder) / component)) for component in delta.components]
+        return [
+            _written(modules[component], output_folder(Path(folder) / component))
+            for component in delta.components
+        ]
     finally:
         unload_sara(target, name)
 
@@ -42,5 +48,7 @@ def _written(module: Any, folder: Path) -> Path:
         return next(iter(sorted(folder.glob("*.safetensors"))))
     file = folder / "model.safetensors"
     with atomic_path(file) as temporary:
-        save_file({plain_name(k): v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, temporary)
+        save_file(
+            {plain_name(k): v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, temporary
+        )
     return file

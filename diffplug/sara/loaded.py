@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from diffplug.registry import unknown
 from diffplug.sara.delta import Delta, SparseDelta, print_places
 from diffplug.sara.file import ENDING, load_delta
-from diffplug.sara.targets import components_of, named_weights, refuse_unusable, values_at, write_at
+from diffplug.sara.targets import (
+    components_of,
+    named_weights,
+    refuse_fused,
+    refuse_unusable,
+    values_at,
+    write_at,
+)
 
 __all__ = ["load_sara", "loaded_sara", "set_sara_scale", "unload_sara"]
 
@@ -156,6 +163,7 @@ def _matched(target: Any, delta: SparseDelta) -> dict[str, nn.Module]:
 
 def _check(component: str, module: nn.Module, deltas: Mapping[str, Delta], name: str, any_base: bool) -> None:
     """Raise ValueError for whatever speaks against putting a delta on a module."""
+    refuse_fused(component, module)
     weights = named_weights(module)
     for parameter, delta in deltas.items():
         if parameter not in weights:
@@ -191,7 +199,10 @@ def _check_base(
         f"differ, as {odd[0]})"
     )
     if not any_base:
-        raise ValueError(f"{message}: load that one, or pass any_base=True to try it all the same")
+        raise ValueError(
+            f"{message}: load that one (before any LoRA is fused into it, or with FewStep(merge='runtime')), or "
+            "pass any_base=True to try it all the same"
+        )
     warnings.warn(f"{message}: what comes out may be poor", stacklevel=5)
 
 

@@ -41,7 +41,9 @@ def merge_sara(
     deltas = [one if isinstance(one, SparseDelta) else load_delta(one) for one in sources]
     told = [1.0] * len(deltas) if weights is None else [float(w) for w in weights]
     if len(deltas) < 2 or len(told) != len(deltas):
-        raise ValueError(f"{len(deltas)} deltas and {len(told)} weights: give two deltas or more, a weight each")
+        raise ValueError(
+            f"{len(deltas)} deltas and {len(told)} weights: give two deltas or more, a weight each"
+        )
     if method not in METHODS:
         raise unknown("way of merging", method, list(METHODS))
     if not 0 < density <= 1:
@@ -74,16 +76,22 @@ def _merged(
             values[torch.searchsorted(union, part.index)] = part.values.float()
         spread.append(values)
     same = [p.prints for p in found if p.prints is not None and torch.equal(p.index, union)]
-    return Delta(found[0].shape, union, _combined(spread, weights, method, density), same[0] if same else None)
+    return Delta(
+        found[0].shape, union, _combined(spread, weights, method, density), same[0] if same else None
+    )
 
 
 def _check_prints(key: str, parts: Sequence[Delta]) -> None:
     """Raise ValueError where deltas of the same positions were trained on different values."""
     first = parts[0]
     for other in parts[1:]:
-        alike = first.prints is not None and other.prints is not None and torch.equal(first.index, other.index)
+        alike = (
+            first.prints is not None and other.prints is not None and torch.equal(first.index, other.index)
+        )
         if alike and not torch.allclose(first.prints, other.prints, rtol=0.01, atol=1e-7):  # type: ignore[arg-type]
-            raise ValueError(f"the deltas were trained on different bases ({key} differs): they do not add up")
+            raise ValueError(
+                f"the deltas were trained on different bases ({key} differs): they do not add up"
+            )
 
 
 def _combined(values: list[Tensor], weights: Sequence[float], method: str, density: float) -> Tensor:

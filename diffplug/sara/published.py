@@ -46,7 +46,9 @@ def read_published(base: nn.Module, path: str | os.PathLike[str], component: str
             continue
         before = weight.reshape(-1)[index].cpu()
         deltas[name] = Delta(
-            tuple(weight.shape), index.cpu().int(), found.detach().float().reshape(-1) - before,
+            tuple(weight.shape),
+            index.cpu().int(),
+            found.detach().float().reshape(-1) - before,
             before[print_places(len(index))],
         )
     if len(values) > len(parameters):
@@ -62,8 +64,12 @@ def _read(path: Path) -> tuple[dict[int, Tensor], float]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{os.fspath(path)!r} cannot be read with weights_only=True: is it damaged?") from error
+        raise ValueError(
+            f"{os.fspath(path)!r} cannot be read with weights_only=True: is it damaged?"
+        ) from error
     if not isinstance(found, dict) or "threshold" not in found:
         raise ValueError(f"{os.fspath(path)!r} is no published SaRA checkpoint: it has no 'threshold'")
-    values = {key: value for key, value in found.items() if isinstance(key, int) and isinstance(value, Tensor)}
+    values = {
+        key: value for key, value in found.items() if isinstance(key, int) and isinstance(value, Tensor)
+    }
     return values, float(found["threshold"])

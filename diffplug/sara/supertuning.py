@@ -20,7 +20,9 @@ from diffplug.sara.targets import named_weights, values_at
 
 __all__ = ["from_supertuning", "to_supertuning"]
 
-_KEY = re.compile(r"^(?:base_model\.model\.)?(?P<layer>.+)\.supertuning_(?P<part>values|indices)(?:\.[^.]+)?$")
+_KEY = re.compile(
+    r"^(?:base_model\.model\.)?(?P<layer>.+)\.supertuning_(?P<part>values|indices)(?:\.[^.]+)?$"
+)
 
 
 def to_supertuning(

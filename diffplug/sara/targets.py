@@ -20,7 +20,9 @@ __all__ = [
     "write_at",
 ]
 
-_WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|module|base_layer|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_WRAPPERS = re.compile(
+    r"(^|(?<=\.))(_orig_mod|module|base_layer|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 
 
 def plain_name(name: str) -> str:

@@ -193,7 +193,9 @@ def test_clipping_is_by_the_norm_of_what_is_trained() -> None:
     norm = torch.cat([e.vector.grad for e in tuner.entries]).norm()
     told = torch.nn.utils.clip_grad_norm_(tuner.parameters(), float(norm) / 2)
     after = torch.cat([e.vector.grad for e in tuner.entries]).norm()
-    assert float(told) == pytest.approx(float(norm)) and float(after) == pytest.approx(float(norm) / 2, rel=1e-5)
+    assert float(told) == pytest.approx(float(norm)) and float(after) == pytest.approx(
+        float(norm) / 2, rel=1e-5
+    )
 
 
 def test_the_choice_does_not_drift_and_the_state_is_small() -> None:

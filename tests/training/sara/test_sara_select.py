@@ -29,7 +29,10 @@ def test_the_choice_is_that_of_sorting(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     weights = {
-        f"t{i}": (torch.randn(n, 3, generator=generator) * 10.0 ** float(torch.randint(-6, 3, (1,), generator=generator))).to(dtype)
+        f"t{i}": (
+            torch.randn(n, 3, generator=generator)
+            * 10.0 ** float(torch.randint(-6, 3, (1,), generator=generator))
+        ).to(dtype)
         for i, n in enumerate(sizes)
     }
     total = sum(v.numel() for v in weights.values())
@@ -57,7 +60,9 @@ def test_per_layer_has_one_density_everywhere() -> None:
     choice, thresholds = choose_per_layer(weights, score_of("magnitude"), 0.1)
     for name, value in weights.items():
         assert len(choice.index[name]) == int(0.1 * value.numel())
-        assert thresholds[name] == float(value.detach().abs().flatten().sort().values[len(choice.index[name]) - 1])
+        assert thresholds[name] == float(
+            value.detach().abs().flatten().sort().values[len(choice.index[name]) - 1]
+        )
     tuner = SaRA(network(torch.float32), density=0.1, per_layer=True)
     assert tuner.count == sum(int(0.1 * v.numel()) for v in weights.values())
 
@@ -89,7 +94,10 @@ def test_other_scores() -> None:
     grads = torch.autograd.grad(loss(model, x), [p for p in model.parameters() if p.ndim > 1])
     flat = torch.cat([g.abs().flatten() for g in grads])
     least = flat.sort(descending=True).values[tuner.count - 1]
-    found = {n: g for (n, _), g in zip([(n, p) for n, p in model.named_parameters() if p.ndim > 1], grads, strict=True)}
+    found = {
+        n: g
+        for (n, _), g in zip([(n, p) for n, p in model.named_parameters() if p.ndim > 1], grads, strict=True)
+    }
     chosen = torch.cat([found[e.name].reshape(-1)[e.index.long()].abs() for e in tuner.entries])
     assert float(chosen.min()) >= float(least) * (1 - 1e-6)
     seen = activation_score(model, lambda: model(x))
@@ -97,7 +105,8 @@ def test_other_scores() -> None:
     inputs = model[:5](x).detach()
     assert torch.allclose(seen("5.weight", weight), weight.abs() * inputs.norm(dim=0), rtol=1e-4)
     assert torch.allclose(
-        seen("0.weight", model[0].weight), model[0].weight.abs() * x.transpose(0, 1).flatten(1).norm(dim=1).view(1, 3, 1, 1)
+        seen("0.weight", model[0].weight),
+        model[0].weight.abs() * x.transpose(0, 1).flatten(1).norm(dim=1).view(1, 3, 1, 1),
     )
 
 
@@ -179,7 +188,7 @@ def test_an_optimiser_of_the_dense_parameters_is_refused() -> None:
     tuner = SaRA(model, density=0.1)
     with pytest.raises(ValueError, match=r"dense parameters: build it on tuner.parameters"):
         tuner.attach(dense)
-    with pytest.raises(ValueError, match=r"lacks \d of the 4 vectors"):
+    with pytest.raises(ValueError, match=r"lacks \d of the \d vectors"):
         tuner.attach(torch.optim.AdamW(tuner.parameters()[:1]))
 
 

@@ -32,16 +32,17 @@ def test_progressive_adjustment() -> None:
             frozen = copied(model)
             live = {e.key: e.index.clone() for e in tuner.entries}
             for e in tuner.entries:
-                assert bool(torch.isin(e.index, first[e.key]).all()) and len(e.index) < len(first[e.key])
+                assert bool(torch.isin(e.index, first[e.key]).all()) and len(e.index) <= len(first[e.key])
                 assert bool((e.vector.detach().abs() < e.threshold).all())
                 assert int(optimizer.state[e.vector]["step"]) == 5
                 assert optimizer.state[e.vector]["exp_avg"].shape == e.vector.shape
         _step(model, optimizer, x)
         rates.append(schedule.get_last_lr()[0])
         schedule.step()
+    assert sum(map(len, live.values())) < sum(map(len, first.values()))
     for entry in tuner.entries:
         differs = torch.nonzero((entry.weight.detach() != frozen[entry.name]).reshape(-1))[:, 0]
-        assert bool(torch.isin(differs, live[entry.key].long()).all()) and len(differs)
+        assert bool(torch.isin(differs, live[entry.key].long()).all())
         assert torch.equal(entry.all()[0], first[entry.key])
     assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
 
@@ -97,16 +98,23 @@ def test_the_average_is_of_the_vectors() -> None:
         _step(model, optimizer, x)
         average.update()
         decay = min(0.5, (1 + i) / (10 + i))
-        kept = {n: decay * v + (1 - decay) * optimizer.tuner.named_parameters()[n].detach() for n, v in kept.items()}
+        kept = {
+            n: decay * v + (1 - decay) * optimizer.tuner.named_parameters()[n].detach()
+            for n, v in kept.items()
+        }
     assert all(torch.allclose(average.vectors[n], v, atol=1e-6) for n, v in kept.items())
     own = copied(model)
     with average.applied():
         entry = optimizer.tuner.entries[0]
-        assert torch.allclose(entry.weight.reshape(-1)[entry.index.long()], average.vectors[entry.key], atol=1e-7)
+        assert torch.allclose(
+            entry.weight.reshape(-1)[entry.index.long()], average.vectors[entry.key], atol=1e-7
+        )
     assert all(torch.equal(v, own[n]) for n, v in model.named_parameters())
     _step(model, optimizer, batches(1, torch.float32)[0])
     average.update()  # after an adjustment
-    assert {n: len(v) for n, v in average.vectors.items()} == {e.key: len(e.vector) for e in optimizer.tuner.entries}
+    assert {n: len(v) for n, v in average.vectors.items()} == {
+        e.key: len(e.vector) for e in optimizer.tuner.entries
+    }
 
 
 # ------------------------------------------------------------------------------------------------ rank term
@@ -130,8 +138,8 @@ def test_the_pull_is_the_derivative_of_the_nuclear_norm() -> None:
     direction = torch.randn(len(entry.vector), dtype=torch.float64)
     before, slope = _norm(tuner, 0), float(term.pull(entry) @ direction)
     with torch.no_grad():
-        entry.vector.add_(direction, alpha=1e-7)
-    assert (_norm(tuner, 0) - before) / 1e-7 == pytest.approx(slope, rel=1e-4)
+        entry.vector.add_(direction, alpha=1e-9)
+    assert (_norm(tuner, 0) - before) / 1e-9 == pytest.approx(slope, rel=1e-4)
 
 
 def test_alone_it_lowers_the_norm_at_every_step_and_takes_turns() -> None:
@@ -171,7 +179,9 @@ def test_newton_schulz_is_near_the_polar_factor() -> None:
         exact, fast, mask = polar(matrix), newton_schulz(matrix), matrix != 0
         error = float((fast - exact)[mask].norm() / exact[mask].norm())
         assert error < 0.05 and float(torch.linalg.matrix_norm(fast, 2)) < 1.01
-        assert float((fast * matrix).sum()) == pytest.approx(float(torch.linalg.svdvals(matrix).sum()), rel=2e-3)
+        assert float((fast * matrix).sum()) == pytest.approx(
+            float(torch.linalg.svdvals(matrix).sum()), rel=2e-3
+        )
 
 
 def test_its_size_is_that_of_the_formula() -> None:

@@ -16,9 +16,9 @@ __all__ = ["VectorAverage"]
 class VectorAverage:
     """a <- d a + (1 - d) p with d = min(decay, (1 + n) / (10 + n)) after n updates.
 
-        average = VectorAverage(tuner, 0.999)
-        ...                                       # average.update() after each optimiser step
-        tuner.save("style.sara.safetensors", vectors=average.vectors)
+    average = VectorAverage(tuner, 0.999)
+    ...                                       # average.update() after each optimiser step
+    tuner.save("style.sara.safetensors", vectors=average.vectors)
     """
 
     def __init__(self, tuner: SaRA, decay: float = 0.999) -> None:

@@ -38,19 +38,21 @@ def candidates(
     include_1d: bool,
 ) -> dict[str, nn.Parameter]:
     """Return the tensors to choose from by "component.parameter"; ValueError for what cannot be trained."""
-    found: dict[str, nn.Parameter] = {}
+    every: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for component, module in modules.items():
         for name, weight in named_weights(module).items():
-            if id(weight) not in seen and (weight.ndim > 1 or include_1d):
+            if id(weight) not in seen:
                 seen.add(id(weight))
-                found[f"{component}.{name}"] = weight
+                every[f"{component}.{name}"] = weight
     wanted, left = _listed(include), _listed(exclude)
-    _refuse_idle([*wanted, *left], list(found))
+    _refuse_idle([*wanted, *left], list(every))
     found = {
         name: weight
-        for name, weight in found.items()
-        if (not wanted or _matches(name, wanted)) and not _matches(name, left)
+        for name, weight in every.items()
+        if (weight.ndim > 1 or include_1d)
+        and (not wanted or _matches(name, wanted))
+        and not _matches(name, left)
     }
     if not found:
         raise ValueError("include and exclude leave no tensor to train: leave some out")
@@ -76,5 +78,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a name, with or without its component, is a pattern, lies below it, or fits it."""
     short = name.split(".", 1)[1]
     return any(
-        one in (p, *()) or one.startswith(f"{p}.") or fnmatchcase(one, p) for p in patterns for one in (name, short)
+        one in (p, *()) or one.startswith(f"{p}.") or fnmatchcase(one, p)
+        for p in patterns
+        for one in (name, short)
     )

@@ -29,7 +29,9 @@ class Entry:
     threshold: below which weights were chosen. frozen: entries that have stopped.
     """
 
-    def __init__(self, component: str, name: str, weight: nn.Parameter, index: Tensor, threshold: float) -> None:
+    def __init__(
+        self, component: str, name: str, weight: nn.Parameter, index: Tensor, threshold: float
+    ) -> None:
         self.component, self.name, self.weight, self.threshold = component, name, weight, threshold
         self.index = index.to(local(weight.detach()).device)
         self.before = values_at(weight, self.index)
@@ -87,7 +89,9 @@ class Entry:
     def write_frozen(self) -> None:
         """Bring the entries that have stopped into the weight again, after `restore`."""
         if self.frozen is not None:
-            write_at(self.weight, self.frozen.index, self.frozen.before.to(self.frozen.delta) + self.frozen.delta)
+            write_at(
+                self.weight, self.frozen.index, self.frozen.before.to(self.frozen.delta) + self.frozen.delta
+            )
 
     @torch.no_grad()
     def keep(self, live: Tensor) -> None:

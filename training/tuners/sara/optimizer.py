@@ -1,8 +1,8 @@
 """SaRA in one line: an AdamW that chooses, trains and writes the smallest weights of a model by itself.
 
-    optimizer = SaRAAdamW(pipe.unet, density=0.05)
-    ...                                                    # loss.backward(); optimizer.step(); zero_grad()
-    optimizer.tuner.save("style.sara.safetensors")
+optimizer = SaRAAdamW(pipe.unet, density=0.05)
+...                                                    # loss.backward(); optimizer.step(); zero_grad()
+optimizer.tuner.save("style.sara.safetensors")
 """
 
 from __future__ import annotations

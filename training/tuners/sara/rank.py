@@ -43,7 +43,9 @@ class RankTerm:
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
-            raise ValueError(f"the weight of the rank term must be above 0, got {self.weight}: leave it out for none")
+            raise ValueError(
+                f"the weight of the rank term must be above 0, got {self.weight}: leave it out for none"
+            )
         for name, allowed in (("mode", ("decoupled", "coupled")), ("of", ("values", "delta"))):
             if getattr(self, name) not in allowed:
                 raise unknown(name, getattr(self, name), list(allowed))

@@ -32,7 +32,7 @@ from diffplug.training.tuners.sara import distributed
 from diffplug.training.tuners.sara.candidates import candidates, checked
 from diffplug.training.tuners.sara.entry import Entry
 from diffplug.training.tuners.sara.rank import RankTerm
-from diffplug.training.tuners.sara.scores import Score, score_of
+from diffplug.training.tuners.sara.scores import Score, of_parameters, score_of
 from diffplug.training.tuners.sara.select import choose, choose_per_layer, parse_budget
 
 __all__ = ["DENSITY", "SaRA"]
@@ -74,7 +74,9 @@ class SaRA:
         seed: int = 0,
     ) -> None:
         if sum(value is not None for value in (density, budget, threshold)) > 1:
-            raise ValueError("give one of density, budget and threshold: each of them says how many are trained")
+            raise ValueError(
+                "give one of density, budget and threshold: each of them says how many are trained"
+            )
         if progressive is not None and (progressive < 1 or score != "magnitude"):
             raise ValueError(
                 f"progressive is {progressive!r} with score={score!r}: give an optimiser step of at least 1, and "
@@ -85,7 +87,7 @@ class SaRA:
         self.rank = RankTerm(float(rank)) if isinstance(rank, (int, float)) else rank
         weights = candidates(self.modules, include, exclude, include_1d)
         self.shards = distributed.Shards.of(weights.values())
-        self._select(weights, density, budget, threshold, score_of(score, seed), per_layer)
+        self._select(weights, density, budget, threshold, of_parameters(score_of(score, seed)), per_layer)
         self.steps = 0
         self.on_adjust: list[Callable[[dict[str, Tensor]], None]] = []
         self._flags = {p: p.requires_grad for m in self.modules.values() for p in m.parameters()}
@@ -281,7 +283,9 @@ class SaRA:
 
     # --------------------------------------------------------------------------------------------- state
 
-    def delta(self, vectors: Mapping[str, Tensor] | None = None, info: Mapping[str, Any] | None = None) -> SparseDelta:
+    def delta(
+        self, vectors: Mapping[str, Tensor] | None = None, info: Mapping[str, Any] | None = None
+    ) -> SparseDelta:
         """Return what has been learnt, as a file holds it.
 
         vectors: to take in place of the current ones (an average), by the names of `named_parameters`. Under
@@ -304,14 +308,18 @@ class SaRA:
         with _holding(entry, vector):
             index, before, delta = entry.all()
         first = self.shards.first_row(entry.weight)
-        width = entry.weight[0].numel() if first else 0
+        width = entry.weight.shape[1:].numel()
         both = torch.stack([before.to(delta), delta], 1)
         index, both = distributed.gathered(index.long() + first * width, both, self.shards)
         return index, both[:, 0], both[:, 1]
 
     def _info(self) -> dict[str, Any]:
         base = {name: getattr(module, "name_or_path", "") or "" for name, module in self.modules.items()}
-        return {"steps": self.steps, "progressive": self.progressive, "base": {k: v for k, v in base.items() if v}}
+        return {
+            "steps": self.steps,
+            "progressive": self.progressive,
+            "base": {k: v for k, v in base.items() if v},
+        }
 
     def save(
         self,
@@ -338,9 +346,13 @@ class SaRA:
         for entry in self.entries:
             saved = state["vectors"].get(entry.key)
             if saved is None:
-                raise ValueError(f"the saved state has no {entry.key}: it was made with another choice of weights")
+                raise ValueError(
+                    f"the saved state has no {entry.key}: it was made with another choice of weights"
+                )
             if entry.key in state["index"] and entry.frozen is None:
-                entry.keep(torch.nonzero(torch.isin(entry.index, state["index"][entry.key].to(entry.index)))[:, 0])
+                entry.keep(
+                    torch.nonzero(torch.isin(entry.index, state["index"][entry.key].to(entry.index)))[:, 0]
+                )
                 assert entry.frozen is not None  # noqa: S101 - keep has just made it
                 entry.frozen.delta.copy_(state["frozen"][entry.key])
                 entry.write_frozen()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffplug.registry import unknown
 from diffplug.sara.targets import named_weights
 
-__all__ = ["SCORES", "Score", "activation_score", "gradient_score", "score_of"]
+__all__ = ["SCORES", "Score", "activation_score", "gradient_score", "of_parameters", "score_of"]
 
 Score = Callable[[str, Tensor], Tensor]
 
@@ -50,6 +50,11 @@ def score_of(score: str | Score, seed: int = 0) -> Score:
     return {"magnitude": _magnitude, "random": _random(seed), "largest": _largest}[score]
 
 
+def of_parameters(score: Score) -> Score:
+    """Return a score for names with a component before them, which scores do not know."""
+    return lambda name, weight: score(name.split(".", 1)[1], weight)
+
+
 def gradient_score(module: nn.Module, loss: Callable[[], Tensor], batches: int = 1) -> Score:
     """Return a score that is smallest where |gradient| is largest, from `batches` calls of `loss`.
 
@@ -60,13 +65,13 @@ def gradient_score(module: nn.Module, loss: Callable[[], Tensor], batches: int =
     flags = {name: value.requires_grad for name, value in weights.items()}
     for value in weights.values():
         value.requires_grad_(True)
-    totals: dict[str, Tensor] = {}
+    totals = {name: torch.zeros(value.shape) for name, value in weights.items()}
     try:
         for _ in range(batches):
             grads = torch.autograd.grad(loss(), list(weights.values()), allow_unused=True)
             for name, grad in zip(weights, grads, strict=True):
                 if grad is not None:
-                    totals[name] = totals.get(name, torch.zeros(())) + grad.detach().float().cpu().square()
+                    totals[name] += grad.detach().float().cpu().square()
     finally:
         for name, value in weights.items():
             value.requires_grad_(flags[name])
@@ -111,6 +116,10 @@ def activation_score(module: nn.Module, run: Callable[[], Any]) -> Score:
 
 def _by_name(found: Mapping[str, Tensor]) -> Score:
     def score(name: str, weight: Tensor) -> Tensor:
-        return found[name].to(weight.device) if name in found else torch.full_like(weight, float("inf"))
+        if name not in found:
+            raise unknown(
+                "tensor of the score", name, sorted(found), "Make the score of the module that is tuned."
+            )
+        return found[name].to(weight.device)
 
     return score
