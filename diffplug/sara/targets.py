@@ -101,7 +101,7 @@ def values_at(weight: Tensor, index: Tensor) -> Tensor:
 @torch.no_grad()
 def write_at(weight: Tensor, index: Tensor, values: Tensor) -> None:
     """Write values at flat positions in C order, rounded to the weight's dtype, whatever its memory layout."""
-    own = local(weight.detach())
+    own = local(weight.data)  # not a change that autograd has to know: it is undone, or made between steps
     places, rounded = index.to(own.device).long(), values.to(own.device, own.dtype)
     if own.is_contiguous():
         own.view(-1).index_copy_(0, places, rounded)
