@@ -39,7 +39,7 @@ class FinetuneSettings:
     square: cut all pictures square; without it they keep about their aspect, in buckets of one area. prior:
     what should not be forgotten: a folder of pictures, a file of prompts or a prompt, of which prior_count
     pictures are drawn at first. prior_share: of a batch's rows; prior_weight: of their loss. snr_gamma:
-    weighs the noise error by min(snr, gamma) / snr (arXiv 2303.09556), None for 1. timesteps: "uniform", or
+    weighs the noise error by (min(snr, gamma) + snr_floor) / snr (arXiv 2303.09556), None for 1. timesteps: "uniform", or
     "logit-normal" (arXiv 2403.03206); "auto" takes the latter for flows. offset_noise: strength of noise that
     is one number a channel. guidance: scale that the result is drawn with, None for models without.
     """
@@ -52,6 +52,7 @@ class FinetuneSettings:
     prior_share: float = 0.5
     prior_weight: float = 1.0
     snr_gamma: float | None = None
+    snr_floor: float = 0.0
     timesteps: Literal["auto", "uniform", "logit-normal"] = "auto"
     offset_noise: float = 0.0
     guidance: float | None = 5.0
@@ -61,8 +62,9 @@ class FinetuneSettings:
             raise ValueError(f"prior_share must be between 0 and 1, got {self.prior_share:g}")
         if self.prior_count < 1:
             raise ValueError(f"prior_count must be a whole number of at least 1, got {self.prior_count}")
-        if self.prior_weight < 0 or self.offset_noise < 0:
-            raise ValueError("prior_weight and offset_noise must be at least 0")
+        for name in ("prior_weight", "offset_noise", "snr_floor"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name):g}")
         if self.snr_gamma is not None and not self.snr_gamma > 0:
             raise ValueError(f"snr_gamma must be above 0, got {self.snr_gamma:g}: leave it out for none")
 
@@ -236,7 +238,7 @@ class Finetune(Objective):
             return torch.ones_like(index)
         alpha, sigma = self.network.path.levels(index)
         snr = (alpha / sigma.clamp(min=1e-8)).square()
-        capped = snr.clamp(max=self.settings.snr_gamma)
+        capped = snr.clamp(max=self.settings.snr_gamma) + self.settings.snr_floor
         return capped / (snr + 1 if self.network.path.prediction == "v_prediction" else snr.clamp(min=1e-12))
 
     def updated(self, update: int, totals: Mapping[str, Tensor]) -> None:
