@@ -75,7 +75,7 @@ def is_few_step(name: str) -> bool:
 
 
 def told_steps(name: str) -> int | None:
-    """Return the steps that a name says by itself: "hyper-sd@4" four; a recipe's folder, if it is for one number."""
+    """Return the steps that a name says: "hyper-sd@4" four; a recipe's folder, if it is for one number."""
     if not is_few_step(name):
         return None
     from diffplug.samplers.few_step.catalogue import Row

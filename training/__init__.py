@@ -1,4 +1,4 @@
-"""Tuned models: rollout, score, select, objective, times a tuner. One file each; names load when first used."""
+"""Tuned models: rollout, score, select, objective, times a tuner. One file each; names load when used."""
 
 from __future__ import annotations
 

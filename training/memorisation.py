@@ -28,7 +28,7 @@ def average_minimum_distance(generated: Tensor, training: Tensor, *, chunk: int 
     """
     if not len(generated) or not len(training) or generated.shape[1:] != training.shape[1:]:
         raise ValueError(
-            f"features of shapes {tuple(generated.shape)} and {tuple(training.shape)}: give [n, d] each, n >= 1"
+            f"features of shapes {tuple(generated.shape)} and {tuple(training.shape)}: give [n, d] each"
         )
     g = torch.nn.functional.normalize(generated.double(), dim=1)
     nearest = torch.full((len(g),), float("inf"), dtype=torch.float64, device=g.device)
@@ -50,7 +50,7 @@ def condition_norm(
 ) -> Tensor:
     """Return d of each latent with its caption, averaged over noise levels, [n].
 
-    timesteps: shares of the training timesteps. seed: of the noise, the same for every model that is compared.
+    timesteps: shares of the training timesteps. seed: of the noise, the same for all that is compared.
     null: condition of the empty prompt, one row. Costs 2 n evaluations a level, without gradients.
     """
     n, path = len(latents), network.path
@@ -74,13 +74,17 @@ def tile_distance(one: Tensor, other: Tensor, tiles: int = 4) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(squared, tiles).flatten(1).amax(1).sqrt()
 
 
-def copied_groups(images: Tensor, threshold: float = 0.1, *, least: int = 3, tiles: int = 4) -> list[list[int]]:
+def copied_groups(
+    images: Tensor, threshold: float = 0.1, *, least: int = 3, tiles: int = 4
+) -> list[list[int]]:
     """Return groups of at least `least` pictures of one prompt that are near each other: a memorised picture.
 
     images: [n, c, h, w], draws from different seeds. Groups are connected: each member is near some other.
     """
     n = len(images)
-    near = torch.stack([tile_distance(image.expand_as(images), images, tiles) < threshold for image in images])
+    near = torch.stack(
+        [tile_distance(image.expand_as(images), images, tiles) < threshold for image in images]
+    )
     groups, left = [], set(range(n))
     while left:
         group, edge = set(), {min(left)}

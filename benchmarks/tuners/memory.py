@@ -57,7 +57,7 @@ def peak_of(step: Callable[[], None]) -> float:
 
 
 def unet(setup: str) -> tuple[Any, tuple[Tensor, ...]]:
-    """Return the U-Net and its inputs. "i": batch 2, latents 32 x 32; "ii": checkpointed, batch 1, 16 x 16."""
+    """Return the U-Net and its inputs. "i": batch 2, 32 x 32; "ii": checkpointed, batch 1, 16 x 16."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)

@@ -19,7 +19,9 @@ Method = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    typer.Argument(help="TOML file, or a folder of pictures for finetune; without one, the method's defaults."),
+    typer.Argument(
+        help="TOML file, or a folder of pictures for finetune; without one, the method's defaults."
+    ),
 ]
 Tuner = Annotated[
     str | None, typer.Option(help="Which weights move: lora, full, sara, dora, oft, ... (tuner.kind).")

@@ -1,8 +1,8 @@
 """Sparse deltas as files, `*.sara.safetensors`: one file for all components.
 
-For each tensor `<component>.<parameter>.delta` (16 or 32 bit), `.gap` (uint8, see `gaps`) or `.index` (int32),
-and `.print` (float32 [16], values of the base). All the rest is JSON under the one metadata key "sara": a
-header of one key is written the same every time.
+For each tensor `<component>.<parameter>.delta` (16 or 32 bit), `.gap` (uint8, see `gaps`) or `.index`
+(int32), and `.print` (float32 [16], values of the base). All the rest is JSON under the one
+metadata key "sara": a header of one key is written the same every time.
 """
 
 from __future__ import annotations

@@ -195,13 +195,13 @@ def _check_base(
     if not odd:
         return
     message = (
-        f"this {component} is not the model that the delta was trained on ({len(odd)} of {len(deltas)} tensors "
-        f"differ, as {odd[0]})"
+        f"this {component} is not the model that the delta was trained on ({len(odd)} of {len(deltas)} "
+        f"tensors differ, as {odd[0]})"
     )
     if not any_base:
         raise ValueError(
-            f"{message}: load that one (before any LoRA is fused into it, or with FewStep(merge='runtime')), or "
-            "pass any_base=True to try it all the same"
+            f"{message}: load that one (before any LoRA is fused into it, or with FewStep(merge='runtime')), "
+            "or pass any_base=True to try it all the same"
         )
     warnings.warn(f"{message}: what comes out may be poor", stacklevel=5)
 
@@ -227,8 +227,8 @@ def _check_untouched(module: nn.Module, record: _Record) -> None:
         found = values_at(weights[name], index).cpu()
         if not torch.equal(found, wanted.to(found.dtype)):
             raise ValueError(
-                f"{name} has been changed since the SaRA delta was loaded (a LoRA was fused?): undo that first "
-                "(pipe.unfuse_lora()), or load the model anew"
+                f"{name} has been changed since the SaRA delta was loaded (a LoRA was fused?): undo that "
+                "first (pipe.unfuse_lora()), or load the model anew"
             )
 
 

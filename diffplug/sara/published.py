@@ -1,7 +1,7 @@
 """Checkpoints of the published code (arXiv 2409.06633), read with the base that they were trained on.
 
 Such a file is a pickle {"threshold": t, 0: values, 1: values, ...}: trained values, not differences, in the
-order of `parameters()`, and no positions, which were those of |w| < t in the base as it was trained (float32).
+order of `parameters()`, and no positions: those are of |w| < t in the base as it was trained (float32).
 """
 
 from __future__ import annotations

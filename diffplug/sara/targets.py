@@ -1,4 +1,4 @@
-"""The parameters that a delta or a tuner touches: found by plain names, refused where they cannot be changed."""
+"""The parameters that a delta or a tuner touches: found by plain names, refused where nothing can change."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def values_at(weight: Tensor, index: Tensor) -> Tensor:
 
 @torch.no_grad()
 def write_at(weight: Tensor, index: Tensor, values: Tensor) -> None:
-    """Write values at flat positions in C order, rounded to the weight's dtype, whatever its memory layout."""
-    own = local(weight.data)  # not a change that autograd has to know: it is undone, or made between steps
+    """Write values at flat positions in C order, rounded to its dtype, whatever the memory layout."""
+    own = local(weight.data)  # autograd need not know: changes are undone, or made between steps
     places, rounded = index.to(own.device).long(), values.to(own.device, own.dtype)
     if own.is_contiguous():
         own.view(-1).index_copy_(0, places, rounded)
@@ -113,5 +113,6 @@ def refuse_fused(name: str, module: nn.Module) -> None:
     """Raise ValueError where a LoRA is fused into a module's weights: they are no base any more."""
     if any(getattr(part, "merged", False) is True for part in module.modules()):
         raise ValueError(
-            f"a LoRA is fused into the {name}: call pipe.unfuse_lora() first (adapters that are not fused may stay)"
+            f"a LoRA is fused into the {name}: call pipe.unfuse_lora() first (adapters that are not fused "
+            "may stay)"
         )

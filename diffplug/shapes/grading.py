@@ -88,7 +88,8 @@ def grade(images: Images, prompts: str | Sequence[str], *, style: str = "flat") 
         fills outlines first; "outline" asks besides that every object is one.
 
     Raises:
-        ValueError: an unknown style, or numbers of pictures and prompts differ, the pictures have another layout, or a prompt
+        ValueError: an unknown style, or numbers of pictures and prompts differ, the pictures have another
+        layout, or a prompt
         names no object.
     """
     if style not in STYLES:

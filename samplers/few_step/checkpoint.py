@@ -29,7 +29,7 @@ Strength = float | Sequence[float] | Mapping[str, float]
 
 @dataclass(frozen=True)
 class Installed:
-    """What was done to one component: how ("runtime", "fuse", "sparse", "replace") and with which strength."""
+    """What was done to a component: how ("runtime", "fuse", "sparse", "replace"), with which strength."""
 
     component: str
     how: str

@@ -36,7 +36,9 @@ def _adapter(row: Row, module: Any, file: Path) -> Undo:
         told = json.loads(metadata["peft"])
         made = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(str(told["peft_type"]).rpartition(".")[2])]
     except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{file.name} of {row.name} holds no config of peft ({error}): train it anew") from error
+        raise ValueError(
+            f"{file.name} of {row.name} holds no config of peft ({error}): train it anew"
+        ) from error
     if others := adapters_of(module):
         raise ValueError(f"{row.name} cannot act beside the adapter {others[0]!r}: unload that first")
     known = made.__dataclass_fields__

@@ -21,7 +21,7 @@ from torch import Tensor
 from diffplug.files import atomic_write, output_folder, write_json
 from diffplug.training.choice.groups import block_groups
 from diffplug.training.conditions import one_denoiser
-from diffplug.training.finetune.objective import Finetune, FinetuneSettings, output_error
+from diffplug.training.finetune.objective import Finetune, FinetuneSettings, output_error, pairs_of
 from diffplug.training.finetune.pictures import Bucket
 from diffplug.training.memorisation import average_minimum_distance, pixel_features
 from diffplug.training.precision import autocast
@@ -56,9 +56,13 @@ class ChooseSettings(FinetuneSettings):
             raise ValueError(f"held_out must be between 0 and 1, got {self.held_out:g}")
         for name, (low, high) in (("density", self.density), ("lr_factor", self.lr_factor)):
             if not 0 < low <= high:
-                raise ValueError(f"{name} must be two numbers above 0, the smaller first, got {low:g}, {high:g}")
+                raise ValueError(
+                    f"{name} must be two numbers above 0, the smaller first, got {low:g}, {high:g}"
+                )
         if self.against == "forgetting" and self.prior is None:
-            raise ValueError("against='forgetting' needs objective.prior: pictures or prompts of the old domain")
+            raise ValueError(
+                "against='forgetting' needs objective.prior: pictures or prompts of the old domain"
+            )
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,9 @@ def run(
         choices = _choices(trial, groups, told, kind)
         if not any(choices[group] for group in groups):
             raise optuna.TrialPruned()
-        return _trial(job, folder / "trials" / f"{trial.number:04d}", settings_of(choices, groups, kind), choices)
+        return _trial(
+            job, folder / "trials" / f"{trial.number:04d}", settings_of(choices, groups, kind), choices
+        )
 
     while (done := len(study.trials)) < told.trials:
         if minutes is not None and time.monotonic() - began > 60 * minutes:
@@ -179,7 +185,9 @@ def _choices(trial: Any, groups: Mapping[str, Any], told: ChooseSettings, kind: 
     return choices
 
 
-def _trial(job: Any, folder: Path, tuner: Mapping[str, Any], choices: Mapping[str, Any]) -> tuple[float, float]:
+def _trial(
+    job: Any, folder: Path, tuner: Mapping[str, Any], choices: Mapping[str, Any]
+) -> tuple[float, float]:
     """Fine-tune with these choices, and return the two figures."""
     from diffplug.training.config import settings
     from diffplug.training.job import Job
@@ -219,7 +227,7 @@ def _check(job: Any) -> None:
     Finetune.check(job)
     if job.config.tuner.kind == "full":
         raise ValueError("choose is for tuners of which a part can be moved: sara, lora, dora, oft, ...")
-    if len(Choose.prompts_and_pictures(job)) < 2:
+    if len(pairs_of(job)) < 2:
         raise ValueError("choose needs two pictures or more: some are held out to judge by")
 
 
@@ -270,13 +278,6 @@ class Choose(Finetune):
         whole.buckets = [kept for kept, _ in parts if len(kept)]
         whole.held_out = [held for _, held in parts if len(held)]
         return whole
-
-    @staticmethod
-    def prompts_and_pictures(job: Any) -> list[Any]:
-        """Return the pictures with their captions."""
-        from diffplug.training.finetune.objective import _pairs
-
-        return _pairs(job)
 
     @torch.no_grad()
     def fixed_loss(self, buckets: Sequence[Bucket]) -> float:

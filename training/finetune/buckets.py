@@ -20,7 +20,9 @@ def bucket_sizes(size: int, step: int, most: float = 2.0) -> list[Size]:
     The square of `size` comes first; of each width there is the largest height that fits.
     """
     if size < step or size % step:
-        raise ValueError(f"data.size is {size}: take a multiple of {step}, which the model halves its pictures by")
+        raise ValueError(
+            f"data.size is {size}: take a multiple of {step}, which the model halves its pictures by"
+        )
     found = {(size, size)}
     for width in range(step, math.floor(size * math.sqrt(most)) + 1, step):
         height = size * size // width // step * step
@@ -57,5 +59,7 @@ def _epoch(counts: tuple[int, ...], batch: int, epoch: int, seed: int) -> list[t
     for bucket, count in enumerate(counts):
         order = rng.permutation(count)
         filled = np.resize(order, -(-count // batch) * batch) if count else order
-        batches += [(bucket, tuple(int(i) for i in part)) for part in filled.reshape(-1, batch)] if count else []
+        batches += (
+            [(bucket, tuple(int(i) for i in part)) for part in filled.reshape(-1, batch)] if count else []
+        )
     return [batches[int(i)] for i in rng.permutation(len(batches))]

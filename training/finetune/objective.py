@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffplug.training.conditions import Conditions, one_denoiser
+from diffplug.training.data import size_of
 from diffplug.training.finetune.buckets import batch_of
 from diffplug.training.finetune.pictures import Bucket, bucketed, captions_of, pixel_step, read_buckets
 from diffplug.training.finetune.prior import null_of, prior_buckets, prior_prompts
@@ -39,9 +40,10 @@ class FinetuneSettings:
     square: cut all pictures square; without it they keep about their aspect, in buckets of one area. prior:
     what should not be forgotten: a folder of pictures, a file of prompts or a prompt, of which prior_count
     pictures are drawn at first. prior_share: of a batch's rows; prior_weight: of their loss. snr_gamma:
-    weighs the noise error by (min(snr, gamma) + snr_floor) / snr (arXiv 2303.09556), None for 1. timesteps: "uniform", or
-    "logit-normal" (arXiv 2403.03206); "auto" takes the latter for flows. offset_noise: strength of noise that
-    is one number a channel. guidance: scale that the result is drawn with, None for models without.
+    weighs the noise error by (min(snr, gamma) + snr_floor) / snr (arXiv 2303.09556), None for 1. timesteps:
+    "uniform", or "logit-normal" (arXiv 2403.03206); "auto" takes the latter for flows. offset_noise: strength
+    of noise that is one number a channel. guidance: scale that the result is drawn with, None for models
+    without.
     """
 
     caption: str = ""
@@ -111,7 +113,7 @@ class Finetune(Objective):
         """Return the objective of `diffplug train`."""
         told, call, cache = job.objective, job.config.teacher.call or {}, job.cache
         size, step = _size(job), pixel_step(job.pipe)
-        groups = bucketed(_pairs(job), size, step, square=told.square)
+        groups = bucketed(pairs_of(job), size, step, square=told.square)
         buckets = read_buckets(job.pipe, groups, cache / "latents", call)
         prior = [] if told.prior is None else cls.prior_of(job, size)
         null = null_of(job.pipe, (size, size), call)
@@ -138,7 +140,7 @@ class Finetune(Objective):
     @staticmethod
     def prompts(job: Any) -> list[str]:
         """Return the captions, of which sheets are drawn."""
-        return list(dict.fromkeys(text for _, text in _pairs(job)))
+        return list(dict.fromkeys(text for _, text in pairs_of(job)))
 
     @staticmethod
     def sampling(job: Any) -> Sampling:
@@ -149,10 +151,12 @@ class Finetune(Objective):
     def check(job: Any) -> None:
         """Raise ValueError for settings that pictures and model cannot serve, before any work."""
         told, defaults = job.config, type(job.config)()
-        pairs, size = _pairs(job), _size(job)
+        pairs, size = pairs_of(job), _size(job)
         bucketed(pairs, size, pixel_step(job.pipe), square=job.objective.square)
         if told.student.guidance is not None or told.student.steps != defaults.student.steps:
-            raise ValueError("student.steps and student.guidance are for distillation: see objective.guidance")
+            raise ValueError(
+                "student.steps and student.guidance are for distillation: see objective.guidance"
+            )
         prior = job.objective.prior
         if prior is None:
             return
@@ -248,7 +252,7 @@ class Finetune(Objective):
     @staticmethod
     def opening(job: Any, row: Any, seconds: float) -> str:
         """Return the first sentence of the model card."""
-        pictures = len(_pairs(job))
+        pictures = len(pairs_of(job))
         return (
             f"`{job.config.model}` fine-tuned on {pictures} pictures by `diffplug train finetune` (tuner "
             f"{job.config.tuner.kind}, {row.meta['updates']} updates, {seconds:.0f} s)."
@@ -269,16 +273,15 @@ def output_error(path: NoisePath, said: Prediction, x0: Tensor, eps: Tensor, ind
     return gap.square().flatten(1).mean(1)
 
 
-def _pairs(job: Any) -> list[tuple[Path, str]]:
+def pairs_of(job: Any) -> list[tuple[Path, str]]:
+    """Return a job's pictures with their captions."""
     if job.config.data.pictures is None:
         raise ValueError("which pictures? Give their folder: diffplug train finetune FOLDER")
     return captions_of(Path(job.config.data.pictures), job.objective.caption, job.objective.trigger)
 
 
 def _size(job: Any) -> int:
-    from diffplug.training.data import _size_of
-
-    return int(job.config.data.size or (job.config.teacher.call or {}).get("height") or _size_of(job.pipe))
+    return int(job.config.data.size or (job.config.teacher.call or {}).get("height") or size_of(job.pipe))
 
 
 def _guidance(job: Any) -> float | None:

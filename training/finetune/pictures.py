@@ -19,7 +19,7 @@ from diffplug.files import atomic_path, output_folder
 from diffplug.messages import reason
 from diffplug.samplers.fingerprint import conditioning_fingerprint
 from diffplug.training.conditions import Conditions, encode, one_denoiser
-from diffplug.training.data import _SUFFIXES, captioned_files
+from diffplug.training.data import SUFFIXES, captioned_files
 from diffplug.training.finetune.buckets import Size, best_size, bucket_sizes
 
 __all__ = ["Bucket", "bucketed", "captions_of", "pixel_step", "read_buckets"]
@@ -49,9 +49,11 @@ def captions_of(folder: Path, caption: str = "", trigger: str = "") -> list[tupl
     if (folder / "metadata.jsonl").exists():
         pairs = captioned_files(folder)
     else:
-        found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in _SUFFIXES]
+        found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
         if not found:
-            raise ValueError(f"{str(folder)!r} holds no pictures ({', '.join(_SUFFIXES)}): give another folder")
+            raise ValueError(
+                f"{str(folder)!r} holds no pictures ({', '.join(SUFFIXES)}): give another folder"
+            )
         pairs = [(picture, _caption(picture, caption)) for picture in found]
     return [(picture, f"{trigger}{text}") for picture, text in pairs]
 
@@ -169,8 +171,8 @@ def _warn_of_long(pipe: Any, captions: Sequence[str]) -> None:
     long = [text for text in captions if len(tokenizer(text).input_ids) > most]
     if long:
         warnings.warn(
-            f"{len(long)} captions have more than the {most} tokens that the model reads, as {long[0][:40]!r}...: "
-            "their ends are lost",
+            f"{len(long)} captions have more than the {most} tokens that the model reads, as {long[0][:40]!r}"
+            "...: their ends are lost",
             stacklevel=5,
         )
 

@@ -37,11 +37,11 @@ _ROWS = 16  # pictures that are drawn at once
 
 
 def prior_prompts(prior: str, count: int, pipe: Any) -> list[str]:
-    """Return `count` prompts of the old domain: of a file, of "shapes:train", or one prompt again and again."""
+    """Return `count` prompts of the old domain: of a file, of "shapes:train", or one again and again."""
     if Path(prior).is_file() or prior.startswith("shapes:"):
         found = prompts_of(DataSettings(prompts=prior, count=count), pipe)
     elif Path(prior).suffix or "/" in prior:
-        raise ValueError(f"objective.prior: there is no file or folder {prior!r}; or give a prompt, in words")
+        raise ValueError(f"objective.prior: there is no file or folder {prior!r}: give one, or a prompt")
     else:
         found = [prior]
     return [found[i % len(found)] for i in range(count)]

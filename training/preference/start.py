@@ -93,8 +93,8 @@ def policy(job: Any) -> Tuner:
     if start is not None:
         if told.kind not in ("lora", "full"):
             raise ValueError(
-                f"tuner.kind={told.kind} cannot begin from a student ({start!r}), since its file would hold only "
-                "half of the result: take lora or full, or leave student.start out"
+                f"tuner.kind={told.kind} cannot begin from a student ({start!r}), since its file would hold "
+                "only half of the result: take lora or full, or leave student.start out"
             )
         file = student_file(job.pipe, start, job.config.student.steps)
         if told.kind == "full":

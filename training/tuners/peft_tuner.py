@@ -26,7 +26,8 @@ __all__ = ["PeftTuner"]
 class PeftTuner:
     """An adapter of peft on a denoiser.
 
-    kind: a name of `PEFT_KINDS`, or a `PeftConfig` of one's own. rank: block size of "oft". alpha, targets,
+    kind: a name of `PEFT_KINDS`, or a `PeftConfig` of one's own. rank: block size of "oft", which turns linear
+    layers and convolutions of kernel 1 only. alpha, targets,
     save_dtype: as of `LoraTuner`.
     """
 
@@ -51,7 +52,8 @@ class PeftTuner:
         if not hasattr(denoiser, "add_adapter"):
             raise ValueError(f"{type(denoiser).__name__} takes no adapters: take tuner.kind=sara or full")
         denoiser.requires_grad_(False).eval()
-        self.config = self._config(lora_targets(denoiser, self.targets))
+        layers = lora_targets(denoiser, self.targets)
+        self.config = self._config(_turned(denoiser, layers) if self.kind == "oft" else layers)
         self.denoiser = denoiser
         self.denoiser.add_adapter(self.config, adapter_name=ADAPTER)
         for value in self.parameters.values():
@@ -110,7 +112,9 @@ class PeftTuner:
 
         found, own = load_file(path), {_plain(name): value for name, value in self.parameters.items()}
         if found.keys() != own.keys() or any(found[n].shape != own[n].shape for n in own):
-            raise ValueError(f"{str(path)!r} does not fit this adapter: take the same [tuner] as it was trained with")
+            raise ValueError(
+                f"{str(path)!r} does not fit this adapter: take the same [tuner] as it was trained with"
+            )
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(found[name])
@@ -122,10 +126,18 @@ class PeftTuner:
         file, dtype = "adapter.peft.safetensors", getattr(torch, self.save_dtype)
         tensors = {_plain(name): v.detach().to("cpu", dtype).contiguous() for name, v in weights.items()}
         config = {k: sorted(v) if isinstance(v, set) else v for k, v in self.config.to_dict().items()}
-        metadata = {"peft": json.dumps({"component": component_of(pipe), **config}, sort_keys=True, default=str)}
+        metadata = {
+            "peft": json.dumps({"component": component_of(pipe), **config}, sort_keys=True, default=str)
+        }
         with atomic_path(folder / file) as temporary:
             save_file(tensors, temporary, metadata=metadata)
         return {"kind": "peft", "file": file}
+
+
+def _turned(denoiser: nn.Module, layers: Sequence[str]) -> list[str]:
+    """Return the layers that OFT leaves as they are at first: peft's form for wider kernels does not."""
+    found = dict(denoiser.named_modules())
+    return [name for name in layers if getattr(found[name], "kernel_size", (1, 1)) == (1, 1)]
 
 
 def _plain(name: str) -> str:

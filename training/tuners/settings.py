@@ -61,7 +61,9 @@ class TunerSettings:
             raise ValueError("extract is for tuner.kind=full: a LoRA has its rank already")
         for name, default in _SPARSE.items():
             if self.kind != "sara" and getattr(self, name) != default:
-                raise ValueError(f"tuner.{name} is for tuner.kind=sara, and would do nothing with {self.kind}")
+                raise ValueError(
+                    f"tuner.{name} is for tuner.kind=sara, and would do nothing with {self.kind}"
+                )
         if self.targets and self.kind in ("sara", "full"):
             raise ValueError(
                 f"tuner.targets is for adapters: with tuner.kind={self.kind} "

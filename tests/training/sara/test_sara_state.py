@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def test_progressive_adjustment() -> None:
         differs = torch.nonzero((entry.weight.detach() != frozen[entry.name]).reshape(-1))[:, 0]
         assert bool(torch.isin(differs, live[entry.key].long()).all())
         assert torch.equal(entry.all()[0], first[entry.key])
-    assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a > b for a, b in pairwise(rates))
 
 
 def test_an_adjustment_after_the_end_changes_nothing_and_fresh_moments_are_fresh() -> None:
@@ -153,7 +154,7 @@ def test_alone_it_lowers_the_norm_at_every_step_and_takes_turns() -> None:
             vector.grad = torch.zeros_like(vector)
         optimizer.step()
         norms.append([_norm(tuner, 0), _norm(tuner, 1)])
-    falls = [[a[i] - b[i] > 1e-9 for i in (0, 1)] for a, b in zip(norms, norms[1:], strict=False)]
+    falls = [[a[i] - b[i] > 1e-9 for i in (0, 1)] for a, b in pairwise(norms)]
     assert falls == [[True, False], [False, True]] * 3
 
 

@@ -14,7 +14,7 @@ __all__ = ["Entry", "Frozen"]
 
 @dataclass(frozen=True)
 class Frozen:
-    """Entries that learnt for a while and stay as they are: positions, originals and differences, on the CPU."""
+    """Entries that have stopped learning: positions, originals and differences, on the CPU."""
 
     index: Tensor
     before: Tensor
@@ -64,7 +64,7 @@ class Entry:
             return
         if self.index.device != grad.device:
             raise ValueError(
-                f"{self.key} has moved to {grad.device} since SaRA was built: move the model first, then build"
+                f"{self.key} has moved to {grad.device} since SaRA was built: move the model first"
             )
         part = local(grad).reshape(-1).index_select(0, self.index).to(self.vector.dtype)
         weight.grad = None

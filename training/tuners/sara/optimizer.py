@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from diffplug.registry import unknown
+from diffplug.training.tuners.sara.candidates import listed, matches
 from diffplug.training.tuners.sara.sara import SaRA
 
 __all__ = ["SaRAAdamW"]
@@ -62,14 +63,12 @@ class SaRAAdamW(torch.optim.AdamW):
 
 def _grouped(tuner: SaRA, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return AdamW's groups: those asked for, then one of all the rest."""
-    from diffplug.training.tuners.sara.candidates import _listed, _matches
-
     left = dict(tuner.named_parameters())
     out = []
     for group in groups:
         options = dict(group)
-        patterns = _listed(options.pop("include", ()))
-        taken = {name: vector for name, vector in left.items() if _matches(name, patterns)}
+        patterns = listed(options.pop("include", ()))
+        taken = {name: vector for name, vector in left.items() if matches(name, patterns)}
         if not taken:
             raise unknown("group of tensors", ", ".join(patterns), sorted(tuner.named_parameters()))
         left = {name: vector for name, vector in left.items() if name not in taken}

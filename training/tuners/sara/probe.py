@@ -19,7 +19,7 @@ __all__ = ["Probe", "probe_threshold"]
 
 @dataclass(frozen=True)
 class Probe:
-    """The loss with all weights below `threshold` at zero. change: relative to the loss of the whole model."""
+    """The loss with all weights below `threshold` at zero. change: relative to that of the whole model."""
 
     threshold: float
     density: float

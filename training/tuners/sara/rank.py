@@ -1,6 +1,6 @@
 """A pull towards low rank for the trained entries of a matrix: the subgradient of its nuclear norm.
 
-    L = weight * ||P||_*,    dL/dP = weight * U V^T restricted to the trained entries    (arXiv 2409.06633, eq. 4-5)
+    L = weight * ||P||_*,    dL/dP = weight * U V^T at the trained entries    (arXiv 2409.06633, eq. 4-5)
 
 P has the trained entries and zeros elsewhere. Only the polar factor U V^T is needed, no singular vectors, and
 none may be dropped: the small singular values are where the subgradient acts.
@@ -30,7 +30,8 @@ class RankTerm:
     weight: lambda, 5e-3 as published. mode: "decoupled" takes lr * lambda * UV^T off after the step, as
     AdamW's decay; "coupled" adds lambda * UV^T to the gradient, where Adam rescales it. of: "values", the
     trained weights, or "delta", their changes. every: optimiser steps between two. matrices: how many each
-    time, in turn. smallest, fewest: matrices of a side up to this, or of so few trained entries, are left out.
+    time, in turn. smallest, fewest: matrices of a side up to this, or of so few trained entries, are left
+    out.
     """
 
     weight: float = 5e-3
@@ -92,8 +93,8 @@ class RankTerm:
 def polar(matrix: Tensor) -> Tensor:
     """Return the polar factor U V^T of a matrix [m, n].
 
-    On a GPU by Newton-Schulz, seven products in place of a decomposition, whose spectrum reaches 1 but for the
-    smallest singular values: the gradient of a smoothed norm.
+    On a GPU by Newton-Schulz, seven products in place of a decomposition, whose spectrum reaches 1 but for
+    the smallest singular values: the gradient of a smoothed norm.
     """
     if matrix.device.type == "cpu":
         u, _, v = torch.linalg.svd(matrix.double(), full_matrices=False)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,13 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffplug.sara.delta import Delta, SparseDelta
+from diffplug.sara.delta import SparseDelta
 from diffplug.sara.file import save_delta
 from diffplug.sara.targets import components_of
 from diffplug.training.tuners.sara import distributed
-from diffplug.training.tuners.sara.candidates import candidates, checked
+from diffplug.training.tuners.sara.candidates import candidates, checked, warn_if_compiled
 from diffplug.training.tuners.sara.entry import Entry
 from diffplug.training.tuners.sara.rank import RankTerm
+from diffplug.training.tuners.sara.saved import deltas_of, state_of, take_state
 from diffplug.training.tuners.sara.scores import Score, of_parameters, score_of
 from diffplug.training.tuners.sara.select import choose, choose_per_layer, parse_budget
 
@@ -48,8 +48,8 @@ class SaRA:
     score: "magnitude", "random", "largest", or a function (name, weight) -> scores of which the smallest are
     trained. per_layer: the same density in every tensor instead of one threshold for all. include, exclude:
     names or patterns of tensors ("down_blocks", "*.attn2.*"). include_1d: biases and scales of norms too, as
-    published; without it tensors of two axes or more. progressive: optimiser step after which only those go on
-    that are still below the threshold; progressive_reset: with fresh moments. rank: a `RankTerm`, or its
+    published; without it tensors of two axes or more. progressive: optimiser step after which only those go
+    on that are still below the threshold; progressive_reset: with fresh moments. rank: a `RankTerm`, or its
     weight, that keeps the trained matrices of low rank. seed: of the score "random".
 
     Raises ValueError, with nothing changed, for quantised or meta weights, fused LoRAs, wrapped models, names
@@ -79,8 +79,8 @@ class SaRA:
             )
         if progressive is not None and (progressive < 1 or score != "magnitude"):
             raise ValueError(
-                f"progressive is {progressive!r} with score={score!r}: give an optimiser step of at least 1, and "
-                "the score 'magnitude', of which it asks again"
+                f"progressive is {progressive!r} with score={score!r}: give an optimiser step of at least 1, "
+                "and the score 'magnitude', of which it asks again"
             )
         self.modules = checked(components_of(components))
         self.progressive, self.progressive_reset = progressive, progressive_reset
@@ -190,7 +190,8 @@ class SaRA:
             raise ValueError(
                 f"the optimiser lacks {missing} of the {len(own)} vectors: build it on tuner.parameters()"
             )
-        _warn_if_compiled(self.modules.values())
+        for name, module in self.modules.items():
+            warn_if_compiled(name, module)
         before = inner.register_step_pre_hook(lambda *_: self._before())
         after = inner.register_step_post_hook(lambda opt, *_: self._after(opt))
         self._hooks += [before, after]
@@ -291,34 +292,19 @@ class SaRA:
         vectors: to take in place of the current ones (an average), by the names of `named_parameters`. Under
         FSDP2 all processes call it together.
         """
-        found: dict[str, dict[str, Delta]] = {}
-        for entry in self.entries:
-            index, before, delta = self._whole(entry, None if vectors is None else vectors[entry.key])
-            from diffplug.sara.delta import print_places
-
-            prints = before[print_places(len(index))].float()
-            shape = tuple(entry.weight.shape)
-            found.setdefault(entry.component, {})[entry.name] = Delta(shape, index.int(), delta, prints)
         classes = {name: type(module).__name__ for name, module in self.modules.items()}
-        told = {"threshold": self.threshold, "density": self.density, "count": self.count, **self._info()}
-        return SparseDelta(found, classes, {**told, **(info or {})})
-
-    def _whole(self, entry: Entry, vector: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all positions of a tensor, over all processes, with originals and differences."""
-        with _holding(entry, vector):
-            index, before, delta = entry.all()
-        first = self.shards.first_row(entry.weight)
-        width = entry.weight.shape[1:].numel()
-        both = torch.stack([before.to(delta), delta], 1)
-        index, both = distributed.gathered(index.long() + first * width, both, self.shards)
-        return index, both[:, 0], both[:, 1]
+        deltas = deltas_of(self.entries, self.shards, vectors)
+        return SparseDelta(deltas, classes, {**self._info(), **(info or {})})
 
     def _info(self) -> dict[str, Any]:
-        base = {name: getattr(module, "name_or_path", "") or "" for name, module in self.modules.items()}
+        base = {name: getattr(module, "name_or_path", "") for name, module in self.modules.items()}
         return {
+            "threshold": self.threshold,
+            "density": self.density,
+            "count": self.count,
             "steps": self.steps,
             "progressive": self.progressive,
-            "base": {k: v for k, v in base.items() if v},
+            "base": {name: str(path) for name, path in base.items() if path},
         }
 
     def save(
@@ -334,56 +320,10 @@ class SaRA:
 
     def state_dict(self) -> dict[str, Any]:
         """Return vectors, frozen entries and the number of steps, to go on from on the same base."""
-        return {
-            "steps": self.steps,
-            "vectors": {entry.key: entry.vector.detach().clone() for entry in self.entries},
-            "index": {entry.key: entry.index.clone() for entry in self.entries if entry.frozen is not None},
-        } | {"frozen": {e.key: e.frozen.delta.clone() for e in self.entries if e.frozen is not None}}
+        return {"steps": self.steps, **state_of(self.entries)}
 
-    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned; ValueError where it belongs to another choice of weights."""
-        for entry in self.entries:
-            saved = state["vectors"].get(entry.key)
-            if saved is None:
-                raise ValueError(
-                    f"the saved state has no {entry.key}: it was made with another choice of weights"
-                )
-            if entry.key in state["index"] and entry.frozen is None:
-                entry.keep(
-                    torch.nonzero(torch.isin(entry.index, state["index"][entry.key].to(entry.index)))[:, 0]
-                )
-                assert entry.frozen is not None  # noqa: S101 - keep has just made it
-                entry.frozen.delta.copy_(state["frozen"][entry.key])
-                entry.write_frozen()
-            if saved.shape != entry.vector.shape:
-                raise ValueError(
-                    f"the saved state has {len(saved)} entries of {entry.key}, here are {len(entry.vector)}: take "
-                    "the same density and the same base"
-                )
-            entry.vector.copy_(saved)
+        take_state(self.entries, state)
         self.steps = int(state["steps"])
         self.write()
-
-
-@contextmanager
-def _holding(entry: Entry, vector: Tensor | None) -> Iterator[None]:
-    """A block in which an entry's vector is another one."""
-    own = entry.vector.data
-    if vector is not None:
-        entry.vector.data = vector.detach().to(own)
-    try:
-        yield
-    finally:
-        entry.vector.data = own
-
-
-def _warn_if_compiled(modules: Any) -> None:
-    for module in modules:
-        whole = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        if whole:
-            warnings.warn(
-                f"{type(module).__name__} is compiled as a whole, which keeps all dense gradients until the end "
-                "of the backward pass: train it eagerly, or use compile_repeated_blocks()",
-                stacklevel=4,
-            )

@@ -79,7 +79,7 @@ def gradient_score(module: nn.Module, loss: Callable[[], Tensor], batches: int =
 
 
 def activation_score(module: nn.Module, run: Callable[[], Any]) -> Score:
-    """Return |w| times the norm of the inputs that it meets, per input channel, while `run()` runs the module.
+    """Return |w| times the norm of the inputs that it meets, per input channel, while `run()` runs.
 
     Of linear and convolution layers (Wanda, arXiv 2306.11695); other tensors keep their magnitude.
     """

@@ -74,8 +74,8 @@ class SaraTuner:
         odd = [e.name for e in self._sara.entries if not _fits(found.get(e.name), e)]
         if odd or len(found) != len(self._sara.entries):
             raise ValueError(
-                f"{str(path)!r} was trained with another choice of weights ({(odd or sorted(found))[0]} differs): "
-                "take the same tuner.density and the same model"
+                f"{str(path)!r} was trained with another choice of weights "
+                f"({(odd or sorted(found))[0]} differs): take the same tuner.density and the same model"
             )
         with torch.no_grad():
             for entry in self._sara.entries:
