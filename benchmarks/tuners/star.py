@@ -34,7 +34,7 @@ from diffplug.training.trainer import Trainer
 from diffplug.training.tuners.by_name import tuner_of
 from diffplug.training.tuners.settings import TunerSettings
 
-SCENES, CAPTIONS, BATCH, EVERY = 400, 2, 32, 10
+SCENES, CAPTIONS, BATCH, EVERY = 400, 2, 32, 5
 HELD_OUT = 128
 REPLAY = 0.25  # share of a batch that shows ordinary scenes
 
@@ -42,7 +42,7 @@ METHODS: dict[str, tuple[dict[str, Any], float]] = {
     "sara": ({"kind": "sara", "density": 0.1}, 3e-3),
     "random": ({"kind": "sara", "density": 0.1, "score": "random"}, 3e-3),
     "largest": ({"kind": "sara", "density": 0.1, "score": "largest"}, 3e-3),
-    "lora": ({"kind": "lora", "rank": 8}, 3e-3),
+    "lora": ({"kind": "lora", "rank": 8}, 1e-3),
     "full": ({"kind": "full"}, 1e-3),
     "sara .3": ({"kind": "sara", "density": 0.3}, 3e-3),
 }

@@ -26,8 +26,8 @@ __all__ = ["PeftTuner"]
 class PeftTuner:
     """An adapter of peft on a denoiser.
 
-    kind: a name of `PEFT_KINDS`, or a `PeftConfig` of one's own. rank: block size of "oft", which turns linear
-    layers and convolutions of kernel 1 only. alpha, targets,
+    kind: a name of `PEFT_KINDS`, or a `PeftConfig` of one's own. rank: block size of "oft", which turns
+    linear layers and convolutions of kernel 1 only. alpha, targets,
     save_dtype: as of `LoraTuner`.
     """
 

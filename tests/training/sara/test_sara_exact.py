@@ -211,12 +211,13 @@ def test_the_choice_does_not_drift_and_the_state_is_small() -> None:
     assert moments == 8 * optimizer.tuner.count
 
 
-def test_without_attach_the_next_forward_is_up_to_date() -> None:
+@pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}, {"foreach": False}])
+def test_without_attach_the_next_forward_is_up_to_date(options: dict[str, bool]) -> None:
     model, other, inputs = network(torch.float32), network(torch.float32), batches(3, torch.float32)
     losses = []
     for net, attached in ((model, True), (other, False)):
         tuner = SaRA(net, density=0.2)
-        optimizer = torch.optim.AdamW(tuner.parameters(), lr=1e-2)
+        optimizer = torch.optim.AdamW(tuner.parameters(), lr=1e-2, **options)  # type: ignore[arg-type]
         if attached:
             tuner.attach(optimizer)
         told = []
@@ -228,6 +229,7 @@ def test_without_attach_the_next_forward_is_up_to_date() -> None:
             told.append(value.detach())
         losses.append(torch.stack(told))
     assert torch.equal(*losses)
+    assert losses[0].unique().numel() == 3
 
 
 def test_detach_and_original() -> None:

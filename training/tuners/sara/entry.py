@@ -26,7 +26,8 @@ class Entry:
 
     component, name: which tensor. weight: the parameter itself. index: int32 [k], flat positions in C order
     (of this process's rows). before: [k], the values at first. vector: [k], what learns, in float32 or wider.
-    threshold: below which weights were chosen. frozen: entries that have stopped.
+    threshold: below which weights were chosen. frozen: entries that have stopped. stale: a gradient has come
+    since the weight was written, so that a step may have followed; fused optimisers do not count versions.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Entry:
         wide = torch.promote_types(weight.dtype, torch.float32)
         self.vector = nn.Parameter(self.before.to(wide, copy=True))
         self.frozen: Frozen | None = None
+        self.stale = False
         self.written = self.vector._version
 
     @property
@@ -67,7 +69,7 @@ class Entry:
                 f"{self.key} has moved to {grad.device} since SaRA was built: move the model first"
             )
         part = local(grad).reshape(-1).index_select(0, self.index).to(self.vector.dtype)
-        weight.grad = None
+        weight.grad, self.stale = None, True
         if self.vector.grad is None:
             self.vector.grad = part
         else:
@@ -77,7 +79,12 @@ class Entry:
         """Bring what has been learnt into the weight."""
         if len(self.index):
             write_at(self.weight, self.index, self.values())
-        self.written = self.vector._version
+        self.written, self.stale = self.vector._version, False
+
+    @property
+    def behind(self) -> bool:
+        """Whether the weight may lack what the vector has learnt."""
+        return self.stale or self.vector._version != self.written
 
     def restore(self) -> None:
         """Give the weight its first values back, to the bit; the vector keeps what it learnt."""

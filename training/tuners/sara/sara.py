@@ -161,6 +161,7 @@ class SaRA:
         for weight, entry in trained.items():
             weight.grad = None
             self._hooks.append(weight.register_post_accumulate_grad_hook(self._gatherer(entry)))
+            self._hooks.append(entry.vector.register_post_accumulate_grad_hook(self._marker(entry)))
         for module in self.modules.values():
             self._hooks.append(module.register_forward_pre_hook(lambda *_: self.sync()))
 
@@ -170,6 +171,13 @@ class SaRA:
             self._averaged = False
 
         return gather
+
+    @staticmethod
+    def _marker(entry: Entry) -> Callable[[Tensor], None]:
+        def mark(vector: Tensor) -> None:
+            entry.stale = True
+
+        return mark
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Write into the weights after each of the optimiser's steps, and do what belongs around a step.
@@ -227,7 +235,7 @@ class SaRA:
     def sync(self) -> None:
         """Bring into the weights what has changed since the last time; cheap where nothing has."""
         for entry in self.entries:
-            if entry.vector._version != entry.written:
+            if entry.behind:
                 entry.write()
 
     @torch.no_grad()
