@@ -21,6 +21,7 @@ from diffplug.shapes import grade, sample_prompts
 from diffplug.shapes.captions import phrase, tell
 from diffplug.shapes.rendering import ALL_SHAPES, render
 from diffplug.shapes.world import HELD_OUT_SHAPE, SHAPES, Scene, sample_scene
+from diffplug.training import probe_threshold
 from diffplug.training.conditions import encode
 from diffplug.training.config import OptimizerSettings, RunSettings
 from diffplug.training.finetune.objective import Finetune, FinetuneSettings, output_error
@@ -32,6 +33,7 @@ from diffplug.training.precision import autocast
 from diffplug.training.student import Sampling, draw
 from diffplug.training.trainer import Trainer
 from diffplug.training.tuners.by_name import tuner_of
+from diffplug.training.tuners.sara.probe import Probe
 from diffplug.training.tuners.settings import TunerSettings
 
 SCENES, CAPTIONS, BATCH, EVERY = 400, 2, 32, 5
@@ -163,6 +165,21 @@ def trained(method: str, seed: int, target: float, updates: int, *, pictures: bo
         if pictures:
             run.star, run.ordinary = strict(pipe, path)
     return run
+
+
+def probed() -> list[Probe]:
+    """Return what zeroing the smallest weights does to the loss on held-out ordinary scenes."""
+    pipe = load("shapes")
+    pipe.unet.to(memory_format=torch.channels_last)
+    rng = np.random.default_rng(7)
+    bucket = bucket_of(pipe, scenes(rng, HELD_OUT, "search", star=False), rng, 1)
+    tuner = tuner_of(TunerSettings(kind="full"))
+    tuner.attach(pipe.unet)
+    network = Network(pipe.unet, NoisePath.of(pipe.scheduler), encode(pipe, ["a red star"])[0], tuner)
+    told = FinetuneSettings(snr_gamma=5.0, snr_floor=0.3)
+    objective = Watched(network, [bucket], [], null_of(pipe, (64, 64), {}), told)
+    with torch.no_grad():
+        return probe_threshold(pipe.unet, lambda: objective.held_out_loss(bucket), densities=(0.05, 0.1, 0.2))
 
 
 def strict(pipe: Any, path: NoisePath) -> tuple[float, float]:
