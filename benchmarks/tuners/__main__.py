@@ -131,7 +131,7 @@ def run_star(told: argparse.Namespace) -> None:
 
 def run_outline(told: argparse.Namespace) -> None:
     """The sheet of the style."""
-    rows = [outline.styled(method, told.updates) for method in ("base", *outline.METHODS)]
+    rows = [outline.styled(method, told.updates) for method in ("base", "round trip", *outline.METHODS)]
     kept("outline", [row.to_json() for row, _ in rows])
     outline.sheet(rows, told.out)
     print(told.out)
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     one.add_argument("--updates", type=int, default=150, help="most updates, and the length of the cosine")
     one.set_defaults(run=run_star)
     one = kinds.add_parser("outline")
-    one.add_argument("--updates", type=int, default=120)
+    one.add_argument("--updates", type=int, default=100)
     one.add_argument("--out", type=Path, default=Path("out/tuning.png"))
     one.set_defaults(run=run_outline)
     told = parser.parse_args(arguments)

@@ -41,9 +41,9 @@ HELD_OUT = 128
 REPLAY = 0.25  # share of a batch that shows ordinary scenes
 
 METHODS: dict[str, tuple[dict[str, Any], float]] = {
-    "sara": ({"kind": "sara", "density": 0.1}, 3e-3),
-    "random": ({"kind": "sara", "density": 0.1, "score": "random"}, 3e-3),
-    "largest": ({"kind": "sara", "density": 0.1, "score": "largest"}, 3e-3),
+    "sara": ({"kind": "sara", "density": 0.1}, 1e-3),
+    "random": ({"kind": "sara", "density": 0.1, "score": "random"}, 1e-3),
+    "largest": ({"kind": "sara", "density": 0.1, "score": "largest"}, 1e-3),
     "lora": ({"kind": "lora", "rank": 8}, 1e-3),
     "full": ({"kind": "full"}, 1e-3),
     "sara .3": ({"kind": "sara", "density": 0.3}, 3e-3),

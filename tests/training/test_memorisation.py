@@ -160,7 +160,7 @@ def test_choosing_from_a_folder(tmp_path: Path) -> None:
 
     job = Job.read("finetune", tmp_path / "run" / "choice.toml", [f"data.pictures={str(folder)!r}"])
     assert job.config.tuner.kind == "sara" and job.config.tuner.include
-    other = CliRunner().invoke(app, [*command, *words, "--set", "run.updates=3"])
+    other = CliRunner().invoke(app, [*command, *words, "--set", "run.updates=3", "--resume"])
     assert other.exit_code == 2 and "another config" in other.output.replace("\n", " ")
 
 
