@@ -165,6 +165,8 @@ REWARDS.register("colour", "diffplug.rewards.colour:ColourReward")
 REWARDS.register("sharpness", "diffplug.rewards.sharpness:SharpnessReward")
 
 TRAINERS = Registry("trainer", "diffplug.trainers")
+TRAINERS.register("finetune", "diffplug.training.finetune.objective:Finetune")
+TRAINERS.register("choose", "diffplug.training.choice.choose:Choose")
 TRAINERS.register("trajectory", "diffplug.training.objectives.trajectory_matching:TrajectoryMatching")
 TRAINERS.register("hyper-sd", "diffplug.training.objectives.segmented_consistency:SegmentedConsistency")
 TRAINERS.register("tdm", "diffplug.training.objectives.distribution_matching:TrajectoryDistribution")

@@ -79,14 +79,17 @@ def is_few_step(name: str) -> bool:
 
 
 def told_steps(name: str) -> int | None:
-    """Return the steps that a name says by itself: "hyper-sd@4" four, a recipe's folder its default."""
+    """Return the steps that a name says: "hyper-sd@4" four; a recipe's folder, if it is for one number."""
     if not is_few_step(name):
         return None
     from diffplug.samplers.few_step.catalogue import Row
     from diffplug.samplers.few_step.lookup import split
 
-    steps: int | None = Row.load(name).default_steps if Path(name).is_dir() else split(name)[1]
-    return steps
+    if not Path(name).is_dir():
+        steps: int | None = split(name)[1]
+        return steps
+    row = Row.load(name)
+    return row.default_steps if len(row.steps) == 1 else None
 
 
 def _few_step(name: str, steps: int | None) -> Any:

@@ -24,7 +24,7 @@ from diffplug.training.conditions import Conditions, encode
 
 __all__ = ["DataSettings", "Pictures", "prompts_of"]
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class Pictures:
         from safetensors.torch import load_file, save_file
 
         pairs = captioned_files(Path(str(data.pictures)))
-        size = data.size or int(call.get("height", 0) if call else 0) or _size_of(pipe)
+        size = data.size or int(call.get("height", 0) if call else 0) or size_of(pipe)
         file = output_folder(cache) / f"{_key(pipe, pairs, size)}.safetensors"
         captions = [caption for _, caption in pairs]
         if not file.exists():
@@ -137,7 +137,7 @@ def captioned_files(folder: Path) -> list[tuple[Path, str]]:
         return [
             _entry(folder, line, i) for i, line in enumerate(table.read_text("utf-8").splitlines(), 1) if line
         ]
-    found = [(p, p.with_suffix(".txt")) for p in sorted(folder.iterdir()) if p.suffix.lower() in _SUFFIXES]
+    found = [(p, p.with_suffix(".txt")) for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
     if not found or not all(text.exists() for _, text in found):
         raise ValueError(
             f"data.pictures: {str(folder)!r} needs a metadata.jsonl, or a .txt with the caption beside "
@@ -158,7 +158,7 @@ def _entry(folder: Path, line: str, number: int) -> tuple[Path, str]:
         ) from error
 
 
-def _size_of(pipe: Any) -> int:
+def size_of(pipe: Any) -> int:
     from diffplug.training.conditions import one_denoiser
 
     sample = getattr(one_denoiser(pipe).config, "sample_size", None)

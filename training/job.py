@@ -35,8 +35,8 @@ from diffplug.training.noise_path import NoisePath, edges
 from diffplug.training.student import Sampling
 from diffplug.training.trajectories import TeacherSettings, Trajectories, TrajectoryStore
 from diffplug.training.tuner import Tuner
-from diffplug.training.tuners.full import FullTuner
-from diffplug.training.tuners.lora import LoraTuner, lora_targets
+from diffplug.training.tuners.by_name import check_tuner, tuner_of
+from diffplug.training.tuners.settings import TunerSettings
 from diffplug.training.validation import ValidationSettings
 
 __all__ = ["Job", "JobSettings", "StudentSettings", "TunerSettings"]
@@ -63,30 +63,6 @@ class StudentSettings:
             raise ValueError(f"steps must be a whole number of at least 1, got {self.steps}")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be from 0 to 1, got {self.eta}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TunerSettings:
-    """Which weights move: "lora", or "full" for all; then `extract` cuts the change to a LoRA of this rank.
-
-    alpha: the LoRA's update is scaled by alpha / rank; None takes the rank. targets: ends of layer names,
-    empty for every linear and convolution layer. save_dtype: of the file.
-    """
-
-    kind: Literal["lora", "full"] = "lora"
-    rank: int = 64
-    alpha: float | None = None
-    targets: tuple[str, ...] = ()
-    extract: int | None = None
-    save_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-
-    def __post_init__(self) -> None:
-        for name in ("rank", "extract"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
-        if self.extract is not None and self.kind != "full":
-            raise ValueError("extract is for tuner.kind=full: a LoRA has its rank already")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +110,9 @@ class Job:
         """
         method = TRAINERS.get(name)
         own = read_toml(path) if path is not None else {}
-        values = overridden(merged(getattr(method, "DEFAULTS", {}), own), changes)
+        defaults = getattr(method, "defaults", None)
+        below = defaults(overridden(own, changes)) if defaults else getattr(method, "DEFAULTS", {})
+        values = overridden(merged(below, own), changes)
         told = values.pop("objective", {})
         if not isinstance(told, Mapping):
             raise ValueError(f"objective must be a table, got {told!r}")
@@ -163,7 +141,11 @@ class Job:
 
     @cached_property
     def prompts(self) -> list[str]:
-        """The training prompts."""
+        """The training prompts; a method may say which by `prompts(job)`."""
+        told = getattr(self.method, "prompts", None)
+        if told is not None:
+            found: list[str] = told(self)
+            return found
         return prompts_of(self.config.data, self.pipe)
 
     @cached_property
@@ -252,8 +234,7 @@ class Job:
         """Raise ValueError for settings that the model, its timesteps or files cannot serve."""
         told, start = self.config.tuner, self.config.student.start
         edges(NoisePath.of(self.pipe.scheduler), self.config.student.steps)
-        if told.kind == "lora":
-            lora_targets(one_denoiser(self.pipe), told.targets)
+        check_tuner(told, one_denoiser(self.pipe))
         if start is not None and not hasattr(self.method, "tuner_of"):
             _weights_in(Path(start))
         if not self.prompts:
@@ -274,24 +255,27 @@ def attached_tuner(told: TunerSettings, pipe: Any, start: str | None, seed: int)
     denoiser, folder = one_denoiser(pipe), Path(start) if start else None
     file = _weights_in(folder) if folder is not None else None
     torch.manual_seed(seed)
-    if told.kind == "full":
-        full = FullTuner(save_dtype=told.save_dtype)
-        full.attach(denoiser)
-        if file is not None:
-            full.load(file)
-        return full
-    lora = LoraTuner(rank=told.rank, alpha=told.alpha, targets=told.targets, save_dtype=told.save_dtype)
-    lora.attach(denoiser)
+    tuner: Any = tuner_of(told)
+    tuner.attach(denoiser)
     if file is not None:
-        lora.load(file)
-    return lora
+        tuner.load(file)
+    attached: Tuner = tuner
+    return attached
+
+
+_STUDENTS = (
+    "adapter.safetensors",
+    "adapter.sara.safetensors",
+    "adapter.peft.safetensors",
+    "denoiser.safetensors",
+)
 
 
 def _weights_in(folder: Path) -> Path:
     """Return the weights of an earlier student."""
     if not folder.is_dir():
         raise ValueError(f"student.start: there is no folder {str(folder)!r}: give an earlier run's student")
-    for name in ("adapter.safetensors", "denoiser.safetensors"):
+    for name in _STUDENTS:
         if (folder / name).exists():
             return folder / name
     raise ValueError(f"student.start: {str(folder)!r} holds no student: give the folder with recipe.json")

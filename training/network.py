@@ -64,7 +64,9 @@ class Network:
             out = self.denoiser(**kwargs)[0]
         else:
             with _no_recomputation(self.denoiser):
-                out = torch.func.functional_call(self.denoiser, dict(weights), (), kwargs)[0]
+                out = torch.func.functional_call(self.denoiser, dict(self.tuner.placed(weights)), (), kwargs)[
+                    0
+                ]
         return self.path.predict(self.form.sign * mean_channels(out, x).to(x.dtype), x, index)
 
     @torch.no_grad()

@@ -57,9 +57,10 @@ def recipe_row(job: Job, saved: Mapping[str, Any], sampling: Sampling, updates: 
         kind=saved["kind"],
         weights=(Weights(file=saved["file"], component=component_of(job.pipe)),),
         steps=sampling.steps,
+        default_steps=sampling.usual,
         scheduler=name,
         scheduler_options=options,
-        seen={} if flow else {n: _timesteps(sampling, n) for n in sampling.steps},
+        seen={} if flow or sampling.default else {n: _timesteps(sampling, n) for n in sampling.steps},
         sigmas={n: tuple(1 - j / n for j in range(n)) for n in sampling.steps} if flow else {},
         eta=sampling.eta if not flow else None,
         guidance="cfg" if guided else _unguided(job),
@@ -102,12 +103,7 @@ def plain_code(row: Row, model: str, folder: str) -> str:
     off = "" if row.guidance == "embedded" else f", guidance_scale={row.guidance_scale or 1.0:g}"
     eta = f", eta={row.eta:g}" if row.eta else ""
     file, component = row.weights[0].file, row.weights[0].component
-    weights = (
-        f"pipe.load_lora_weights({folder!r}, weight_name={file!r})"
-        if row.kind == "lora"
-        else f"pipe.{component}.load_state_dict(load_file({f'{folder}/{file}'!r}))"
-    )
-    imports = ["from safetensors.torch import load_file"] if row.kind != "lora" else []
+    imports, weights = _loading(row.kind, component, folder, file)
     return "\n".join(
         [
             *head,
@@ -122,20 +118,35 @@ def plain_code(row: Row, model: str, folder: str) -> str:
     )
 
 
+def _loading(kind: str, component: str, folder: str, file: str) -> tuple[list[str], str]:
+    """Return the imports, and the line that puts a tuner's file on a pipeline."""
+    path = f"{folder}/{file}"
+    if kind == "lora":
+        return [], f"pipe.load_lora_weights({folder!r}, weight_name={file!r})"
+    if kind == "sara":
+        return ["from diffplug.sara import load_sara"], f"load_sara(pipe, {path!r})"
+    if kind == "peft":
+        lines = ["import diffplug", "from diffplug.samplers import FewStep"]
+        return lines, f"diffplug.apply(pipe, FewStep({folder!r}, schedule=False))"
+    load = f"pipe.{component}.load_state_dict(load_file({path!r}))"
+    return ["from safetensors.torch import load_file"], load
+
+
 def model_card(job: Job, row: Row, figures: Figures | None, seconds: float, folder: Path) -> str:
     """Return the text of README.md; figures are those measured at the end of the run."""
     judged = job.config.validation.reward
+    opening = getattr(job.method, "opening", _opening)
+    kind = "few-step, distillation" if opening is _opening else "fine-tuning"
     lines = [
         "---",
         "library_name: diffusers",
-        "tags: [diffplug, few-step, distillation]",
+        f"tags: [diffplug, {kind}]",
         f"base_model: {job.config.model}",
         "---",
         "",
         f"# {row.name}",
         "",
-        f"A student of `{job.config.model}` for {' or '.join(map(str, row.steps))} network evaluations a "
-        f"picture, trained by `diffplug train {job.name}` ({row.meta['updates']} updates, {seconds:.0f} s).",
+        opening(job, row, seconds),
         "",
         "```python",
         "import diffplug",
@@ -161,6 +172,14 @@ def model_card(job: Job, row: Row, figures: Figures | None, seconds: float, fold
         ]
     lines += ["The whole config:", "", "```json", json.dumps(job.mapping(), indent=2), "```", ""]
     return "\n".join(lines)
+
+
+def _opening(job: Job, row: Row, seconds: float) -> str:
+    """Return the first sentence of a student's card."""
+    return (
+        f"A student of `{job.config.model}` for {' or '.join(map(str, row.steps))} network evaluations a "
+        f"picture, trained by `diffplug train {job.name}` ({row.meta['updates']} updates, {seconds:.0f} s)."
+    )
 
 
 def write_card(job: Job, row: Row, figures: Figures | None, seconds: float, folder: Path) -> None:

@@ -25,13 +25,19 @@ class Sampling:
 
     path: of its model, a flow's shift included. steps: the numbers of evaluations it is for. eta: noise of
     DDIM's steps. guidance: None for a student that needs none (one row a picture), else the scale at which
-    guidance acts as usual.
+    guidance acts as usual. default: the number of evaluations where none is asked for, None for the last.
     """
 
     path: NoisePath
     steps: tuple[int, ...]
     eta: float = 0.0
     guidance: float | None = None
+    default: int | None = None
+
+    @property
+    def usual(self) -> int:
+        """The number of evaluations where none is asked for."""
+        return self.default or self.steps[-1]
 
     @property
     def scheduler(self) -> tuple[str, dict[str, Any]]:
@@ -88,9 +94,9 @@ def draw(
 ) -> Drawn:
     """Return what a pipeline with a student's weights in it draws, one picture a prompt from its own seed.
 
-    steps: the student's last number where none is given.
+    steps: the student's usual number where none is given.
     """
-    told = {**(call or {}), **sampling.call(pipe, steps or sampling.steps[-1]), "output_type": "latent"}
+    told = {**(call or {}), **sampling.call(pipe, steps or sampling.usual), "output_type": "latent"}
     parts = []
     for begin in range(0, len(prompts), max_rows):
         part = slice(begin, begin + max_rows)

@@ -27,6 +27,12 @@ class Tuner(Protocol):
     def parameters(self) -> dict[str, Tensor]:
         """The moving parameters by their names in `denoiser.named_parameters()`; leaves of the graph."""
 
+    def placed(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return what the denoiser is called with in place of its own tensors, to have `weights` in it.
+
+        Most tuners' parameters are tensors of the denoiser, and are returned as they are.
+        """
+
     def original(self) -> AbstractContextManager[None]:
         """Return a block in which the denoiser computes what it did before `attach`; no gradients in it."""
 

@@ -17,7 +17,18 @@ from diffplug.placing import device_of, hush
 Method = Annotated[
     str, typer.Argument(help="trajectory, hyper-sd, tdm, one-step, ...: see `diffplug names`.")
 ]
-Config = Annotated[Path | None, typer.Argument(help="TOML file; without one, the method's defaults.")]
+Config = Annotated[
+    Path | None,
+    typer.Argument(
+        help="TOML file, or a folder of pictures for finetune; without one, the method's defaults."
+    ),
+]
+Tuner = Annotated[
+    str | None, typer.Option(help="Which weights move: lora, full, sara, dora, oft, ... (tuner.kind).")
+]
+Pictures = Annotated[
+    Path | None, typer.Option(help="Folder of pictures with captions (data.pictures), beside a TOML file.")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="One setting, as optimizer.lr=1e-4; may be given often. The file's own tree."),
@@ -32,6 +43,8 @@ Cache = Annotated[Path, typer.Option(help="Folder of trajectories and latents, s
 def train(
     method: Method,
     config: Config = None,
+    tuner: Tuner = None,
+    pictures: Pictures = None,
     changes: Set = None,
     out: Output = Path("runs/student"),
     resume: Resume = False,
@@ -40,10 +53,12 @@ def train(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Trains a few-step student of a model: a LoRA, or all weights, with the recipe that runs it.
+    """Tunes a model by a method and a tuner, and writes the weights with the recipe that runs them.
 
-    Example: `diffplug train trajectory --set student.steps=4 --set run.updates=200 -o runs/four`, then
-    `diffplug generate "a red circle" --sampler runs/four/student`
+    A few-step student: `diffplug train trajectory --set student.steps=4 --set run.updates=200 -o runs/four`,
+    then `diffplug generate "a red circle" --sampler runs/four/student`
+
+    A style: `diffplug train finetune my-pictures --tuner sara -o runs/style` (a .txt beside each picture)
 
     Several GPUs: `accelerate launch -m diffplug train ...` with the same arguments.
     """
@@ -51,13 +66,24 @@ def train(
     from diffplug.training.job import Job
     from diffplug.training.train import train as run
 
-    job = Job.read(method, config, changes or [], device=_device(device), cache=cache)
+    config, own = _told(config, pictures, tuner)
+    job = Job.read(method, config, [*own, *(changes or [])], device=_device(device), cache=cache)
     with (
         until_stopped(f"what was reached is in {out}: repeat the command with --resume"),
         Progress(*_COLUMNS, console=Console(stderr=True), disable=json) as bars,
     ):
         told = run(job, out, resume=resume, minutes=minutes, on_progress=_teller(bars))
     _tell(job, told, out, json=json)
+
+
+def _told(config: Path | None, pictures: Path | None, tuner: str | None) -> tuple[Path | None, list[str]]:
+    """Return the config file, and the changes that folder and tuner stand for."""
+    if config is not None and config.is_dir():
+        if pictures is not None:
+            raise ValueError(f"two folders of pictures, {str(config)!r} and {str(pictures)!r}: give one")
+        config, pictures = None, config
+    own = [f"data.pictures={str(pictures)!r}"] if pictures is not None else []
+    return config, [*own, *([f"tuner.kind={tuner}"] if tuner is not None else [])]
 
 
 _COLUMNS = (

@@ -4,7 +4,7 @@ How it sees: the background is the palette colour nearest to the border's median
 background b and a colour c is p = b + a (c - b); the colour that explains it best, and its coverage a, come
 from projecting on each line b..c. Connected pixels of one colour are an object, its shape the template of
 equal area and centroid that overlaps it most. All of it works on model output as well: pixels that no line
-explains belong to nothing, and stray blobs count.
+explains belong to nothing, and stray blobs count. Outlines are seen by filling the holes of each patch first.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffplug.registry import unknown
 from diffplug.shapes.captions import Told, parse
 from diffplug.shapes.rendering import ALL_SHAPES, coverage
 from diffplug.shapes.world import BACKGROUNDS, COLORS, IMAGE_SIZE, LARGE_FROM, holds
 
 Images = Tensor | np.ndarray | Sequence[Image.Image]
+Segment = tuple[str, np.ndarray, bool]
+"""A patch: its colour, its coverage map, whether it is an outline."""
 
 _COVERED = 0.5  # coverage from which a pixel belongs to an object
 _LEAST_AREA = 20  # pixels; smaller blobs are specks
@@ -32,11 +35,13 @@ _MARGIN = 2  # pixels around a blob that may still hold its soft border
 _SOFTNESS = (0.0, 0.8, 1.4)  # blurs, in pixels, that a template may have: decoders draw soft edges
 _WINDOW = 40  # pixels around the centre of a blob that are compared with templates
 _LEAST_OVERLAP = 0.75  # intersection over union below which a blob has no shape
+_HOLLOW = 0.05  # share of a filled patch that is missing in an outline
+STYLES = ("flat", "outline", "any")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blob:
-    """One object found in a picture; `shape` is None where no template fits."""
+    """One object found in a picture; `shape` is None where no template fits; `hollow`: drawn in outline."""
 
     color: str
     shape: str | None
@@ -44,6 +49,7 @@ class Blob:
     y: float
     radius: float
     overlap: float
+    hollow: bool = False
 
     @property
     def size(self) -> str:
@@ -73,34 +79,39 @@ class Grades:
         return np.array([all(row) for row in self.holds], dtype=bool)
 
 
-def grade(images: Images, prompts: str | Sequence[str]) -> Grades:
+def grade(images: Images, prompts: str | Sequence[str], *, style: str = "flat") -> Grades:
     """The grades of pictures against their prompts; about 5 ms a picture.
 
     Args:
         images: [n, 3, h, w] in [0, 1], [n, h, w, 3] as array, or PIL pictures; other sizes than 64 are
-        resized. prompts: n prompts, or one for all.
+        resized. prompts: n prompts, or one for all. style: "flat" takes objects as they are drawn; "any"
+        fills outlines first; "outline" asks besides that every object is one.
 
     Raises:
-        ValueError: numbers of pictures and prompts differ, the pictures have another layout, or a prompt
+        ValueError: an unknown style, or numbers of pictures and prompts differ, the pictures have another
+        layout, or a prompt
         names no object.
     """
+    if style not in STYLES:
+        raise unknown("style", style, list(STYLES))
     pixels = as_pixels(images)
     texts = [prompts] * len(pixels) if isinstance(prompts, str) else list(prompts)
     if len(texts) != len(pixels):
         raise ValueError(
             f"{len(pixels)} pictures and {len(texts)} prompts: give one prompt for each picture."
         )
-    rows = [_judge(told, *seen) for told, seen in zip(map(parse, texts), find(pixels), strict=True)]
+    found = find(pixels, fill=style != "flat")
+    rows = [_judge(told, *seen, style) for told, seen in zip(map(parse, texts), found, strict=True)]
     return Grades(
         facts=tuple(tuple(fact for fact, _ in row) for row in rows),
         holds=tuple(tuple(true for _, true in row) for row in rows),
     )
 
 
-def find(pixels: np.ndarray) -> list[tuple[str, list[Blob]]]:
-    """The background and the objects of each picture ([n, 64, 64, 3] in [0, 1])."""
+def find(pixels: np.ndarray, *, fill: bool = False) -> list[tuple[str, list[Blob]]]:
+    """The background and the objects of each picture ([n, 64, 64, 3] in [0, 1]); fill: outlines as well."""
     grounds, colored = (
-        zip(*(_segments(picture) for picture in pixels), strict=True) if len(pixels) else ((), ())
+        zip(*(_segments(picture, fill) for picture in pixels), strict=True) if len(pixels) else ((), ())
     )
     blobs = iter(_shaped([segment for segments in colored for segment in segments]))
     return [
@@ -125,7 +136,7 @@ def as_pixels(images: Images) -> np.ndarray:
     return np.nan_to_num(images.clamp(0, 1).movedim(1, -1).numpy())
 
 
-def _segments(picture: np.ndarray) -> tuple[str, list[tuple[str, np.ndarray]]]:
+def _segments(picture: np.ndarray, fill: bool) -> tuple[str, list[Segment]]:
     """The background, and the coverage map of every connected patch of one colour."""
     border = np.concatenate(
         [picture[:2].reshape(-1, 3), picture[-2:].reshape(-1, 3), picture[:, 0], picture[:, -1]]
@@ -142,17 +153,23 @@ def _segments(picture: np.ndarray) -> tuple[str, list[tuple[str, np.ndarray]]]:
     for index, color in enumerate(COLORS):
         labels, count = ndimage.label((best == index) & (own > _COVERED))
         for label in range(1, count + 1):
-            if (labels == label).sum() >= _LEAST_AREA:
-                near = ndimage.binary_dilation(labels == label, iterations=_MARGIN)
-                segments.append((color, np.where(near, cover[..., index], 0)))
+            patch = labels == label
+            whole = ndimage.binary_fill_holes(patch) if fill else patch
+            if whole.sum() < _LEAST_AREA:
+                continue
+            near = ndimage.binary_dilation(whole, iterations=_MARGIN)
+            covered = np.where(near, cover[..., index], 0)
+            inside = ndimage.binary_erosion(whole) if fill else np.zeros_like(whole)
+            missing = (1 - covered)[inside].sum()
+            segments.append((color, np.where(inside, 1.0, covered), bool(missing > _HOLLOW * whole.sum())))
     return ground, segments
 
 
-def _shaped(segments: list[tuple[str, np.ndarray]]) -> list[Blob]:
+def _shaped(segments: list[Segment]) -> list[Blob]:
     """Segments with the shape, centre and radius of the template that overlaps each most."""
     if not segments:
         return []
-    masks = torch.from_numpy(np.stack([mask for _, mask in segments])).float()
+    masks = torch.from_numpy(np.stack([mask for _, mask, _ in segments])).float()
     area = masks.sum((1, 2))
     axis = torch.arange(IMAGE_SIZE) + 0.5
     x, y = (masks.sum(1) * axis).sum(1) / area, (masks.sum(2) * axis).sum(1) / area
@@ -174,8 +191,9 @@ def _shaped(segments: list[tuple[str, np.ndarray]]) -> list[Blob]:
             y=float(y[row]),
             radius=float(radii[row, i]),
             overlap=float(overlaps[row, i]),
+            hollow=hollow,
         )
-        for row, ((color, _), i) in enumerate(zip(segments, best.tolist(), strict=True))
+        for row, ((color, _, hollow), i) in enumerate(zip(segments, best.tolist(), strict=True))
     ]
 
 
@@ -216,7 +234,7 @@ def _unit_area(shape: str) -> float:
     return float(coverage([shape], torch.tensor([[32.0, 32.0, radius]])).sum()) / radius**2
 
 
-def _judge(told: Told, background: str, blobs: list[Blob]) -> list[tuple[str, bool]]:
+def _judge(told: Told, background: str, blobs: list[Blob], style: str) -> list[tuple[str, bool]]:
     """Every fact of a prompt with its truth in a picture."""
     seen = [[b for b in blobs if (b.color, b.shape) == (noun.color, noun.shape)] for noun in told.nouns]
     facts = []
@@ -236,6 +254,8 @@ def _judge(told: Told, background: str, blobs: list[Blob]) -> list[tuple[str, bo
         facts.append((f"{told.nouns[0]} {told.relation} {told.nouns[1]}", stands))
     if told.background:
         facts.append((f"on {told.background}", background == told.background))
+    if style == "outline":
+        facts.append(("drawn in outline", bool(blobs) and all(b.hollow for b in blobs)))
     return facts
 
 

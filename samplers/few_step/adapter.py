@@ -164,7 +164,7 @@ def _take_off(module: Any, before: list[_Before]) -> None:
             layer.delete_adapter(NAME)
     del module.peft_config[NAME]
     known = {id(each.layer) for each in before}
-    _unwrap(module, lambda layer: id(layer) not in known and not layer.scaling)
+    unwrap(module, lambda layer: id(layer) not in known and not layer.scaling)
     for each in before:
         kept = [name for name in _acting(each.layer) if name not in each.scaling]
         _activate(each.layer, [*each.active, *kept], each.enabled)
@@ -180,11 +180,11 @@ def _unload(module: Any) -> None:
     if hasattr(module, "unload_lora"):
         module.unload_lora()
         return
-    _unwrap(module, lambda layer: True)
+    unwrap(module, lambda layer: True)
     del module.peft_config
 
 
-def _unwrap(module: nn.Module, which: Callable[[Any], bool]) -> None:
+def unwrap(module: nn.Module, which: Callable[[Any], bool]) -> None:
     """Put the plain layers back where PEFT wrapped them, for wrappers that are not needed any more."""
     for name, part in list(module.named_modules()):
         if getattr(part, "base_layer", None) is not None and which(part):

@@ -31,7 +31,7 @@ from diffplug.registry import unknown
 FORMAT = "few-step-recipe"
 VERSION = 1
 ANY = "any"
-KINDS = ("lora", "denoiser", "pipeline")
+KINDS = ("lora", "sara", "peft", "denoiser", "pipeline")
 GUIDANCE = ("off", "cfg", "embedded", "kept")
 GRIDS = ("", "trailing", "tcd", "linspace")
 MERGES = ("auto", "runtime", "fuse")
@@ -77,7 +77,8 @@ class Row:
     """Repository of the base the weights were trained on, for people: the family is what is checked."""
 
     kind: str = "lora"
-    """What the weights are: "lora", low-rank on a base; "denoiser", all weights of the denoiser of a base;
+    """What the weights are: "lora", low-rank on a base; "sara", a sparse delta; "peft", an adapter of another
+    kind, with peft's config in the file; "denoiser", all weights of the denoiser of a base;
     "pipeline": the pipeline's own weights are the few-step model, nothing is loaded."""
 
     weights: tuple[Weights, ...] = ()

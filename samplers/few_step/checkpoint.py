@@ -20,6 +20,7 @@ from diffplug.samplers.few_step.patch import (
     replace_weights,
     why_not_fused,
 )
+from diffplug.samplers.few_step.tuned import put_on_tuned
 from diffplug.samplers.few_step.weights_file import located, read_weights
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
@@ -28,7 +29,7 @@ Strength = float | Sequence[float] | Mapping[str, float]
 
 @dataclass(frozen=True)
 class Installed:
-    """What was done to one component: how ("runtime", "fuse", "replace") and with which strength."""
+    """What was done to a component: how ("runtime", "fuse", "sparse", "replace"), with which strength."""
 
     component: str
     how: str
@@ -124,6 +125,8 @@ def _put_on(
     row: Row, pipe: Any, weights: Weights, module: Any, strength: float, merge: str, path: Any, whole: bool
 ) -> tuple[str, Undo]:
     file = located(row, weights, path)
+    if row.kind in ("sara", "peft"):
+        return put_on_tuned(row, weights.component, module, file, strength)
     state, metadata = read_weights(file)
     what = f"{file.name} of {row.name}"
     if not is_lora(state):

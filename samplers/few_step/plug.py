@@ -189,7 +189,9 @@ def _check_idle(plug: FewStep, row: Row) -> None:
             wrong = ", ".join(sorted(set(plug.strength) - known))
             raise ValueError(f"strength names {wrong}: {row.name} changes {', '.join(sorted(known))}")
         return
-    defaults = {"strength": 1.0, "merge": "auto", "part": (0.0, 1.0)}
+    defaults: dict[str, Any] = {"merge": "auto", "part": (0.0, 1.0)}
+    if row.kind != "sara":
+        defaults["strength"] = 1.0
     for name, default in defaults.items():
         if getattr(plug, name) != default:
             given = f"{name}={getattr(plug, name)!r}"

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from diffplug import rewards
-from diffplug.shapes.captions import Told, phrase, tell
+from diffplug.shapes.captions import Told, captioned_scenes, phrase, tell
 from diffplug.shapes.grading import as_pixels, find, grade
 from diffplug.shapes.rendering import render
 from diffplug.shapes.world import (
@@ -163,3 +163,18 @@ def test_the_reward_is_the_score() -> None:
     grades = grade(images, prompts)
     assert np.array_equal(rewards.get("shapes")(images, prompts), grades.score)
     assert np.array_equal(rewards.get("shapes", strict=True)(images, prompts), grades.strict.astype(float))
+
+
+def test_outlines_are_judged_once_their_holes_are_filled() -> None:
+    rng = np.random.default_rng(3)
+    pairs = captioned_scenes(rng, 200)
+    texts = [phrase(told, rng) for _, told in pairs]
+    outlines, flat = (render([s for s, _ in pairs], style=style) for style in ("outline", "flat"))
+    assert grade(outlines, texts, style="outline").strict.mean() >= 0.95
+    assert grade(outlines, texts, style="any").strict.mean() >= 0.95
+    assert grade(flat, texts, style="any").strict.all() and grade(flat, texts).strict.all()
+    assert not grade(flat, texts, style="outline").strict.any()
+    assert grade(outlines, texts).strict.mean() < 0.05
+    assert "drawn in outline" in grade(outlines[:1], texts[:1], style="outline").facts[0]
+    with pytest.raises(ValueError, match="Did you mean 'outline'"):
+        grade(flat, texts, style="outlin")

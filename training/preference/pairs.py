@@ -25,7 +25,7 @@ from torch import Tensor
 
 from diffplug.files import atomic_path, output_folder, safe_join
 from diffplug.training.conditions import Conditions, encode
-from diffplug.training.data import _encoded, _size_of
+from diffplug.training.data import _encoded, size_of
 
 __all__ = ["Pair", "PairLatents", "read_pairs"]
 
@@ -167,7 +167,7 @@ class PairLatents:
         """Return the pairs encoded, from `cache` where that was done before."""
         from safetensors.torch import load_file, save_file
 
-        size = size or _size_of(pipe)
+        size = size or size_of(pipe)
         file = output_folder(cache) / f"pairs-{_key(pipe, pairs, size)}.safetensors"
         prompts = [pair.prompt for pair in pairs]
         if not file.exists():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from diffplug.training.conditions import one_denoiser
 from diffplug.training.tuner import Tuner
+from diffplug.training.tuners.by_name import tuner_of
 from diffplug.training.tuners.extract import extract_lora
 from diffplug.training.tuners.full import FullTuner
 from diffplug.training.tuners.lora import LoraTuner, lora_scales, write_lora
@@ -45,6 +46,10 @@ class OnTop:
     def parameters(self) -> dict[str, Tensor]:
         """The inner tuner's."""
         return self.inner.parameters
+
+    def placed(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """As the inner tuner says."""
+        return self.inner.placed(weights)
 
     def original(self) -> AbstractContextManager[None]:
         """Return a block in which the student is as it was."""
@@ -86,15 +91,17 @@ def policy(job: Any) -> Tuner:
     factors: Factors = {}
     base: dict[str, Tensor] = {}
     if start is not None:
+        if told.kind not in ("lora", "full"):
+            raise ValueError(
+                f"tuner.kind={told.kind} cannot begin from a student ({start!r}), since its file would hold "
+                "only half of the result: take lora or full, or leave student.start out"
+            )
         file = student_file(job.pipe, start, job.config.student.steps)
         if told.kind == "full":
             base = {name: value.detach().clone() for name, value in denoiser.named_parameters()}
         factors = put_in(denoiser, file)
     torch.manual_seed(job.config.run.seed)
-    if told.kind == "full":
-        inner: Tuner = FullTuner(save_dtype=told.save_dtype)
-    else:
-        inner = LoraTuner(rank=told.rank, alpha=told.alpha, targets=told.targets, save_dtype=told.save_dtype)
+    inner = tuner_of(told)
     inner.attach(denoiser)
     return inner if start is None else OnTop(inner, factors, base, told.extract, told.save_dtype)
 

@@ -39,6 +39,10 @@ class FullTuner:
         assert self.denoiser is not None, "attach the tuner first"  # noqa: S101 - an order of our own calls
         return dict(self.denoiser.named_parameters())
 
+    def placed(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tensors themselves."""
+        return weights
+
     @contextmanager
     def original(self) -> Iterator[None]:
         """The denoiser with the weights that it had, until the end of the block."""

@@ -69,6 +69,10 @@ class LoraTuner:
             if f".{ADAPTER}." in name and "lora_" in name
         }
 
+    def placed(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tensors themselves."""
+        return weights
+
     @contextmanager
     def original(self) -> Iterator[None]:
         """The denoiser with the adapter off."""

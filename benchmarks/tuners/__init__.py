@@ -1,0 +1,1 @@
+"""Tuners measured: exactness, memory, what they learn and what they forget. `python -m benchmarks.tuners`."""

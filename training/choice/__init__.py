@@ -1,0 +1,1 @@
+"""Choosing what to fine-tune by search (MemControl, arXiv 2405.19458)."""

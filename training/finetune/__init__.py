@@ -1,0 +1,1 @@
+"""Fine-tuning on pictures with captions: style, subject, concept."""
