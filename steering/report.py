@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffplug.steering.engine.population import Ending
+from diffplug.steering.engine.rule import Filter
 from diffplug.steering.smc.weights import ess
 
 
@@ -104,6 +106,29 @@ class SteeringReport:
                 f"  {self.invalid_rewards} rewards were NaN or +inf: those particles counted as dead"
             )
         return "\n".join(lines)
+
+
+def told(particles: Filter | None, ending: Ending) -> dict[str, Any]:
+    """Return those fields of a report that the weights, the selections and the end of a run tell."""
+    groups, k = ending.rewards.shape
+    selections = particles.selections if particles else []
+
+    def stacked(name: str, *shape: int) -> Tensor:
+        return torch.stack([getattr(s, name) for s in selections]) if selections else torch.empty(0, *shape)
+
+    return {
+        "particles": k,
+        "calls": tuple(selection.call for selection in selections),
+        "rewards": stacked("rewards", groups, k),
+        "ess": stacked("ess", groups),
+        "resampled": stacked("resampled", groups),
+        "ancestors": stacked("ancestors", groups, k),
+        "distinct_roots": stacked("distinct_roots", groups),
+        "log_z": ending.log_z,
+        "final_rewards": ending.rewards,
+        "final_log_weights": ending.log_weights,
+        "invalid_rewards": ending.invalid + sum(selection.invalid for selection in selections),
+    }
 
 
 def _plain(value: Any) -> Any:
