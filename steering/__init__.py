@@ -11,6 +11,9 @@ if __name__ != "diffplug.steering":
 
 if TYPE_CHECKING:
     from diffplug.noise.stochastic import stochastic as stochastic
+    from diffplug.steering.crowd.crowd import Crowd as Crowd
+    from diffplug.steering.crowd.ragged import Ragged as Ragged
+    from diffplug.steering.crowd.result import CrowdResult as CrowdResult
     from diffplug.steering.engine.ranks import Ranks as Ranks
     from diffplug.steering.masked_sequences import MaskedDiffusionScheduler as MaskedDiffusionScheduler
     from diffplug.steering.masked_sequences import MaskedSequencePipeline as MaskedSequencePipeline
@@ -41,6 +44,8 @@ _HOMES = {
     "BestOfN": "diffplug.steering.rules.best_of_n",
     "Churn": "diffplug.steering.proposals",
     "CoDe": "diffplug.steering.rules.svdd",
+    "Crowd": "diffplug.steering.crowd.crowd",
+    "CrowdResult": "diffplug.steering.crowd.result",
     "FeynmanKac": "diffplug.steering.rules.feynman_kac",
     "ImportanceSampling": "diffplug.steering.rules.feynman_kac",
     "LearnedValue": "diffplug.steering.values.learned",
@@ -49,6 +54,7 @@ _HOMES = {
     "MaskedSequencePipeline": "diffplug.steering.masked_sequences",
     "Network": "diffplug.steering.parts",
     "NoiseSearch": "diffplug.steering.rules.noise_search",
+    "Ragged": "diffplug.steering.crowd.ragged",
     "Ranks": "diffplug.steering.engine.ranks",
     "Resampling": "diffplug.steering.parts",
     "SVDD": "diffplug.steering.rules.svdd",

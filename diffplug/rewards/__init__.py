@@ -64,10 +64,10 @@ def get(name: str, **options: Any) -> Reward:
     return found
 
 
-def score(
-    reward: Reward, images: torch.Tensor, prompts: Sequence[str], *, graph: bool = False
-) -> torch.Tensor:
+def score(reward: Reward, images: Any, prompts: Sequence[Any], *, graph: bool = False) -> torch.Tensor:
     """What `reward` gives for n pictures, as [n] float64 on the CPU; costs one call of the reward.
+
+    In a loop of one's own (`diffplug.steering.Crowd`) they are n things of any kind, and labels for prompts.
 
     The scores are detached unless `graph` is set and the reward returned a tensor with a graph. NaN and
     infinities stay (a `None` in a list counts as NaN): the caller decides what they mean. Raises
@@ -75,7 +75,8 @@ def score(
     """
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts: give one prompt for each image")
-    returned = ask(reward, images.clone(), list(prompts))  # it may write into what it is given
+    shown = images.clone() if isinstance(images, torch.Tensor) else images  # it may write into pictures
+    returned = ask(reward, shown, list(prompts))
     scores = _numbers(returned, graph)
     if scores is not None and scores.shape == (len(images), 1):
         scores = scores[:, 0]

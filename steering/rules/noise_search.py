@@ -84,6 +84,10 @@ class NoiseSearch(Steerer):
             )
         return super().attach(pipe)
 
+    def no_crowd(self) -> str:
+        """Return why a loop cannot be searched: it runs once."""
+        return "it runs a pipeline several times; make a BestOfN crowd for every round"
+
     def _round(self) -> BestOfN:
         return BestOfN(
             self.reward,
