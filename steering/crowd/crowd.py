@@ -165,9 +165,7 @@ class Crowd:
                 f"crowd.at({i}, ...) {told}: call it once in every step, 0 to {self.steps - 1} in order"
             )
         if i >= self.steps:
-            raise ValueError(
-                f"crowd.at({i}, ...) is past the end: the crowd was made for steps={self.steps}"
-            )
+            raise ValueError(f"crowd.at({i}, ...) is past the end: the crowd was made for steps={self.steps}")
 
     def _check_end(self) -> None:
         if self.finished:

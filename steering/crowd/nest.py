@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -28,10 +28,9 @@ class Nest:
 
     def check(self, value: Any, path: str) -> None:
         """Raise ValueError, with its path, for a part that has no row for every particle."""
-        for _ in self.parts(value, path):
-            pass
+        self.parts(value, path)
 
-    def parts(self, value: Any, path: str) -> Iterator[Tensor]:
+    def parts(self, value: Any, path: str) -> list[Tensor]:
         """Return the tensors that would move. Raises ValueError for a part that cannot."""
         found: list[Tensor] = []
 
@@ -43,7 +42,7 @@ class Nest:
             return part
 
         self._changed(value, path, note)
-        yield from found
+        return found
 
     def moved(self, value: Any, rows: Rows, path: str) -> Any:
         """Return the same nest with every row from where it continues."""
@@ -57,6 +56,7 @@ class Nest:
             self._check_rows(value, path)
             return change(value)
         if isinstance(value, Ragged):
+            self._check_count(value.graphs, "graphs", path)
             return change(value)
         if isinstance(value, Mapping):
             inner = {key: self._changed(part, f"{path}.{key}", change) for key, part in value.items()}
@@ -83,9 +83,14 @@ class Nest:
         return made
 
     def _check_rows(self, value: Any, path: str) -> None:
-        if value.ndim and len(value) == self.rows:
+        if not value.ndim:
+            self._check_count(None, "", path)
+        self._check_count(len(value), "first size", path)
+
+    def _check_count(self, count: int | None, what: str, path: str) -> None:
+        if count == self.rows:
             return
-        first = f"first size {len(value)}" if value.ndim else "no first size"
+        first = "no first size" if count is None else f"{what} {count}"
         raise ValueError(
             f"{path} has {first}, but the crowd has {self.rows} rows: give it a row for every particle, name "
             f"it in shared=({path!r},) where it is the same for all, or use crowd.ragged for graphs"

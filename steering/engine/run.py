@@ -48,11 +48,13 @@ class Steering(Choosing, Protocol):
 class SteeredRun:
     """State of one steered call: the engine at the scheduler, the clocks, and the outcome.
 
-    noise: in words, what parts duplicates, for the report. Raises ValueError where the processes that share
+    noise: in words, what parts duplicates, for the report. judged: what a held-out reward says of the
+    finished pictures, `[P * k]`, where the rule has one. Raises ValueError where the processes that share
     the particles make different calls.
     """
 
     noise: str = ""
+    judged: Tensor | None
 
     def __init__(self, steering: Steering, pipe: Any, request: Request, slots: Slots) -> None:
         self.steering, self.pipe, self.request, self.slots = steering, pipe, request, slots
@@ -65,6 +67,7 @@ class SteeredRun:
             weight=steering.weight,
             needed=steering.scores,
         )
+        self.judge, self.judged = self._judge(), None
         slots.agree(self._terms(), "calls")
         self.network = NetworkCount()
         self.engine = ParticleSteps(
@@ -74,6 +77,13 @@ class SteeredRun:
             slots=slots,
             guiders=[part for part in (getattr(pipe, name, None) for name in _GUIDERS) if part is not None],
         )
+
+    def _judge(self) -> Scorer | None:
+        """Return what asks the held-out reward, None where there is none."""
+        judge = getattr(self.steering, "judge", None)
+        if judge is None:
+            return None
+        return Scorer(judge, self.steering.scoring, self.pipe, self.request, self.slots)
 
     def _terms(self) -> tuple[Any, ...]:
         """Return what all processes of a call must have in common."""
@@ -122,14 +132,19 @@ class SteeredRun:
             )
         if not self.steering.scores:
             return Ending.unscored(groups, k)
-        return Ending.judged(self._filter(), self.slots.made(lambda: self._rated(pictures)))
-
-    def _rated(self, pictures: Any) -> Tensor:
-        """Return the rewards of the finished pictures that are here; NaN for those that are not finite."""
         latent = self.request.output_type == "latent"
         images = self.scorer.decoded(pictures) if latent else to_tensor(pictures)
+        ending = Ending.judged(self._filter(), self.slots.made(lambda: self._rated(self.scorer, images)))
+        if self.judge is not None:
+            judge = self.judge
+            self.judged = self.slots.made(lambda: self._rated(judge, images))
+        return ending
+
+    def _rated(self, scorer: Scorer, images: Tensor) -> Tensor:
+        """Return the rewards of the finished pictures that are here; NaN for those that are not finite."""
         finite = torch.isfinite(images).flatten(1).all(1).cpu()
-        rated = self.scorer.rate(images, "the end")
+        where = "the end" if scorer is self.scorer else "the end, as the judge"
+        rated = scorer.rate(images, where)
         return rated if bool(finite.all()) else torch.where(finite, rated, torch.nan)
 
     def _filter(self) -> Filter:
@@ -183,6 +198,7 @@ class SteeredRun:
             steps=self.engine.steps,
             noise=self.noise,
             returned=tuple(tuple(slots) for slots in self.returned),
+            judge_rewards=None if self.judged is None else self.judged.reshape(self.outcome.rewards.shape),
             network_calls=self.network.calls,
             network_rows=self.network.rows,
             network_seconds=self.network.seconds,
