@@ -138,6 +138,7 @@ STEERERS.register("code", "diffplug.steering.rules.svdd:CoDe")
 STEERERS.register("two-level", "diffplug.steering.rules.svdd:TwoLevel")
 STEERERS.register("beam", "diffplug.steering.rules.beam:Beam")
 STEERERS.register("noise-search", "diffplug.steering.rules.noise_search:NoiseSearch")
+STEERERS.register("auto", "diffplug.steering.rules.auto:Auto")
 
 REWARDS = Registry("reward", "diffplug.rewards")
 REWARDS.register("shapes", "diffplug.rewards.shapes:ShapesReward")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffplug.steering.proposals import Churn as Churn
     from diffplug.steering.proposals import Twist as Twist
     from diffplug.steering.report import SteeringReport as SteeringReport
+    from diffplug.steering.rules.auto import Auto as Auto
     from diffplug.steering.rules.beam import Beam as Beam
     from diffplug.steering.rules.best_of_n import BestOfN as BestOfN
     from diffplug.steering.rules.feynman_kac import FeynmanKac as FeynmanKac
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Adaptive": "diffplug.steering.smc.potentials",
+    "Auto": "diffplug.steering.rules.auto",
     "Beam": "diffplug.steering.rules.beam",
     "BestOfN": "diffplug.steering.rules.best_of_n",
     "Churn": "diffplug.steering.proposals",
