@@ -151,6 +151,8 @@ REWARDS.register("aesthetic", "diffplug.rewards.aesthetic:AestheticReward")
 REWARDS.register("jpeg", "diffplug.rewards.jpeg:JpegReward")
 REWARDS.register("colour", "diffplug.rewards.colour:ColourReward")
 REWARDS.register("sharpness", "diffplug.rewards.sharpness:SharpnessReward")
+REWARDS.register("url", "diffplug.rewards.grader_url:GraderReward")
+REWARDS.register("vlm", "diffplug.rewards.vlm:VlmReward")
 
 TRAINERS = Registry("trainer", "diffplug.trainers")
 TRAINERS.register("trajectory", "diffplug.training.objectives.trajectory_matching:TrajectoryMatching")

@@ -56,12 +56,22 @@ def get(name: str, **options: Any) -> Reward:
                 f"reward {name!r} is no plain name and takes no options, got {', '.join(options)}"
             )
         return __getattr__("parse")(name)
-    found: Any = REWARDS.get(name)
+    return built(name, REWARDS.get(name), **options)
+
+
+def built(name: str, found: Any, **options: Any) -> Reward:
+    """The reward of a registered class with its options, or the registered function itself.
+
+    Raises ValueError for a class that cannot be built from a name alone (its attribute `needs` says what is
+    missing), and for options of a function.
+    """
     if isinstance(found, type):
+        if not options and (needs := getattr(found, "needs", "")):
+            raise ValueError(f"reward {name!r} needs {needs}")
         return found(**options)
     if options:
         raise ValueError(f"reward {name!r} is a function and takes no options, got {', '.join(options)}")
-    return found
+    return found  # type: ignore[no-any-return]
 
 
 def score(reward: Reward, images: Any, prompts: Sequence[Any], *, graph: bool = False) -> torch.Tensor:
