@@ -126,7 +126,6 @@ class SteeringReport:
             )
         return "\n".join(lines)
 
-
     def _told_of(self, g: int) -> list[str]:
         """Return lines on the draws of a prompt, where they ended early, and on its judge."""
         lines = []

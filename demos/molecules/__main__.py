@@ -26,13 +26,17 @@ def sample(
     ] = "logp",
     steer: Annotated[str, typer.Option(help="A rule: fk, svdd, beam, best-of-n, ...")] = "fk",
     particles: Annotated[int, typer.Option(min=1, help="Molecules that compete in a group.")] = 8,
-    strength: Annotated[float, typer.Option(min=0, help="How strongly; times the reward's spread, 1 to 3.")] = 3,
+    strength: Annotated[
+        float, typer.Option(min=0, help="How strongly; times the reward's spread, 1 to 3.")
+    ] = 3,
     groups: Annotated[int, typer.Option(min=1, help="Molecules wanted, each from its own group.")] = 24,
     atoms: Annotated[int, typer.Option(help="Heavy atoms of a molecule.")] = 6,
     steps: Annotated[int, typer.Option(min=1, help="Jumps from noise to molecule.")] = 25,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     model: Annotated[Path | None, typer.Option(help="Folder of a network of your own.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file for the drawings.")] = Path("out/molecules.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file for the drawings.")] = Path(
+        "out/molecules.png"
+    ),
 ) -> None:
     """Draw molecules, free and steered with the same seeds, and a sheet of drawings.
 

@@ -37,8 +37,9 @@ def _two_layers(inputs: int, width: int, outputs: int) -> nn.Sequential:
 class Layer(nn.Module):
     """One round of messages. h: `[n, N, w]` atoms; e: `[n, N, N, w]` pairs; x: `[n, N, 3]` coordinates."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, largest: int) -> None:
         super().__init__()
+        self.scale = 1 / math.sqrt(largest)
         self.message = nn.Sequential(_two_layers(3 * width + 2, width, width), nn.SiLU())
         self.atom = _two_layers(2 * width, width, width)
         self.pair = nn.Linear(width, width)
@@ -54,7 +55,7 @@ class Layer(nn.Module):
         square = apart.square().sum(-1, keepdim=True)
         one, other = h[:, :, None].expand(-1, -1, size, -1), h[:, None].expand(-1, size, -1, -1)
         message = self.message(torch.cat([one, other, e, square, at_input], -1)) * pairs
-        h = self.norms[0](h + self.atom(torch.cat([h, message.sum(2) / math.sqrt(size)], -1)))
+        h = self.norms[0](h + self.atom(torch.cat([h, message.sum(2) * self.scale], -1)))
         direction = apart / (1 + (square + 1e-8).sqrt())
         x = x + (direction * self.pull(message) * pairs).sum(2)
         return h, self.norms[1](e + self.pair(message + message.transpose(1, 2))), x
@@ -70,7 +71,7 @@ class MoleculeNetwork(nn.Module):
         self.register_buffer("bond_prior", prior.bonds.clone())
         self.atom_in = nn.Linear(ATOM_CLASSES + _TIMES, w)
         self.pair_in = nn.Linear(BOND_CLASSES + 1, w)
-        self.layers = nn.ModuleList([Layer(w) for _ in range(card.layers)])
+        self.layers = nn.ModuleList([Layer(w, card.largest) for _ in range(card.layers)])
         self.atom_out = _two_layers(w, w, ATOM_CLASSES)
         self.pair_out = _two_layers(w, w, BOND_CLASSES)
 

@@ -63,7 +63,7 @@ def train(
     data: Graphs,
     folder: Path,
     *,
-    updates: int = 8000,
+    updates: int = 10_000,
     batch: int = 128,
     card: Card | None = None,
     minutes: float | None = None,
@@ -71,12 +71,12 @@ def train(
 ) -> MoleculeNetwork:
     """Return a network trained on molecules; goes on where a run in the folder stopped.
 
-    About twelve minutes on one core with the defaults. minutes: stop, with what is learnt, after this long.
+    About ten minutes of one core with the defaults. minutes: stop, with what is learnt, after this long.
     """
     torch.manual_seed(seed)
     network = MoleculeNetwork(card or Card(), Prior.of(data))
     run = RunSettings(updates=updates, batch=batch, save_every=500, seed=seed)
-    settings = OptimizerSettings(lr=1.5e-3, warmup=100, ema=0.999)
+    settings = OptimizerSettings(lr=1.5e-3, warmup=min(100, updates // 10), ema=0.999)
     trainer = Trainer(Denoising(network, data), run, settings, folder=folder, minutes=minutes, cpu=True)
     averaged = trainer.run().weights["network"]
     network.load_state_dict(averaged, strict=False)

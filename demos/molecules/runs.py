@@ -13,7 +13,7 @@ from torch import Tensor
 from diffplug.demos.molecules.graphs import smiles
 from diffplug.demos.molecules.network import MoleculeNetwork
 from diffplug.demos.molecules.rewards import FLOOR
-from diffplug.demos.molecules.sample import sample
+from diffplug.demos.molecules.sampling import sample
 from diffplug.registry import STEERERS
 from diffplug.steering import BestOfN, CrowdResult, FeynmanKac, Resampling, Scoring
 
@@ -70,29 +70,26 @@ def steerer_of(name: str, reward: Any, particles: int, strength: float) -> Any:
     return rule(reward, particles=particles, **options)
 
 
-def compared(
-    network: MoleculeNetwork, rule: Any, reward: Any, *, groups: int, atoms: int, jumps: int, seed: int
-) -> list[Handed]:
+def free_draws(network: MoleculeNetwork, reward: Any, particles: int, **how: Any) -> list[Handed]:
+    """Return a free draw of every group, and the best of its draws. how: as in `sample`."""
+    found = sample(network, BestOfN(reward, particles=particles), **how)
+    firsts = list(range(0, len(found.all), particles))
+    return [_handed("a free draw", found, firsts), _handed(f"best of {particles}", found, found.best_rows)]
+
+
+def steered(network: MoleculeNetwork, rule: Any, **how: Any) -> list[Handed]:
+    """Return what a rule hands back: drawn by the weights, where it has some, and its best."""
+    found, name = sample(network, rule, **how), type(rule).__name__
+    best = _handed(f"{name}, best", found, found.best_rows)
+    if not found.has_weights:
+        return [best]
+    return [_handed(f"{name}, drawn by weight", found, found.sample_rows), best]
+
+
+def compared(network: MoleculeNetwork, rule: Any, reward: Any, **how: Any) -> list[Handed]:
     """Return what free draws and a rule hand back, from the same seeds and as many network rows."""
-    free = sample(
-        network,
-        BestOfN(reward, particles=rule.particles),
-        groups=groups,
-        atoms=atoms,
-        jumps=jumps,
-        seed=seed,
-    )
-    firsts = list(range(0, groups * rule.particles, rule.particles))
-    found = [_handed("a free draw", free, firsts), _handed(f"best of {rule.particles}", free, free.best_rows)]
-    if isinstance(rule, BestOfN):
-        return found
-    steered = sample(network, rule, groups=groups, atoms=atoms, jumps=jumps, seed=seed)
-    name = type(rule).__name__
-    try:
-        found.append(_handed(f"{name}, drawn by weight", steered, steered.sample_rows))
-    except ValueError:  # a rule that maximises
-        pass
-    return [*found, _handed(f"{name}, best", steered, steered.best_rows)]
+    free = free_draws(network, reward, rule.particles, **how)
+    return free if isinstance(rule, BestOfN) else [*free, *steered(network, rule, **how)]
 
 
 def _handed(title: str, result: CrowdResult, rows: Sequence[int]) -> Handed:

@@ -11,7 +11,7 @@ from PIL import Image
 from diffplug.demos.contact_sheet import Cell, contact_sheet
 from diffplug.demos.molecules.graphs import smiles
 
-_SIZE = (200, 160)
+_SIZE = (200, 180)
 
 
 def drawings(
@@ -40,4 +40,6 @@ def _cell(molecule: Any, reward: Callable[..., Any], name: str) -> Cell:
 
     worth = float(reward([molecule], [""])[0])
     legend = f"{smiles(molecule)}   {name} {worth:.2f}" if math.isfinite(worth) else smiles(molecule)
-    return Cell([Draw.MolToImage(molecule, size=_SIZE, legend=legend)], [True])
+    options = Draw.MolDrawOptions()
+    options.fixedBondLength, options.padding, options.legendFraction = 30.0, 0.14, 0.16
+    return Cell([Draw.MolToImage(molecule, size=_SIZE, legend=legend, options=options)], [True])

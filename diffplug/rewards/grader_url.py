@@ -101,7 +101,9 @@ class GraderReward:
         return [math.nan if one is None else float(one) for one in scores]
 
     def _trouble(self, what: str) -> ConnectionError:
-        return ConnectionError(f"the grader at {_shown(self.url)} {what}: see docs/rewards.md for what it must say")
+        return ConnectionError(
+            f"the grader at {_shown(self.url)} {what}: see docs/rewards.md for what it must say"
+        )
 
 
 class _NoRedirect(request.HTTPRedirectHandler):

@@ -42,7 +42,9 @@ class VlmReward:
         device: str | None = None,
     ) -> None:
         if "{prompt}" not in question:
-            raise ValueError(f"question={question!r} never mentions the prompt: write {{prompt}} where it goes")
+            raise ValueError(
+                f"question={question!r} never mentions the prompt: write {{prompt}} where it goes"
+            )
         check_whole("batch", batch)
         if not isinstance(model, str) or not model:
             raise ValueError(f"model={model!r}: give a folder, or the hub id of a vision-language model")
@@ -114,7 +116,11 @@ class VlmReward:
         tokenizer = processor.tokenizer
         tokenizer.padding_side = "left"  # the last place of every row is the answer's
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return model.eval().requires_grad_(False).to(device), processor, [_ids(tokenizer, w) for w in (_YES, _NO)]
+        return (
+            model.eval().requires_grad_(False).to(device),
+            processor,
+            [_ids(tokenizer, w) for w in (_YES, _NO)],
+        )
 
 
 def _ids(tokenizer: Any, words: tuple[str, ...]) -> list[int]:

@@ -33,6 +33,11 @@ class CrowdResult:
         return picked(self.all, self.best_rows)
 
     @property
+    def has_weights(self) -> bool:
+        """Return whether the rule leaves weights to draw by."""
+        return self._drawn is not None
+
+    @property
     def sample_rows(self) -> list[int]:
         """Return, by group, a row drawn by the final weights. Raises ValueError for rules without any."""
         if self._drawn is None:

@@ -98,7 +98,9 @@ class PortionedRun:
         start, until, wanted = perf_counter(), self.rule.until, self.request.wanted
         begin, left = 0, list(range(self.request.groups))
         while left and begin < self.rule.particles:
-            slots = range(begin, min(begin + max(self.batch, wanted if begin == 0 else 1), self.rule.particles))
+            slots = range(
+                begin, min(begin + max(self.batch, wanted if begin == 0 else 1), self.rule.particles)
+            )
             self._draw(call, left, slots)
             begin = slots.stop
             left = [group for group in left if not until.reached(self.rewards[group], wanted)]

@@ -35,7 +35,11 @@ def _some(
     name: str, value: Any, chosen: Sequence[int], groups: int, rows: Sequence[int], particles: int
 ) -> Any:
     named = name in _LABELS or "prompt" in name or "encoder_hidden_states" in name
-    if not named or not isinstance(value, (list, tuple, Tensor)) or (isinstance(value, Tensor) and not value.ndim):
+    if (
+        not named
+        or not isinstance(value, (list, tuple, Tensor))
+        or (isinstance(value, Tensor) and not value.ndim)
+    ):
         return value
     picks = {groups: list(chosen), groups * particles: list(rows)}.get(len(value))
     if picks is None:
@@ -54,13 +58,13 @@ def gathered(parts: Sequence[tuple[Any, int]], picks: Sequence[tuple[int, int]])
         columns = [[output[i] for output, _ in parts] for i in range(len(first))]
         return tuple(_gathered(column, parts, picks) for column in columns)
     names = [entry.name for entry in fields(first)]
-    made = {
-        name: _gathered([getattr(output, name) for output, _ in parts], parts, picks) for name in names
-    }
+    made = {name: _gathered([getattr(output, name) for output, _ in parts], parts, picks) for name in names}
     return type(first)(**made)
 
 
-def _gathered(values: Sequence[Any], parts: Sequence[tuple[Any, int]], picks: Sequence[tuple[int, int]]) -> Any:
+def _gathered(
+    values: Sequence[Any], parts: Sequence[tuple[Any, int]], picks: Sequence[tuple[int, int]]
+) -> Any:
     first = values[0]
     has_rows = isinstance(first, (list, Tensor, np.ndarray)) and all(
         len(value) == rows for value, (_, rows) in zip(values, parts, strict=True)

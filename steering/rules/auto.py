@@ -129,7 +129,9 @@ class Auto(Steerer):
         return True
 
     def _around(self, pipe: Any, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        wanted = read_request(pipe, {**kwargs, "generator": None, "latents": None}, Slots(self.particles)).wanted
+        wanted = read_request(
+            pipe, {**kwargs, "generator": None, "latents": None}, Slots(self.particles)
+        ).wanted
         rule, why = self.chosen(pipe, wanted, asked_guidance(pipe, kwargs))
         output = rule._around(pipe, call, kwargs)
         found: SteeringReport | None = rule.report

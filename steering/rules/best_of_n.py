@@ -62,7 +62,9 @@ class BestOfN(Steerer):
         if self.batch is not None:
             check_whole("batch", self.batch)
             if self.batch > self.particles:
-                raise ValueError(f"batch={self.batch} is more than particles={self.particles}: give at most that")
+                raise ValueError(
+                    f"batch={self.batch} is more than particles={self.particles}: give at most that"
+                )
             if not self.until:
                 raise ValueError(
                     f"batch={self.batch} draws in portions, which only an early end needs: add enough=... or "

@@ -34,7 +34,14 @@ def pipe() -> Any:
 @pytest.mark.parametrize(
     ("steerer", "wanted", "guidance", "kind", "particles", "said"),
     [
-        (Auto(dark), 1, 5.0, BestOfN, 8, "best of 8, since under guidance free draws.*Guidance is 5.*try less"),
+        (
+            Auto(dark),
+            1,
+            5.0,
+            BestOfN,
+            8,
+            "best of 8, since under guidance free draws.*Guidance is 5.*try less",
+        ),
         (Auto(dark), 1, 1.0, BestOfN, 8, "the reward chooses one picture"),
         (Auto(Bounded()), 1, 2.0, BestOfN, 16, "best of at most 16, drawn until a picture has 1, since"),
         (Auto(Bounded(), particles=4), 1, None, BestOfN, 4, "best of at most 4"),
