@@ -119,7 +119,7 @@ class Held:
         return blocks.any(-1).mean(-1)
 
     def stopped(self, cap: int, batch: int = 1) -> np.ndarray[Any, Any]:
-        """Return how many draws an early end needs at `enough` = 1, by prompt: the mean over blocks of cap."""
+        """Return how many draws an early end needs at `enough` = 1, by prompt: a mean over blocks of cap."""
         blocks = self.right[:, : self.right.shape[1] // cap * cap].reshape(len(self.scores), -1, cap)
         first = np.where(blocks.any(-1), blocks.argmax(-1) + 1, cap)
         return np.minimum(-(-first // batch) * batch, cap).mean(-1)

@@ -1,4 +1,4 @@
-"""Free and steered runs beside each other: what they reach, and how many molecules are valid and different."""
+"""Free and steered runs beside each other: what they reach, how many molecules are valid, how many differ."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def sample(
     path = times(jumps)
     crowd = steerer.crowd(groups=groups, steps=jumps, seeds=seed, floor=FLOOR)
     state = from_prior(torch.full((crowd.rows,), atoms), largest, network.prior, crowd)
-    for i, (t, s) in enumerate(zip(path[:-1], path[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(path)):
         out = network(state, torch.full((crowd.rows,), t))
         state, out = crowd.at(i, state, out, clean=seen)
         state = step(state, out, t, s, network.prior, crowd)

@@ -22,7 +22,7 @@ def drawings(
     footer: str = "",
     name: str = "reward",
 ) -> Image.Image:
-    """Return a picture with a row of drawings for each title; where there is no molecule, a blank with a cross.
+    """Return a picture with a row of drawings for each title; no molecule is a blank with a cross.
 
     rows: RDKit molecules by title, as many for each. reward: rates them, `name` is how it is called.
     """

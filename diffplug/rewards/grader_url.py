@@ -107,7 +107,7 @@ class GraderReward:
 
 
 class _NoRedirect(request.HTTPRedirectHandler):
-    """A redirect is an answer with its status: pictures go to the address that was named, and nowhere else."""
+    """A redirect is an answer with its status: pictures go nowhere but to the address named."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         """Return None: do not follow."""
@@ -127,8 +127,8 @@ def checked_url(url: str) -> str:
     if parts.scheme == "http" and host in _HERE:
         return url
     raise ValueError(
-        f"url={_shown(url)!r}: give https://host/path, or http:// on this machine ({', '.join(_HERE)}); pictures "
-        "and prompts are not sent over the network in the clear"
+        f"url={_shown(url)!r}: give https://host/path, or http:// on this machine ({', '.join(_HERE)}); "
+        "pictures and prompts are not sent over the network in the clear"
     )
 
 

@@ -1,4 +1,4 @@
-"""Any vision-language model as a reward: how much likelier "yes" is than "no" (VQAScore, arXiv 2404.01291)."""
+"""Any vision-language model as a reward: how much likelier "yes" is than "no" (after arXiv 2404.01291)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nests of tensors (dict, list, tuple, dataclass, at any depth) whose rows are particles, and how they move."""
+"""Nests of tensors (dict, list, tuple, dataclass, at any depth) whose rows are particles; how they move."""
 
 from __future__ import annotations
 

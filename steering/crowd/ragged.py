@@ -138,7 +138,7 @@ def _tell_sizes(sizes: Tensor) -> None:
     if uneven:
         own = sorted(set(sizes[uneven[0]].tolist()))
         warnings.warn(
-            f"the graphs of group {uneven[0]} have {own[0]} to {own[-1]} nodes, so selection chooses sizes too: "
-            "give all graphs of a group one size to compare like with like",
+            f"the graphs of group {uneven[0]} have {own[0]} to {own[-1]} nodes, so selection chooses sizes "
+            "too: give all graphs of a group one size to compare like with like",
             stacklevel=4,
         )

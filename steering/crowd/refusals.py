@@ -16,8 +16,8 @@ def refuse_in_a_loop(steerer: Any) -> None:
     proposal = getattr(steerer, "proposal", None)
     if proposal not in (None, "auto"):
         raise ValueError(
-            f"proposal={proposal!r} changes a scheduler's step, and a loop makes its own: leave it out and let "
-            "the loop draw noise"
+            f"proposal={proposal!r} changes a scheduler's step, and a loop makes its own: leave it out "
+            "and let the loop draw noise"
         )
     scoring = steerer.scoring
     for option in ("value", "decode", "preview", "decode_batch_size"):

@@ -42,7 +42,7 @@ class CrowdResult:
         """Return, by group, a row drawn by the final weights. Raises ValueError for rules without any."""
         if self._drawn is None:
             raise ValueError(
-                f"{self.report.method} has no weights to draw by: take .best or .all, or steer with FeynmanKac"
+                f"{self.report.method} has no weights to draw by: take .best or .all, or use FeynmanKac"
             )
         return self._drawn
 

@@ -67,7 +67,7 @@ class Until:
 
 @dataclass(frozen=True)
 class SeededSlots(Slots):
-    """Slots whose particles have generators of their own: a draw is the same in whichever portion it comes."""
+    """Slots whose particles have generators of their own: a draw is the same in whichever portion it is."""
 
     @property
     def every_seed(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -65,10 +66,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(500 if way == "broken" else 200)
         self.end_headers()
         raw = {"pickle": pickle.dumps({"scores": [1.0] * count}), "deep": b"[" * 100_000}
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.wfile.write(raw.get(way) or json.dumps(answers.get(way, {})).encode())
-        except (BrokenPipeError, ConnectionResetError):
-            pass
 
 
 @pytest.fixture(scope="module")

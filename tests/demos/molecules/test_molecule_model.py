@@ -55,7 +55,7 @@ def test_jumps_compose_and_posteriors_are_distributions() -> None:
 
 @pytest.mark.law
 def test_the_posterior_is_bayes_rule() -> None:
-    """Enumerate: c0 from its prior, c_s and c_t by jumps; P(c_s | c_t, c_0) must be what `posterior` gives."""
+    """Enumerate: c0 from its prior, c_s and c_t by jumps; P(c_s | c_t, c_0) must be `posterior`'s."""
     prior = PRIOR.bonds.double()
     to_s, to_t = jump(signal(30), prior), jump(signal(70) / signal(30), prior)
     for c0 in range(4):
