@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from diffplug.steering.engine.population import Ending
-from diffplug.steering.engine.rule import Filter
 from diffplug.steering.smc.weights import ess
+
+if TYPE_CHECKING:
+    from diffplug.steering.engine.population import Ending
+    from diffplug.steering.engine.rule import Filter
 
 SUMS = ("network_calls", "network_rows", "network_seconds", "decode_seconds", "reward_seconds")
 """Fields that add up over several runs."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -31,8 +31,10 @@ from diffplug.steering.engine.population import Choosing, Ending, Population, Un
 from diffplug.steering.engine.rating import Rater
 from diffplug.steering.engine.slots import Slots
 from diffplug.steering.engine.twins import DuplicateWatch
-from diffplug.steering.parts import Scoring
 from diffplug.steering.report import SteeringReport, told
+
+if TYPE_CHECKING:
+    from diffplug.steering.parts import Scoring
 
 _ADVICE = (
     "call crowd.at before the step draws its noise, and draw that noise for every row "

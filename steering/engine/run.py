@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,8 +26,10 @@ from diffplug.steering.engine.scoring import Scorer
 from diffplug.steering.engine.slots import Slots
 from diffplug.steering.engine.step import ParticleSteps
 from diffplug.steering.engine.twins import DuplicateWatch
-from diffplug.steering.parts import Network, Scoring
 from diffplug.steering.report import SteeringReport, told
+
+if TYPE_CHECKING:
+    from diffplug.steering.parts import Network, Scoring
 
 _GUIDERS = ("guider", "ocr_guider")
 

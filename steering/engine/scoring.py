@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from diffplug.steering.engine.rating import Rater
 from diffplug.steering.engine.request import Request
 from diffplug.steering.engine.rule import ScoredStep, State, Value
 from diffplug.steering.engine.slots import Slots
-from diffplug.steering.parts import Scoring
 from diffplug.steering.proposals import reward_gradient
+
+if TYPE_CHECKING:
+    from diffplug.steering.parts import Scoring
 
 
 class Scorer(Rater):
