@@ -160,7 +160,7 @@ class Steerer:
         None ends such a particle, as NaN at the end always does. device: of the generators.
         Raises ValueError for options of this steerer that mean nothing in a loop.
         """
-        refuse_in_a_loop(self)
+        refuse_in_a_loop(self, SCORING, NETWORK)
         return Crowd(
             self.seeded(seeds, groups),
             groups=groups,

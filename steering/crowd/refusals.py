@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffplug.steering.parts import NETWORK, SCORING
 
-
-def refuse_in_a_loop(steerer: Any) -> None:
+def refuse_in_a_loop(steerer: Any, scoring_by_default: Any, network_by_default: Any) -> None:
     """Raise ValueError, with the reason, for a steerer that does not fit a loop or would ignore an option."""
     name = type(steerer).__name__
     reason = steerer.no_crowd()
@@ -21,12 +19,12 @@ def refuse_in_a_loop(steerer: Any) -> None:
         )
     scoring = steerer.scoring
     for option in ("value", "decode", "preview", "decode_batch_size"):
-        if getattr(scoring, option) != getattr(SCORING, option):
+        if getattr(scoring, option) != getattr(scoring_by_default, option):
             raise ValueError(
                 f"scoring.{option} is for pipelines: in a loop clean=... says what a state looks like to the "
                 "reward, leave it out"
             )
-    if steerer.network != NETWORK:
+    if steerer.network != network_by_default:
         raise ValueError(
             "network=... is for pipelines: a loop calls its network itself, on crowd.rows rows; leave it out"
         )

@@ -18,7 +18,6 @@ from diffplug.steering.engine.rule import Filter, Plan, Rule
 from diffplug.steering.engine.score_times import no_call
 from diffplug.steering.engine.slots import Slots
 from diffplug.steering.smc.filter import checked_rewards
-from diffplug.steering.smc.islands import Islands
 from diffplug.steering.smc.resampling import resample
 
 
@@ -114,8 +113,8 @@ class Ending:
         """Return the slots of a group, best first; in slot order where nothing tells them apart."""
         if not rule.scores or self.nothing_valid(rule, group):
             return list(range(particles.particles))
-        apart = rule.leaders_first and isinstance(particles, Islands) and particles.ess_threshold is None
-        return best_first(self.rewards[group], particles.count if apart else 1)  # type: ignore[attr-defined]
+        apart = getattr(particles, "apart", 1) if rule.leaders_first else 1
+        return best_first(self.rewards[group], apart)
 
     def sample(self, particles: Filter, group: int, n: int) -> list[int]:
         """Return n slots of a group, drawn by the final weights."""
