@@ -11,6 +11,9 @@ if __name__ != "diffplug.steering":
 
 if TYPE_CHECKING:
     from diffplug.noise.stochastic import stochastic as stochastic
+    from diffplug.steering.crowd.crowd import Crowd as Crowd
+    from diffplug.steering.crowd.ragged import Ragged as Ragged
+    from diffplug.steering.crowd.result import CrowdResult as CrowdResult
     from diffplug.steering.engine.ranks import Ranks as Ranks
     from diffplug.steering.masked_sequences import MaskedDiffusionScheduler as MaskedDiffusionScheduler
     from diffplug.steering.masked_sequences import MaskedSequencePipeline as MaskedSequencePipeline
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from diffplug.steering.proposals import Churn as Churn
     from diffplug.steering.proposals import Twist as Twist
     from diffplug.steering.report import SteeringReport as SteeringReport
+    from diffplug.steering.rules.auto import Auto as Auto
     from diffplug.steering.rules.beam import Beam as Beam
     from diffplug.steering.rules.best_of_n import BestOfN as BestOfN
     from diffplug.steering.rules.feynman_kac import FeynmanKac as FeynmanKac
@@ -37,10 +41,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Adaptive": "diffplug.steering.smc.potentials",
+    "Auto": "diffplug.steering.rules.auto",
     "Beam": "diffplug.steering.rules.beam",
     "BestOfN": "diffplug.steering.rules.best_of_n",
     "Churn": "diffplug.steering.proposals",
     "CoDe": "diffplug.steering.rules.svdd",
+    "Crowd": "diffplug.steering.crowd.crowd",
+    "CrowdResult": "diffplug.steering.crowd.result",
     "FeynmanKac": "diffplug.steering.rules.feynman_kac",
     "ImportanceSampling": "diffplug.steering.rules.feynman_kac",
     "LearnedValue": "diffplug.steering.values.learned",
@@ -49,6 +56,7 @@ _HOMES = {
     "MaskedSequencePipeline": "diffplug.steering.masked_sequences",
     "Network": "diffplug.steering.parts",
     "NoiseSearch": "diffplug.steering.rules.noise_search",
+    "Ragged": "diffplug.steering.crowd.ragged",
     "Ranks": "diffplug.steering.engine.ranks",
     "Resampling": "diffplug.steering.parts",
     "SVDD": "diffplug.steering.rules.svdd",

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from diffplug.steering.smc.weights import ess
+
+if TYPE_CHECKING:
+    from diffplug.steering.engine.population import Ending
+    from diffplug.steering.engine.rule import Filter
+
+SUMS = ("network_calls", "network_rows", "network_seconds", "decode_seconds", "reward_seconds")
+"""Fields that add up over several runs."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,7 +31,10 @@ class SteeringReport:
     log E[exp(strength * reward)] under the unsteered pipeline; exp(log_z) is unbiased (see `explain_log_z`);
     NaN for rules that maximise. final_rewards, final_log_weights `[P, k]`: of the finished pictures; the
     weights make the particles a sample of the tilted law. returned: for each prompt, the slots of the
-    pictures handed back. invalid_rewards: NaN and +inf met on the way. network_calls, network_rows: denoiser
+    pictures handed back. judge_rewards `[P, k]`: what a held-out reward says of the finished pictures, where
+    one was named. draws: for each prompt, how many were drawn before an early end, empty where none was asked
+    for; rewards of the others are NaN. why: the choice of `steer="auto"`, in words. invalid_rewards: NaN and
+    +inf met on the way. network_calls, network_rows: denoiser
     evaluations (rows count guidance twice). Seconds are measured on the host. Tensors are on the CPU; NaN
     rewards in `final_rewards` mean that nothing was scored.
     """
@@ -45,6 +55,9 @@ class SteeringReport:
     final_rewards: Tensor
     final_log_weights: Tensor
     returned: tuple[tuple[int, ...], ...]
+    judge_rewards: Tensor | None = None
+    draws: tuple[int, ...] = ()
+    why: str = ""
     invalid_rewards: int
     network_calls: int
     network_rows: int
@@ -53,9 +66,17 @@ class SteeringReport:
     reward_seconds: float
     total_seconds: float
 
+    @property
+    def ties(self) -> tuple[int, ...]:
+        """Return, for each prompt, how many finished pictures share the highest reward: 1 where one leads."""
+        best = torch.where(torch.isfinite(self.final_rewards), self.final_rewards, -torch.inf)
+        top = best.amax(-1, keepdim=True)
+        return tuple(((best == top) & torch.isfinite(top)).sum(-1).tolist())
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, ready for JSON; null stands for a number that is not finite."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        found = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {**found, "ties": list(self.ties)}
 
     def to_json(self) -> str:
         """Return the report as one JSON document."""
@@ -82,6 +103,7 @@ class SteeringReport:
     def __str__(self) -> str:
         """Return a short table: one line per prompt and scored call, and one with the cost."""
         lines = [f"{self.method}: {self.particles} particles, {self.steps} steps, strength {self.strength:g}"]
+        lines += [f"  {self.why}"] if self.why else []
         lines += [f"  noise: {self.noise}"] if self.noise else []
         for g, prompt in enumerate(self.prompts):
             lines += [f"  {_shortened(prompt)!r}", "    step    best    mean    ESS  roots"]
@@ -94,6 +116,7 @@ class SteeringReport:
             lines.append(f"     end {_span(self.final_rewards[g])} {_final_ess(self.final_log_weights[g])}")
             if self.strength > 0 and math.isfinite(float(self.log_z[g])):
                 lines.append(f"    log Z {float(self.log_z[g]):.3f}")
+            lines += self._told_of(g)
         lines.append(
             f"  {self.network_calls} network calls ({self.network_rows} rows, {self.network_seconds:.2f} s), "
             f"decoding {self.decode_seconds:.2f} s, rewards {self.reward_seconds:.2f} s, total "
@@ -104,6 +127,42 @@ class SteeringReport:
                 f"  {self.invalid_rewards} rewards were NaN or +inf: those particles counted as dead"
             )
         return "\n".join(lines)
+
+    def _told_of(self, g: int) -> list[str]:
+        """Return lines on the draws of a prompt, where they ended early, and on its judge."""
+        lines = []
+        if self.draws:
+            shared = f", {self.ties[g]} share the highest reward" if self.ties[g] > 1 else ""
+            of = f" of {self.particles}" if self.method != "NoiseSearch" else ""
+            lines.append(f"    {self.draws[g]}{of} drawn{shared}")
+        if self.judge_rewards is not None and self.returned[g]:
+            judged = self.judge_rewards[g]
+            chosen, mean = float(judged[self.returned[g][0]]), float(judged[torch.isfinite(judged)].mean())
+            lines.append(f"    the judge gives the chosen one {chosen:.3f}, a draw {mean:.3f} on average")
+        return lines
+
+
+def told(particles: Filter | None, ending: Ending) -> dict[str, Any]:
+    """Return those fields of a report that the weights, the selections and the end of a run tell."""
+    groups, k = ending.rewards.shape
+    selections = particles.selections if particles else []
+
+    def stacked(name: str, *shape: int) -> Tensor:
+        return torch.stack([getattr(s, name) for s in selections]) if selections else torch.empty(0, *shape)
+
+    return {
+        "particles": k,
+        "calls": tuple(selection.call for selection in selections),
+        "rewards": stacked("rewards", groups, k),
+        "ess": stacked("ess", groups),
+        "resampled": stacked("resampled", groups),
+        "ancestors": stacked("ancestors", groups, k),
+        "distinct_roots": stacked("distinct_roots", groups),
+        "log_z": ending.log_z,
+        "final_rewards": ending.rewards,
+        "final_log_weights": ending.log_weights,
+        "invalid_rewards": ending.invalid + sum(selection.invalid for selection in selections),
+    }
 
 
 def _plain(value: Any) -> Any:

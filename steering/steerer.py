@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
 from diffplug import rewards
@@ -14,6 +15,8 @@ from diffplug.checks import check_seed, check_whole
 from diffplug.intercept import intercept_call, intercept_step
 from diffplug.rewards import Reward
 from diffplug.seeds import attached_seeds, picture_seeds
+from diffplug.steering.crowd.crowd import Crowd, group_seeds
+from diffplug.steering.crowd.refusals import refuse_in_a_loop
 from diffplug.steering.engine.ranks import slots_of
 from diffplug.steering.engine.refusals import refuse_caches, refuse_pipeline, refuse_second_run
 from diffplug.steering.engine.request import Request, read_request
@@ -137,6 +140,46 @@ class Steerer:
         refuse_pipeline(pipe, copies=self.copies)
         return intercept_call(pipe, lambda call, kwargs: self._around(pipe, call, kwargs))
 
+    def crowd(
+        self,
+        *,
+        groups: int = 1,
+        steps: int,
+        seeds: int | Sequence[int] = 0,
+        prompts: Sequence[Any] | None = None,
+        shared: Iterable[str] = (),
+        floor: float | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Crowd:
+        """Return the particles of a sampling loop of one's own; see `Crowd` for the four lines it adds.
+
+        groups: P, results that are wanted; each has k = particles rows of its own. steps: how often the loop
+        calls `crowd.at`. seeds: group g draws from seed + g, or entry g: as with `Seeds` on a pipeline.
+        prompts: what the reward is told of each group, texts or labels. shared: paths of what is the same for
+        all rows and stays, such as "state.table". floor: the reward of what has none yet (NaN) on the way;
+        None ends such a particle, as NaN at the end always does. device: of the generators.
+        Raises ValueError for options of this steerer that mean nothing in a loop.
+        """
+        refuse_in_a_loop(self, SCORING, NETWORK)
+        return Crowd(
+            self.seeded(seeds, groups),
+            groups=groups,
+            steps=steps,
+            seeds=seeds,
+            prompts=prompts,
+            shared=shared,
+            floor=floor,
+            device=device,
+        )
+
+    def no_crowd(self) -> str:
+        """Return why this steerer cannot steer a loop of one's own; empty where it can."""
+        return ""
+
+    def seeded(self: S, seeds: int | Sequence[int], groups: int) -> S:
+        """Return this steerer with these seeds for its selections, where it makes some without its own."""
+        return self
+
     def for_call(self: S, pipe: Any, groups: int, wanted: int) -> S:
         """Return this steerer with everything decided that the call of a pipeline decides."""
         return self
@@ -193,10 +236,16 @@ class Selecting(Steerer):
     def for_call(self: S, pipe: Any, groups: int, wanted: int) -> S:
         """Return this steerer with the seeds of the attached `Seeds`, where it has none of its own."""
         seeds = attached_seeds(pipe)
-        if getattr(self, "seed", None) is not None or seeds is None:
+        if seeds is None:
+            return self
+        return self.seeded(picture_seeds(seeds.seeds, groups * wanted)[::wanted], groups)
+
+    def seeded(self: S, seeds: int | Sequence[int], groups: int) -> S:
+        """Return this steerer with these seeds, one for each prompt, unless it has its own."""
+        if getattr(self, "seed", None) is not None:
             return self
         decided = copy.copy(self)
-        object.__setattr__(decided, "seed", picture_seeds(seeds.seeds, groups * wanted)[::wanted])
+        object.__setattr__(decided, "seed", group_seeds(seeds, groups))
         return decided
 
     def build_proposal(

@@ -29,7 +29,7 @@ from benchmarks.steering.rows import (
     weighted_moments,
 )
 from diffplug.steering.engine import step as engine_module
-from diffplug.steering.engine.step import DuplicateWatch
+from diffplug.steering.engine.twins import DuplicateWatch
 from diffplug.steering.proposals import Twist, TwistedSteps
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.potentials import Difference, Max, MaxIncrement, Potential, Sum

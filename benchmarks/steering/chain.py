@@ -12,7 +12,8 @@ from torch import Tensor
 
 from diffplug.intercept import intercept_step
 from diffplug.steering.engine.rule import Filter, Plan, Score
-from diffplug.steering.engine.step import DuplicateWatch, ParticleSteps
+from diffplug.steering.engine.step import ParticleSteps
+from diffplug.steering.engine.twins import DuplicateWatch
 from diffplug.steering.proposals import Proposal
 from diffplug.steering.smc.filter import ParticleFilter
 from diffplug.steering.smc.potentials import Difference, Potential

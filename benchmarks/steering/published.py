@@ -40,17 +40,15 @@ class Lagging(ParticleSteps):
 
     def on_step(self, call: StepCall) -> Any:
         """Return the step's result, its rows those of the survivors."""
-        if self.filter is None:
-            self.filter = self._begun(call)
+        if self.population is None:
+            self.population = self._begun(call)
         index = self.made
         self.made += 1
-        if not self.due or index < self.due[0]:
+        if not self.population.is_due(index):
             return call.run()
-        self.due = self.due[1:]
         step = scored_step(call, index, self.steps, self.ahead)
         result = call.run()
-        chosen = self.filter.select(self.score(step), call=index, progress=step.progress)
-        rows = self.slots.moved(chosen.ancestors)
+        rows = self.population.select(self.score(step), index)
         return result if rows is None else replaced(result, rows.take(stepped(result)))
 
 

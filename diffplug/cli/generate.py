@@ -181,7 +181,7 @@ class _Job:
                 f"{len(pictures) - fresh} of {len(pictures)} pictures were there already "
                 "(--again makes others)"
             )
-        if line := _noise_line(pictures[-1]["file"]):
+        for line in filter(None, (_noise_line(pictures[-1]["file"]), _why_line(pictures[-1]["file"]))):
             typer.echo(line)
         if fresh:
             typer.echo(
@@ -245,6 +245,13 @@ def _noise_line(path: str) -> str:
     noise = settings["used"].get("noise", "")
     given = "adds none by itself" in noise
     return f"{settings['steer']} duplicates particles, which part in noise: {noise}" if given else ""
+
+
+def _why_line(path: str) -> str:
+    """Return why `--steer auto` took the rule that it took; empty for others."""
+    from diffplug.png import read_settings
+
+    return str(read_settings(path)["used"].get("why", ""))
 
 
 def _cell(value: Any) -> str:

@@ -110,6 +110,8 @@ def _made(
     report = plugs[-1].report if recipe.steer else None
     if noise := getattr(report, "noise", ""):
         used["noise"] = noise
+    if why := getattr(report, "why", ""):
+        used["why"] = why
     used["width"], used["height"] = size = images[0].size
     if size != (recipe.width or size[0], recipe.height or size[1]):
         warnings.warn(

@@ -56,18 +56,28 @@ def get(name: str, **options: Any) -> Reward:
                 f"reward {name!r} is no plain name and takes no options, got {', '.join(options)}"
             )
         return __getattr__("parse")(name)
-    found: Any = REWARDS.get(name)
+    return built(name, REWARDS.get(name), **options)
+
+
+def built(name: str, found: Any, **options: Any) -> Reward:
+    """The reward of a registered class with its options, or the registered function itself.
+
+    Raises ValueError for a class that cannot be built from a name alone (its attribute `needs` says what is
+    missing), and for options of a function.
+    """
     if isinstance(found, type):
+        if not options and (needs := getattr(found, "needs", "")):
+            raise ValueError(f"reward {name!r} needs {needs}")
         return found(**options)
     if options:
         raise ValueError(f"reward {name!r} is a function and takes no options, got {', '.join(options)}")
-    return found
+    return found  # type: ignore[no-any-return]
 
 
-def score(
-    reward: Reward, images: torch.Tensor, prompts: Sequence[str], *, graph: bool = False
-) -> torch.Tensor:
+def score(reward: Reward, images: Any, prompts: Sequence[Any], *, graph: bool = False) -> torch.Tensor:
     """What `reward` gives for n pictures, as [n] float64 on the CPU; costs one call of the reward.
+
+    In a loop of one's own (`diffplug.steering.Crowd`) they are n things of any kind, and labels for prompts.
 
     The scores are detached unless `graph` is set and the reward returned a tensor with a graph. NaN and
     infinities stay (a `None` in a list counts as NaN): the caller decides what they mean. Raises
@@ -75,7 +85,8 @@ def score(
     """
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts: give one prompt for each image")
-    returned = ask(reward, images.clone(), list(prompts))  # it may write into what it is given
+    shown = images.clone() if isinstance(images, torch.Tensor) else images  # it may write into pictures
+    returned = ask(reward, shown, list(prompts))
     scores = _numbers(returned, graph)
     if scores is not None and scores.shape == (len(images), 1):
         scores = scores[:, 0]

@@ -19,6 +19,8 @@ class ShapesReward:
     """
 
     differentiable = False
+    best = 1.0
+    """Every fact holds: what `BestOfN(enough=...)` may wait for."""
 
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict

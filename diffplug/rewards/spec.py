@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from diffplug.registry import REWARDS, unknown
+from diffplug.rewards import built
 from diffplug.rewards.user_function import user_function
 
 __all__ = ["parse"]
@@ -168,20 +169,22 @@ def _atom(word: str, python: bool) -> Any:
     if not colon and name.endswith(".py"):
         raise ValueError(f"reward {name!r} is a file: add its function, as {name}:my_reward")
     if not colon or name in REWARDS:
-        return _named(name, argument if colon else None)
+        return _named(name, argument if colon else None, python)
     near = get_close_matches(name.lower(), REWARDS.names(), n=1, cutoff=0.6)
     if not python:
         raise unknown("reward", name, REWARDS.names(), "Python functions are not accepted here.")
     return user_function(word, near[0] if near else None)
 
 
-def _named(name: str, argument: str | None) -> Any:
+def _named(name: str, argument: str | None, python: bool = True) -> Any:
     if name not in REWARDS and "-" in name and all(part in REWARDS for part in name.split("-", 1)):
         first, second = name.split("-", 1)
         raise ValueError(f"unknown reward {name!r}: to subtract, write '{first} - {second}' with blanks")
     found = REWARDS.get(name)
+    if not python and getattr(found, "reaches_out", False):
+        raise ValueError(f"reward {name!r} opens addresses or downloads: it is not accepted from strangers")
     if argument is None:
-        return found() if isinstance(found, type) else found
+        return built(name, found)
     make = getattr(found, "from_spec", None)
     if make is None:
         raise ValueError(f"reward {name!r} takes no argument, got {argument!r}: write {name!r} alone")

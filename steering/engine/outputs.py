@@ -31,24 +31,6 @@ def _changed(output: Any, change: Callable[[Any], Any]) -> Any:
     return type(output)(**{entry.name: change(getattr(output, entry.name)) for entry in fields(output)})
 
 
-def joined(first: Any, second: Any, total: int) -> Any:
-    """Return one output with the rows of two of the same kind; what has no `total` rows is the first's."""
-    if isinstance(first, tuple):
-        return tuple(_joined(a, b, total) for a, b in zip(first, second, strict=True))
-    names = [entry.name for entry in fields(first)]
-    return type(first)(**{n: _joined(getattr(first, n), getattr(second, n), total) for n in names})
-
-
-def _joined(first: Any, second: Any, total: int) -> Any:
-    if isinstance(first, Tensor) and first.ndim and len(first) == total:
-        return torch.cat([first, second])
-    if isinstance(first, np.ndarray) and first.ndim and len(first) == total:
-        return np.concatenate([first, second])
-    if isinstance(first, list) and len(first) == total:
-        return first + second
-    return first
-
-
 def _of_all(value: Any, total: int, slots: Slots) -> Any:
     if isinstance(value, Tensor) and value.ndim and len(value) == total:
         return slots.all(value)

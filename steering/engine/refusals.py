@@ -49,7 +49,8 @@ def _without_scheduler(pipe: Any) -> str:
     if several:
         return (
             f"{type(pipe).__name__} denoises with {len(several)} schedulers ({', '.join(several)}), and "
-            "particles are moved at one: it cannot be steered yet; draw several results and choose"
+            "a plug moves particles at one, where the parts of the other would stay behind: write its loop "
+            "out and steer that (steerer.crowd, docs/crowd.md), or draw several results and choose"
         )
     return f"{type(pipe).__name__} has no scheduler: only pipelines that denoise can be steered"
 

@@ -50,7 +50,7 @@ def read_request(pipe: Any, kwargs: Mapping[str, Any], slots: Slots) -> Request:
     that cannot be repeated.
     """
     defaults = {name: p.default for name, p in inspect.signature(type(pipe).__call__).parameters.items()}
-    count = next((name for name in _COUNTS if name in defaults), None)
+    count = count_name(pipe)
     wanted = _wanted(kwargs.get(count, defaults[count]) if count else None, str(count), slots.particles)
     groups, prompts = _groups(kwargs, defaults)
     if count == "batch_size" and wanted % groups == 0:
@@ -72,6 +72,12 @@ def read_request(pipe: Any, kwargs: Mapping[str, Any], slots: Slots) -> Request:
         kwargs=given,
         size={name: given.get(name) or _number(defaults.get(name)) for name in _SIZES},
     )
+
+
+def count_name(pipe: Any) -> str | None:
+    """Return the argument that says how many pictures a call makes; None where there is none."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    return next((name for name in _COUNTS if name in known), None)
 
 
 def one_each(pipe: Any) -> bool:

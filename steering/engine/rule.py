@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from diffplug.intercept import StepCall
-from diffplug.noise.families import Level
+if TYPE_CHECKING:
+    from diffplug.intercept import StepCall
+    from diffplug.noise.families import Level
 
 Plan = Callable[[int], Iterable[int]]
 """From the number of steps n to the indices of the scored calls, in 0..n-2."""

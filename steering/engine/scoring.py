@@ -1,12 +1,11 @@
-"""Scoring: from latents or finished pictures to rewards, with clocks, and errors that name the particle."""
+"""Scoring: from latents or finished pictures of a pipeline to rewards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,24 +13,17 @@ from torch import Tensor
 from diffplug import rewards
 from diffplug.latents import PictureDecoder
 from diffplug.pictures import score_pictures
-from diffplug.steering.engine.blame import failing_row, limited
+from diffplug.steering.engine.rating import Rater
 from diffplug.steering.engine.request import Request
 from diffplug.steering.engine.rule import ScoredStep, State, Value
 from diffplug.steering.engine.slots import Slots
-from diffplug.steering.parts import Scoring
 from diffplug.steering.proposals import reward_gradient
 
-
-@dataclass
-class Seconds:
-    """Host seconds of the parts of a run."""
-
-    decode: float = 0.0
-    reward: float = 0.0
-    total: float = 0.0
+if TYPE_CHECKING:
+    from diffplug.steering.parts import Scoring
 
 
-class Scorer:
+class Scorer(Rater):
     """Rates the rows of one steered call; `texts` holds the prompt of each row that is here.
 
     scoring: how unfinished particles are judged. weight: lambda, for values that need it. needed: whether the
@@ -50,16 +42,12 @@ class Scorer:
         weight: float = 0.0,
         needed: bool = True,
     ) -> None:
-        self.reward, self.scoring, self.pipe, self.request = reward, scoring, pipe, request
-        self.slots, self.weight = slots, weight
-        self.prompts = _reward_prompts(scoring.prompts, request, needed)
-        self.texts = [prompt for prompt in self.prompts for _ in slots.own]
-        self.seconds = Seconds()
+        texts = _reward_prompts(scoring.prompts, request, needed)
+        super().__init__(reward, texts, slots, timeout=scoring.timeout, needed=needed)
+        self.scoring, self.pipe, self.request, self.weight = scoring, pipe, request, weight
         self.takes_video = bool(getattr(reward, "takes_video", False))
         self.own = PictureDecoder(pipe, **request.size)
         self.early = _early_decoder(scoring, pipe, request)
-        if needed:
-            load_reward(reward, self.prompts)
 
     def __call__(self, step: ScoredStep) -> Tensor:
         """Return what the states of all rows are worth at a scored step, `[P * k]`."""
@@ -118,33 +106,10 @@ class Scorer:
             )
         return images
 
-    def rate(self, images: Tensor, where: str) -> Tensor:
-        """Return the rewards `[n]` of pictures. ValueError names the call and, if known, the particle."""
-        start = perf_counter()
-        try:
-            found = self._asked(images, self.texts)
-        except (Exception, SystemExit) as error:
-            row = failing_row(lambda rows: self._asked(images[rows], self.texts[rows]), len(images), error)
-            raise ValueError(
-                f"the reward failed at {where}{self._particle(row)}: {type(error).__name__}: "
-                f"{str(error).partition(chr(10))[0]}"
-            ) from error
-        self.seconds.reward += perf_counter() - start
-        return found
-
-    def _asked(self, images: Tensor, texts: list[str]) -> Tensor:
-        """Return what the reward gives, within its time."""
-        ask: Callable[..., Tensor] = partial(rewards.score, self.reward)
-        if self.scoring.timeout is not None:
-            ask = limited(ask, self.scoring.timeout)
-        return score_pictures(ask, images, texts, takes_video=self.takes_video)
-
-    def _particle(self, row: int | None) -> str:
-        """Return which particle a row is, in words; empty where no row is to blame."""
-        if row is None:
-            return ""
-        prompt, place = divmod(row, len(self.slots.own))
-        return f", particle {self.slots.own[place]} of prompt {prompt}"
+    def asked(self, items: Any, texts: list[Any]) -> Tensor:
+        """Return what the reward gives for pictures or clips, in portions that fit into memory."""
+        ask = self.within_time(partial(rewards.score, self.reward))
+        return score_pictures(ask, items, texts, takes_video=self.takes_video)
 
     def gradient(self, x0: Tensor) -> Tensor:
         """Return the gradient of the reward with respect to clean latents, shaped like them."""
@@ -156,7 +121,7 @@ class Scorer:
             except Exception as error:
                 reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
                 raise ValueError(
-                    f"the reward failed while its gradient was taken, from{self._particle(rows.start)[1:]} "
+                    f"the reward failed while its gradient was taken, from{self.particle(rows.start)[1:]} "
                     f"on: {reason}"
                 ) from error
 
@@ -168,18 +133,6 @@ def _early_decoder(scoring: Scoring, pipe: Any, request: Request) -> Callable[..
     if scoring.decode is not None:
         return partial(scoring.decode, pipe, **request.size)
     return None if scoring.preview is None else PictureDecoder(pipe, **request.size, vae=scoring.preview)
-
-
-def load_reward(reward: Any, prompts: Sequence[str]) -> None:
-    """Load what a reward needs and show it the prompts, so that neither fails after the work.
-
-    Raises ValueError, in which the reward is to blame and no particle.
-    """
-    try:
-        rewards.prepare(reward)
-        rewards.check_prompts(reward, prompts)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"the reward cannot be used here: {str(error).partition(chr(10))[0]}") from error
 
 
 def decode_tokens(pipe: Any, x: Tensor, *, batch_size: int = 4) -> Tensor:

@@ -15,7 +15,6 @@ so that copies of one particle part at once through the fresh noise of that very
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,58 +24,11 @@ import torch
 from diffplug.intercept import StepCall, StepInterceptor
 from diffplug.steering.engine.denoised import StepNoise, noise_ahead, scored_step
 from diffplug.steering.engine.history import Rows, move_particles
+from diffplug.steering.engine.population import Population
 from diffplug.steering.engine.rule import Filter, Rule, Score
 from diffplug.steering.engine.slots import Slots
-from diffplug.steering.proposals import Proposal
-
-
-class DuplicateWatch:
-    """Warns once when duplicates are still identical after the step that should have parted them.
-
-    strict: raise ValueError instead, for rules that are nothing without noise. Two-stage solvers are looked
-    at when both stages are done, tokens not at all. Costs one comparison of the duplicated rows, until the
-    first warning.
-    """
-
-    def __init__(self, *, strict: bool = False) -> None:
-        self.strict = strict
-        self.warned = False
-        self.rows: Rows | None = None
-
-    def look(self, scheduler: Any, rows: Rows | None, result: Any) -> None:
-        """Compare the rows of a step's result with the rows they continue from (survivors keep their slots).
-
-        rows: None = nothing was duplicated at this call.
-        """
-        self.rows = rows if rows is not None else self.rows
-        if self.warned or self.rows is None or not getattr(scheduler, "state_in_first_order", True):
-            return
-        rows, self.rows = self.rows, None
-        after = result[0] if isinstance(result, tuple) else result.prev_sample
-        if not after.is_floating_point():  # few tokens may be equal by chance
-            return
-        if rows.everywhere(torch.equal(after, rows.take(after))):
-            self._tell(type(scheduler).__name__)
-
-    def _tell(self, name: str) -> None:
-        said = f"{name} added no noise after a selection, so"
-        if self.strict:
-            raise ValueError(
-                f"{said} all candidates of a group are the same and there is nothing to choose from: "
-                f"{_ADVICE}; or take BestOfN or NoiseSearch, which work with every solver"
-            )
-        self.warned = True
-        warnings.warn(
-            f"{said} duplicated particles stay identical to the end and steering explores little: {_ADVICE}",
-            stacklevel=4,
-        )
-
-
-_ADVICE = (
-    "leave out proposal=None (proposal='auto' adds noise at the scored calls of most solvers), or use a "
-    "stochastic one, such as DDIMScheduler with eta=1, EulerAncestralDiscreteScheduler, or "
-    "DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++' (diffplug.steering.stochastic)"
-)
+from diffplug.steering.engine.twins import DuplicateWatch
+from diffplug.steering.proposals import Proposal, stepped
 
 
 class ParticleSteps(StepInterceptor):
@@ -110,13 +62,20 @@ class ParticleSteps(StepInterceptor):
         self._restart()
 
     def _restart(self) -> None:
-        self.filter: Filter | None = None
+        self.population: Population | None = None
         self.made = 0
-        self.steps = 0
-        self.moves: dict[int, Rows] = {}
-        self.due: list[int] = []
         self.ahead: dict[int, StepNoise] = {}
         self.watch.rows = None
+
+    @property
+    def filter(self) -> Filter | None:
+        """Return the weights and selections so far; None before the first step."""
+        return self.population.filter if self.population else None
+
+    @property
+    def steps(self) -> int:
+        """Return how many steps the run makes; 0 before the first one."""
+        return self.population.steps if self.population else 0
 
     def on_set_timesteps(self, scheduler: Any) -> None:
         """Forget the last run. Raises ValueError in another thread than the run's."""
@@ -133,54 +92,52 @@ class ParticleSteps(StepInterceptor):
         """Return the step's result for the particles that survive this call."""
         if self.disturbed or threading.get_ident() != self.thread:
             raise _disturbed(call.scheduler)
-        if self.filter is None:
-            self.filter = self._begun(call)
-        index, rows = self.made, None
+        if self.population is None:
+            self.population = self._begun(call)
+        population, index = self.population, self.made
         self.made += 1
         first_stage = getattr(call.scheduler, "state_in_first_order", True)
-        if self.due and index >= self.due[0] and first_stage:  # x0hat of a second stage is no main estimate
-            self.due = [due for due in self.due if due > index]
-            rows = self.selected(call, index, self.filter)
+        if population.is_due(index) and first_stage:  # x0hat of a second stage is no main estimate
+            rows = self.selected(call, index, population)
+            if index < population.steps - 1:
+                self.watch.note(rows)
         result, log_ratio = self.proposal.after(call, call.run())
         if log_ratio is not None:
-            self.filter.twisted(self.slots.all(log_ratio))
-        if index < self.steps - 1:
-            self.watch.look(call.scheduler, rows, result)
+            population.filter.twisted(self.slots.all(log_ratio))
+        if index < population.steps - 1 and getattr(call.scheduler, "state_in_first_order", True):
+            self.watch.look(type(call.scheduler).__name__, [stepped(result)])
         return result
 
-    def selected(self, call: StepCall, index: int, particles: Filter) -> Rows | None:
+    def selected(self, call: StepCall, index: int, population: Population) -> Rows | None:
         """Let the survivors of a scored call take its rows, and prepare the proposal.
 
         Returns the rows that continue from others, None where every particle stays.
         """
-        step = scored_step(call, index, self.steps, self.ahead)
+        step = scored_step(call, index, population.steps, self.ahead)
         rewards = self.score(step)
         if self.disturbed:  # while they were made
             raise _disturbed(call.scheduler)
-        chosen = particles.select(rewards, call=index, progress=step.progress)
-        rows = self.slots.moved(chosen.ancestors)
+        rows = population.select(rewards, index)
         if rows is not None:
-            self.moves[index] = rows
             move_particles(call, rows, self.guiders)
             step = replace(step, x0=rows.take(step.x0))
         self.proposal.before(step)
         return rows
 
-    def _begun(self, call: StepCall) -> Filter:
-        """Return fresh weights, once the first step tells how many rows and steps there are."""
+    def _begun(self, call: StepCall) -> Population:
+        """Return a fresh population, once the first step tells how many rows and steps there are."""
         batch, size = len(call.sample), len(self.slots.own)
         if batch % size:
             raise ValueError(
                 f"a batch of {batch} cannot be split into groups of {size} particles: "
                 f"run a multiple of {size} rows, or change particles"
             )
-        self.steps = remaining_steps(call.scheduler, call.timestep)
-        self.due = sorted(self.rule.plan()(self.steps))
+        steps = remaining_steps(call.scheduler, call.timestep)
+        begun = Population(self.rule, self.slots, batch // size, steps)
         if call.sample.is_floating_point():
-            start = len(call.scheduler.timesteps) - self.steps
-            self.ahead = noise_ahead(call.scheduler, start, self.due)
+            self.ahead = noise_ahead(call.scheduler, len(call.scheduler.timesteps) - steps, begun.due)
         self.proposal.begin(call.scheduler, batch // size, self.slots.own)
-        return self.rule.build_filter(batch // size)
+        return begun
 
 
 class FollowingSteps(StepInterceptor):
@@ -211,8 +168,8 @@ class FollowingSteps(StepInterceptor):
                 f"a copied {type(call.scheduler).__name__} made step {index} before its original did: "
                 "this pipeline cannot be steered"
             )
-        if index in self.leader.moves:
-            move_particles(call, self.leader.moves[index])
+        if self.leader.population is not None and index in self.leader.population.moves:
+            move_particles(call, self.leader.population.moves[index])
         return call.run()
 
 

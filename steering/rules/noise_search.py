@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from time import perf_counter
 from typing import Any, ClassVar
 
 import torch
@@ -12,15 +13,20 @@ from torch import Tensor
 
 from diffplug.checks import check_number, check_seed, check_whole
 from diffplug.intercept import StepCall, StepInterceptor, intercept_step
-from diffplug.steering.engine.outputs import best_first, joined, take
+from diffplug.rewards import Reward
+from diffplug.seeds import attached_seeds
+from diffplug.steering.engine.early_end import Until
+from diffplug.steering.engine.generators import particle_generators
+from diffplug.steering.engine.outputs import best_first, take
 from diffplug.steering.engine.refusals import refuse_second_run
-from diffplug.steering.engine.request import read_request
+from diffplug.steering.engine.request import Request, read_request
 from diffplug.steering.engine.rule import Filter, Plan
 from diffplug.steering.engine.run import SteeredRun
 from diffplug.steering.engine.slots import Slots
+from diffplug.steering.engine.some_prompts import gathered, of_prompts
 from diffplug.steering.parts import takes_old_keywords
-from diffplug.steering.report import SteeringReport
-from diffplug.steering.rules.best_of_n import BestOfN
+from diffplug.steering.report import SUMS, SteeringReport
+from diffplug.steering.rules.best_of_n import BestOfN, checked_judge
 from diffplug.steering.steerer import Steerer, prompt_seeds
 
 SEARCHES = ("zero-order", "random")
@@ -35,9 +41,11 @@ class NoiseSearch(Steerer):
     best picture so far, sqrt(1 - radius^2) z + radius e (which is standard normal again), and afresh for a
     prompt that the last round did not improve; "random" always draws afresh, which is best of rounds * k in
     portions. Every slot keeps its best picture. radius: in (0, 1]. seed: of the rounds after the first;
-    prompt g takes seed + g, or entry g of a sequence. In the report `calls` counts rounds. The rest: see
-    `Steerer`; returns is "best" or "all". Raises ValueError for pipelines that take no latents, and for those
-    whose run does not start from the latents given.
+    prompt g takes seed + g, or entry g of a sequence. enough, seconds: as in `BestOfN`, looked at after every
+    round; prompts that are done are left out of the next. judge: a held-out reward, as there. In the report
+    `calls` counts rounds, and rewards of prompts that were done are NaN. The rest: see `Steerer`; returns is
+    "best" or "all". Raises ValueError for pipelines that take no latents, and for those whose run does not
+    start from the latents given.
     """
 
     _: KW_ONLY
@@ -45,11 +53,16 @@ class NoiseSearch(Steerer):
     search: str = "zero-order"
     radius: float = 0.4
     seed: int | Sequence[int] = 0
+    enough: float | None = None
+    seconds: float | None = None
+    judge: Reward | str | None = None
 
     copies: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "judge", checked_judge(self.judge))
+        Until(self.enough, self.seconds)
         check_whole("rounds", self.rounds)
         check_number("radius", self.radius)
         check_seed(self.seed)
@@ -69,11 +82,11 @@ class NoiseSearch(Steerer):
 
     def plan(self) -> Plan:
         """Return the plan that scores nothing before the end of a round."""
-        return self._round().plan()
+        return self.round_rule().plan()
 
     def build_filter(self, groups: int) -> Filter:
         """Return a filter that never selects."""
-        return self._round().build_filter(groups)
+        return self.round_rule().build_filter(groups)
 
     def attach(self, pipe: Any) -> Callable[[], None]:
         """Return a function that detaches this search. Raises ValueError for pipelines without latents."""
@@ -84,61 +97,150 @@ class NoiseSearch(Steerer):
             )
         return super().attach(pipe)
 
-    def _round(self) -> BestOfN:
+    def no_crowd(self) -> str:
+        """Return why a loop cannot be searched: it runs once."""
+        return "it runs a pipeline several times; make a BestOfN crowd for every round"
+
+    def round_rule(self) -> BestOfN:
+        """Return the rule of one round."""
         return BestOfN(
             self.reward,
             particles=self.particles,
             returns="all",
             scoring=self.scoring,
             network=self.network,
+            judge=self.judge,
         )
 
     def _around(self, pipe: Any, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         refuse_second_run(pipe)
-        every = Slots(self.particles)
-        request = read_request(pipe, kwargs, every)
-        streams = [torch.Generator().manual_seed(s) for s in prompt_seeds(self.seed, request.groups)]
-        total = request.groups * self.particles
-        state: _Best | None = None
-        reports = []
-        for _ in range(self.rounds):
-            given = dict(request.kwargs)
-            if state is not None:
-                given["latents"] = self._next(state, streams)
-            run = SteeredRun(self._round(), pipe, replace(request, kwargs=given), every)
-            start = _Start(total)
-            undos = [intercept_step(pipe.scheduler, stand) for stand in (run.engine, start)]
-            try:
-                output = run(call)
-            finally:
-                for undo in undos:
-                    undo()
-            noise = start.noise(given.get("latents") if state is not None else None)
-            found = _Best(output, noise, run.outcome.rewards.clone())
-            state = found if state is None else state.improved(found)
-            reports.append(run.report())
-        if state is None:
-            raise RuntimeError("no round was run")
-        slots = [
-            list(range(self.particles)) if self.returns == "all" else best_first(r)[: request.wanted]
-            for r in state.rewards
-        ]
-        self._reports[:] = [_summary(reports, state.rewards, slots)]
-        rows = [g * self.particles + slot for g, chosen in enumerate(slots) for slot in chosen]
-        return take(state.output, rows, total)
+        search = _Search(self, pipe, read_request(pipe, kwargs, Slots(self.particles)))
+        output = search(call)
+        self._reports[:] = [search.report()]
+        return output
 
-    def _next(self, state: _Best, streams: list[torch.Generator]) -> Tensor:
-        """Return the start noise of the next round, `[P * k, ...]`."""
-        groups = state.noise.reshape(len(streams), self.particles, *state.noise.shape[1:])
+    def next_noise(
+        self, noise: Tensor, rewards: Tensor, improving: Tensor, streams: Sequence[torch.Generator]
+    ) -> Tensor:
+        """Return the start noise of another round, `[P, k, ...]`, from the best noise and rewards so far."""
         rounds = []
         for g, stream in enumerate(streams):
-            fresh = torch.randn(groups[g].shape, generator=stream).to(groups)
-            if self.search == "random" or not state.improving[g]:
+            fresh = torch.randn(noise[g].shape, generator=stream).to(noise)
+            if self.search == "random" or not improving[g]:
                 rounds.append(fresh)
                 continue
-            pivot = groups[g, int(state.rewards[g].argmax())]
+            pivot = noise[g, int(rewards[g].argmax())]
             rounds.append((1 - self.radius**2) ** 0.5 * pivot + self.radius * fresh)
-        return torch.cat(rounds)
+        return torch.stack(rounds)
+
+
+class _Search:
+    """One searched call: its rounds, each of the prompts that are not done, and the best of every slot."""
+
+    def __init__(self, rule: NoiseSearch, pipe: Any, request: Request) -> None:
+        self.rule, self.pipe, self.request = rule, pipe, request
+        self.groups, self.k = request.groups, rule.particles
+        self.streams = [torch.Generator().manual_seed(s) for s in prompt_seeds(rule.seed, self.groups)]
+        self.left = list(range(self.groups))
+        self.state: _Best | None = None
+        self.judged = torch.full((self.groups, self.k), torch.nan, dtype=torch.float64)
+        self.reports: list[SteeringReport] = []
+        self.rounds: list[Tensor] = []
+        self.drawn = [0] * self.groups
+
+    def __call__(self, call: Callable[..., Any]) -> Any:
+        """Return the pipeline's output with the chosen pictures."""
+        start, until = perf_counter(), Until(self.rule.enough, self.rule.seconds)
+        for _ in range(self.rule.rounds):
+            state = self._round(call)
+            self.left = [g for g in self.left if not until.reached(state.rewards[g], self.request.wanted)]
+            if not self.left or until.late(start):
+                break
+        self.slots = [
+            list(range(self.k)) if self.rule.returns == "all" else best_first(r)[: self.request.wanted]
+            for r in state.rewards
+        ]
+        rows = [g * self.k + slot for g, chosen in enumerate(self.slots) for slot in chosen]
+        return take(state.output, rows, self.groups * self.k)
+
+    def _round(self, call: Callable[..., Any]) -> _Best:
+        """Run a round of the prompts that are left, and return the best of all rounds."""
+        left, state = self.left, self.state
+        given = self._arguments(left)
+        if state is not None:
+            noise = state.noise.reshape(self.groups, self.k, *state.noise.shape[1:])[left]
+            streams = [self.streams[g] for g in left]
+            made = self.rule.next_noise(noise, state.rewards[left], state.improving[left], streams)
+            given["latents"] = made.flatten(0, 1)
+        rule = self.rule.round_rule().portion(self.k, left)
+        run = SteeredRun(rule, self.pipe, self._request(given), Slots(self.k))
+        start = _Start(len(left) * self.k)
+        undos = [intercept_step(self.pipe.scheduler, stand) for stand in (run.engine, start)]
+        try:
+            output = run(call)
+        finally:
+            for undo in undos:
+                undo()
+        noise = start.noise(given.get("latents") if state is not None else None)
+        found = _Best(output, noise, run.outcome.rewards.clone())
+        self._note(run)
+        if run.judged is not None:  # of the pictures that slots keep
+            fresh = run.judged.reshape(len(left), self.k)
+            better = state is None or found.rewards > state.rewards[left]
+            self.judged[left] = torch.where(torch.as_tensor(better), fresh, self.judged[left])
+        self.state = found if state is None else state.improved(found, left)
+        return self.state
+
+    def _arguments(self, left: Sequence[int]) -> dict[str, Any]:
+        """Return the call's arguments for some prompts; attached seeds stay with their pictures."""
+        given = of_prompts(self.request.kwargs, left, self.groups, self.k)
+        if len(left) < self.groups and given.get("generator") is None and attached_seeds(self.pipe):
+            every = particle_generators(self.pipe, None, self.groups, self.request.wanted, Slots(self.k))
+            given["generator"] = [every[g * self.k + slot] for g in left for slot in range(self.k)]
+        return given
+
+    def _request(self, given: dict[str, Any]) -> Request:
+        """Return the request of a round."""
+        prompts = self.request.prompts
+        some = None if prompts is None else tuple(prompts[g] for g in self.left)
+        return replace(self.request, kwargs=given, groups=len(self.left), prompts=some)
+
+    def _note(self, run: SteeredRun) -> None:
+        seen = torch.full((self.groups, self.k), torch.nan, dtype=torch.float64)
+        seen[self.left] = run.outcome.rewards
+        self.rounds.append(seen)
+        self.reports.append(run.report())
+        for g in self.left:
+            self.drawn[g] += self.k
+
+    def report(self) -> SteeringReport:
+        """Return one report of all rounds."""
+        state, rounds = self.state, len(self.rounds)
+        if state is None:
+            raise RuntimeError("no round was run")
+        groups, k = self.groups, self.k
+        early = self.rule.enough is not None or self.rule.seconds is not None
+        texts = self.reports[0].prompts
+        return replace(
+            self.reports[-1],
+            method="NoiseSearch",
+            prompts=texts,
+            calls=tuple(range(rounds)),
+            rewards=torch.stack(self.rounds),
+            ess=torch.full((rounds, groups), float(k), dtype=torch.float64),
+            resampled=torch.zeros(rounds, groups, dtype=torch.bool),
+            ancestors=torch.arange(k).expand(rounds, groups, k),
+            distinct_roots=torch.full((rounds, groups), k),
+            log_z=self.reports[0].log_z,
+            final_rewards=state.rewards,
+            final_log_weights=self.reports[0].final_log_weights,
+            judge_rewards=None if self.reports[0].judge_rewards is None else self.judged,
+            draws=tuple(self.drawn) if early else (),
+            returned=tuple(tuple(chosen) for chosen in self.slots),
+            invalid_rewards=sum(report.invalid_rewards for report in self.reports),
+            total_seconds=sum(report.total_seconds for report in self.reports),
+            **{name: sum(getattr(report, name) for report in self.reports) for name in SUMS},
+        )
 
 
 class _Best:
@@ -149,15 +251,26 @@ class _Best:
         self.rewards = torch.where(torch.isfinite(rewards), rewards, -torch.inf)
         self.improving = torch.isfinite(self.rewards).any(-1)
 
-    def improved(self, other: _Best) -> _Best:
-        """Return the better of both in every slot; the older one of equals."""
-        better = (other.rewards > self.rewards).reshape(-1)
+    def improved(self, other: _Best, groups: Sequence[int] | None = None) -> _Best:
+        """Return the better of both in every slot of some prompts, by default all; the older one of equals.
+
+        other: of those prompts alone.
+        """
+        count, k = self.rewards.shape
+        groups = range(count) if groups is None else groups
+        better = torch.zeros(len(self.noise), dtype=torch.long) - 1  # row of `other`, or none
+        rows = torch.tensor([g * k + slot for g in groups for slot in range(k)])
+        ahead = (other.rewards > self.rewards[list(groups)]).reshape(-1)
+        better[rows[ahead]] = torch.arange(len(rows))[ahead]
         total = len(better)
-        rows = (torch.arange(total) + total * better).tolist()
+        picks = [(0, row) if of < 0 else (1, of) for row, of in enumerate(better.tolist())]
+        joined = torch.cat([self.noise, other.noise])
+        rewards = self.rewards.clone()
+        rewards[list(groups)] = torch.maximum(rewards[list(groups)], other.rewards)
         kept = _Best(
-            take(joined(self.output, other.output, total), rows, 2 * total),
-            torch.cat([self.noise, other.noise])[rows],
-            torch.maximum(self.rewards, other.rewards),
+            gathered([(self.output, total), (other.output, len(rows))], picks),
+            joined[[row if of == 0 else total + row for of, row in picks]],
+            rewards,
         )
         kept.improving = kept.rewards.amax(-1) > self.rewards.amax(-1)
         return kept
@@ -188,24 +301,3 @@ class _Start(StepInterceptor):
         if given is not None and not torch.allclose(noise, given.to(noise), rtol=1e-2, atol=1e-2):
             raise ValueError("the pipeline does not start from the latents that it is given: use BestOfN")
         return noise
-
-
-def _summary(reports: list[SteeringReport], kept: Tensor, slots: list[list[int]]) -> SteeringReport:
-    """Return one report of all rounds."""
-    rounds, (groups, k) = len(reports), kept.shape
-    sums = ("network_calls", "network_rows", "network_seconds", "decode_seconds", "reward_seconds")
-    return replace(
-        reports[-1],
-        method="NoiseSearch",
-        calls=tuple(range(rounds)),
-        rewards=torch.stack([report.final_rewards for report in reports]),
-        ess=torch.full((rounds, groups), float(k), dtype=torch.float64),
-        resampled=torch.zeros(rounds, groups, dtype=torch.bool),
-        ancestors=torch.arange(k).expand(rounds, groups, k),
-        distinct_roots=torch.full((rounds, groups), k),
-        final_rewards=kept,
-        returned=tuple(tuple(chosen) for chosen in slots),
-        invalid_rewards=sum(report.invalid_rewards for report in reports),
-        total_seconds=sum(report.total_seconds for report in reports),
-        **{name: sum(getattr(report, name) for report in reports) for name in sums},
-    )

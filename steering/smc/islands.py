@@ -54,6 +54,11 @@ class Islands:
         self.log_z = torch.zeros(groups, dtype=torch.float64)
         self.roots = torch.arange(self.particles).expand(groups, -1)
 
+    @property
+    def apart(self) -> int:
+        """Return how many islands of a prompt never meet, so that each has a best of its own."""
+        return self.count if self.ess_threshold is None else 1
+
     def select(self, rewards: Tensor, *, call: int, progress: float) -> Selection:
         """Return the selection of all levels; `resampled` says whether any level of the prompt selected."""
         before = self.inner.log_z.clone()

@@ -40,7 +40,7 @@ def test_scores_are_float64_and_rows_stand_alone(name: str, dtype: torch.dtype) 
 @pytest.mark.contract
 def test_every_reward_says_whether_it_is_differentiable() -> None:
     for name in REWARDS.names():
-        assert isinstance(getattr(rewards.get(name), "differentiable", None), bool), name
+        assert isinstance(getattr(REWARDS.get(name), "differentiable", None), bool), name
 
 
 @pytest.mark.contract

@@ -89,3 +89,35 @@ def test_what_has_no_start_noise_is_refused() -> None:
     for options in ({"rounds": 0}, {"radius": 0.0}, {"search": "deep"}, {"returns": "sample"}):
         with pytest.raises(ValueError, match="|".join(options)):
             NoiseSearch(red, **options)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("search", ["zero-order", "random"])
+def test_prompts_that_are_done_are_left_out_and_the_others_go_on_alike(pipe: Any, search: str) -> None:
+    full = NoiseSearch(red, particles=2, rounds=4, search=search, returns="all")
+    run(pipe, Seeds([4, 9]), full)
+    rewards = full.report.rewards  # [4, 2, 2]
+    ahead = int(rewards.amax((0, 2)).argmax())  # the prompt that gets highest, and what the other never gets
+    enough = float((rewards[:, 1 - ahead].max() + rewards[:, ahead].max()) / 2)
+    reached = int(torch.nonzero(rewards[:, ahead].amax(-1) >= enough)[0])
+    assert reached < 3, "the search improves until its end: nothing is left out"
+    early = NoiseSearch(red, particles=2, rounds=4, search=search, enough=enough, judge=red)
+    images = run(pipe, Seeds([4, 9]), early)
+    report = early.report
+    assert (report.draws[ahead], report.draws[1 - ahead]) == (2 * (reached + 1), 8)
+    assert bool(report.rewards[-1, ahead].isnan().all())
+    kept = rewards[:, 1 - ahead].amax()
+    torch.testing.assert_close(report.rewards[:, 1 - ahead], rewards[:, 1 - ahead], atol=0.2, rtol=0)
+    torch.testing.assert_close(red(images, [])[1 - ahead].double(), kept, atol=0.2, rtol=0)
+    torch.testing.assert_close(report.judge_rewards, report.final_rewards)
+    assert float(red(images, [])[ahead]) >= enough - 0.2
+
+
+def test_ends_are_checked() -> None:
+    for options, message in (
+        ({"enough": float("inf")}, "enough=inf"),
+        ({"seconds": -1.0}, "seconds=-1.0"),
+        ({"judge": 1}, "judge=1 cannot be called"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            NoiseSearch(red, **options)
