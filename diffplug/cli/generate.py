@@ -249,7 +249,7 @@ def _noise_line(path: str) -> str:
 
 def _why_line(path: str) -> str:
     """Return why `--steer auto` took the rule that it took; empty for others."""
-    from diffplug.png import read_settings
+    from diffplug.making.png import read_settings
 
     return str(read_settings(path)["used"].get("why", ""))
 
