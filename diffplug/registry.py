@@ -150,6 +150,7 @@ REWARDS.register("aesthetic", "diffplug.rewards.aesthetic:AestheticReward")
 REWARDS.register("jpeg", "diffplug.rewards.jpeg:JpegReward")
 REWARDS.register("colour", "diffplug.rewards.colour:ColourReward")
 REWARDS.register("sharpness", "diffplug.rewards.sharpness:SharpnessReward")
+REWARDS.register("steady", "diffplug.rewards.steady:SteadyReward")
 
 TRAINERS = Registry("trainer", "diffplug.trainers")
 TRAINERS.register("trajectory", "diffplug.training.objectives.trajectory_matching:TrajectoryMatching")

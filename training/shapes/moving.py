@@ -1,8 +1,8 @@
 """The recipe of the Moving Shapes video model: `python -m diffplug.training.shapes.moving -o runs/moving`.
 
 Renders moving scenes, encodes their frames with the shipped Shapes autoencoder, reads captions with the
-shipped text encoder (both stay as they are) and trains the transformer by flow matching. Three updates of four
-see clips of 16 frames, of which none, the first, or the first four are known; every fourth sees one or two
+shipped text encoder (both stay as they are) and trains the transformer by flow matching. Four updates of five
+see clips of 16 frames, of which none, the first, or the first four are known; every fifth sees one or two
 longer clips, up to 97 frames, so that the same network can also be asked for a long video at once. Every stage
 resumes where it was stopped.
 """
@@ -51,12 +51,12 @@ class MovingRecipe:
     are generated frames later on, which are not perfect.
     """
 
-    steps: int = 10_000
-    batch: int = 12
-    lr: float = 1.5e-3
-    ema: float = 0.999
-    scenes: int = 2000
-    long_every: int = 4
+    steps: int = 7000
+    batch: int = 8
+    lr: float = 2e-3
+    ema: float = 0.998
+    scenes: int = 1200
+    long_every: int = 5
     known: tuple[float, float, float] = (0.45, 0.2, 0.35)
     drop: float = 0.25
     blur: float = 0.1
