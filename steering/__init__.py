@@ -11,6 +11,7 @@ if __name__ != "diffplug.steering":
 
 if TYPE_CHECKING:
     from diffplug.noise.stochastic import stochastic as stochastic
+    from diffplug.steering.clips import ClipSelection as ClipSelection
     from diffplug.steering.engine.ranks import Ranks as Ranks
     from diffplug.steering.masked_sequences import MaskedDiffusionScheduler as MaskedDiffusionScheduler
     from diffplug.steering.masked_sequences import MaskedSequencePipeline as MaskedSequencePipeline
@@ -40,6 +41,7 @@ _HOMES = {
     "Beam": "diffplug.steering.rules.beam",
     "BestOfN": "diffplug.steering.rules.best_of_n",
     "Churn": "diffplug.steering.proposals",
+    "ClipSelection": "diffplug.steering.clips",
     "CoDe": "diffplug.steering.rules.svdd",
     "FeynmanKac": "diffplug.steering.rules.feynman_kac",
     "ImportanceSampling": "diffplug.steering.rules.feynman_kac",

@@ -38,7 +38,7 @@ class Weighted:
         """Whether a part wants whole clips; the others then rate their frames."""
         return any(getattr(reward, "takes_video", False) for reward in self.rewards)
 
-    def anchored(self, first: Tensor) -> Weighted:
+    def anchored(self, first: Any) -> Weighted:
         """Return the sum whose parts that compare with a first clip are told of it."""
         return Weighted([anchored(reward, first) for reward in self.rewards], self.weights)
 
@@ -59,8 +59,8 @@ class Weighted:
         return torch.stack(terms).sum(0)
 
 
-def anchored(reward: Any, first: Tensor) -> Any:
-    """Return a reward that was told of a video's first clip [f, 3, h, w], where it wants to know."""
+def anchored(reward: Any, first: Any) -> Any:
+    """Return a reward that was told of a video's first clip, or its statistics, where it wants to know."""
     own = getattr(reward, "anchored", None)
     return own(first) if callable(own) else reward
 

@@ -23,9 +23,9 @@ class SteadyReward:
     def __init__(self, anchor: ClipStatistics | None = None) -> None:
         self.anchor = anchor
 
-    def anchored(self, first: Tensor) -> SteadyReward:
-        """Return the reward that compares with a clip [f, 3, h, w]."""
-        return SteadyReward(clip_statistics(first))
+    def anchored(self, first: Tensor | ClipStatistics) -> SteadyReward:
+        """Return the reward that compares with a clip [f, 3, h, w], or with its statistics."""
+        return SteadyReward(first if isinstance(first, ClipStatistics) else clip_statistics(first))
 
     def __call__(self, clips: Tensor, prompts: list[str]) -> Tensor:
         """Return the scores [n] float64. Raises ValueError for single pictures."""

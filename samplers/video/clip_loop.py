@@ -35,13 +35,15 @@ class LoopState:
     """What a long video is continued from.
 
     clip: number of the next clip. emitted: frames that are out. tail: the last p frames of the clip before,
-    [p, 3, h, w]. first: the first frame of all. report: what happened so far.
+    [p, 3, h, w]. first: the first frame of all. selection: what the
+    selector goes on with. report: what happened so far.
     """
 
     clip: int = 0
     emitted: int = 0
     tail: Tensor | None = None
     first: Tensor | None = None
+    selection: Mapping[str, Any] | None = None
     report: DriftReport = DriftReport()
 
 
@@ -64,8 +66,10 @@ class ClipLoop:
 
     def run(self, state: LoopState) -> Iterator[tuple[Tensor, LoopState]]:
         """Yield the frames that each clip adds [n, 3, h, w], and the state after it, until all are out."""
-        if self.select is not None and state.clip == 0:
-            self.select.begin()
+        if self.select is not None:
+            self.select.begin(state.selection)
+            if state.report.clips:
+                self.select.compare_with(state.report.clips[0])
         while state.emitted < self.length:
             began = perf_counter()
             clip, rewards = self._drawn(state)
@@ -73,6 +77,9 @@ class ClipLoop:
                 first = state.report.clips[0]
                 clip = match_clip(clip, state.tail, first, self.match, self.match_strength)
             frames, state = self._joined(clip, state)
+            if self.select is not None:
+                state = replace(state, selection=self.select.state())
+                self.select.compare_with(state.report.clips[0])
             state = replace(state, report=_timed(state.report, perf_counter() - began, rewards, self.select))
             yield frames, state
 

@@ -27,11 +27,12 @@ from diffplug.registry import unknown
 from diffplug.samplers.video.anchor import ANCHORS, first_embeddings
 from diffplug.samplers.video.clip_loop import ClipLoop, LoopState
 from diffplug.samplers.video.drift import DriftReport
-from diffplug.samplers.video.hand_over import HandOver, hand_over
+from diffplug.samplers.video.hand_over import HandOver
+from diffplug.samplers.video.hand_over import hand_over as fitting_hand_over
 from diffplug.samplers.video.seams import MATCHES, SEAMS
 from diffplug.samplers.video.window_plan import latents_of, temporal_compression
 
-__all__ = ["LongVideo", "LongVideoResult", "Selector"]
+__all__ = ["LongVideo", "LongVideoResult", "Selector", "clip_frames_of"]
 
 
 class Selector(Protocol):
@@ -39,8 +40,16 @@ class Selector(Protocol):
 
     candidates: int
 
-    def begin(self) -> None:
-        """Forget an earlier video."""
+    def begin(self, state: Mapping[str, Any] | None) -> None:
+        """Forget an earlier video, or go on from what `state` returned."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """Return what a video is continued with, ready for JSON."""
+        ...
+
+    def compare_with(self, first: Any) -> None:
+        """Take note of the first clip's statistics."""
         ...
 
     def choose(self, clips: list[Tensor], prompt: str, seed: int) -> tuple[int, list[float]]:
@@ -97,8 +106,8 @@ class LongVideo:
             raise ValueError("match_strength acts only with match='anchor' or match='prefix'")
         self.pipe, self.length, self.seam = pipe, frames, seam
         self.match, self.match_strength, self.anchor, self.select = match, match_strength, anchor, select
-        self.adapter = _adapter(pipe) if hand_over is None else hand_over
-        self.clip_frames = _clip_frames(pipe, clip_frames)
+        self.adapter: HandOver = fitting_hand_over(pipe) if hand_over is None else hand_over
+        self.clip_frames = clip_frames_of(pipe, clip_frames)
         self.overlap = _overlap(self.adapter, overlap)
         self._check()
 
@@ -237,11 +246,7 @@ class LongVideo:
         return {"frames": self.length, **settings, "select": select, "model": model, "prompt": prompt, **told}
 
 
-def _adapter(pipe: Any) -> HandOver:
-    return hand_over(pipe)
-
-
-def _clip_frames(pipe: Any, given: int | None) -> int:
+def clip_frames_of(pipe: Any, given: int | None) -> int:
     """Return the frames of one clip, checked against the model's temporal compression."""
     frames = asked(pipe, {}, "num_frames") if given is None else given
     if frames is None:

@@ -75,7 +75,8 @@ class VideoFolder:
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{str(self.path)!r} is damaged ({error}): remove it and start anew") from error
         report = DriftReport.from_mapping(state["report"])
-        return LoopState(state["clip"], state["emitted"], kept["tail"], kept["first"], report)
+        clip, emitted = state["clip"], state["emitted"]
+        return LoopState(clip, emitted, kept["tail"], kept["first"], state["selection"], report)
 
     def add(self, frames: Tensor, after: LoopState) -> None:
         """Write the frames that a clip added, then the state: a kill in between repeats the clip."""
@@ -86,10 +87,8 @@ class VideoFolder:
         assert after.tail is not None and after.first is not None  # noqa: S101 -- there was a clip
         with atomic_path(self._tail(after.clip)) as temporary:
             save_file({"tail": after.tail.contiguous(), "first": after.first.contiguous()}, temporary)
-        report = after.report.as_mapping()
-        write_json(
-            self.path / "state.json", {"clip": after.clip, "emitted": after.emitted, "report": report}
-        )
+        done = {"clip": after.clip, "emitted": after.emitted, "selection": after.selection}
+        write_json(self.path / "state.json", {**done, "report": after.report.as_mapping()})
         self._tail(after.clip - 1).unlink(missing_ok=True)
 
     def finish(self, report: DriftReport) -> None:
