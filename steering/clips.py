@@ -92,7 +92,9 @@ class ClipSelection:
         check_whole("candidates", self.candidates)
         if self.rule not in _RULES:
             raise unknown("selection rule", self.rule, list(_RULES))
-        if not (isinstance(self.strength, (int, float)) and math.isfinite(self.strength) and self.strength >= 0):
+        if not (
+            isinstance(self.strength, (int, float)) and math.isfinite(self.strength) and self.strength >= 0
+        ):
             raise ValueError(f"strength={self.strength!r}: it must be a finite number of at least 0")
         if self.candidates == 1:
             raise ValueError("candidates=1 selects nothing: take 2 or more, or leave select= out")

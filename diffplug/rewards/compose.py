@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
 from typing import Any
 
 import torch
@@ -70,7 +69,9 @@ def _part(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
     if images.ndim != 5:
         return score(reward, images, prompts, graph=True)
     takes = bool(getattr(reward, "takes_video", False))
-    return score_pictures(lambda x, texts: score(reward, x, texts, graph=True), images, prompts, takes_video=takes)
+    return score_pictures(
+        lambda x, texts: score(reward, x, texts, graph=True), images, prompts, takes_video=takes
+    )
 
 
 class Standardised:

@@ -11,7 +11,7 @@ __all__ = ["SteadyReward"]
 
 
 class SteadyReward:
-    """Minus the colour distance between a clip and an anchor: 0 is best; a drift of .1 in brightness is -.065.
+    """Minus the colour distance between a clip and an anchor: 0 is best.
 
     The anchor is the first clip of a long video once `anchored` was told of it; until then a clip's own first
     quarter, against its last. Takes whole clips [n, f, 3, h, w]. No weights, no network.
@@ -31,8 +31,8 @@ class SteadyReward:
         """Return the scores [n] float64. Raises ValueError for single pictures."""
         if clips.ndim != 5:
             raise ValueError(
-                f"steady rates clips [n, f, 3, h, w], got {tuple(clips.shape)}: it has nothing to say about a "
-                "single picture"
+                f"steady rates clips [n, f, 3, h, w], got {tuple(clips.shape)}: it has nothing to say about "
+                "a single picture"
             )
         return torch.tensor([-self._apart(clip) for clip in clips], dtype=torch.float64)
 

@@ -83,7 +83,7 @@ def clip_statistics(frames: Tensor) -> ClipStatistics:
 
 
 def distance(a: ClipStatistics, b: ClipStatistics) -> float:
-    """Return how far two clips are apart in colour: root mean square over means, deviations and saturation."""
+    """Return the root mean square distance of two clips in means, deviations and saturation."""
     pairs = [*zip(a.mean, b.mean, strict=True), *zip(a.std, b.std, strict=True), (a.saturation, b.saturation)]
     return math.sqrt(sum((x - y) ** 2 for x, y in pairs) / len(pairs))
 

@@ -4,8 +4,8 @@
     result = video("a red fox in snow", seed=0)
     result.image, result.frames
 
-Drawing the picture first (arXiv 2502.07701) puts selection where it is cheap: a picture costs a few percent of
-a clip, so eight of them can be judged before one clip is made.
+Drawing the picture first (arXiv 2502.07701) puts selection where it is cheap: a picture costs a few percent
+of a clip, so eight of them can be judged before one clip is made.
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ class ImageThenVideo:
     def _picture(self, prompt: str, seed: int, size: tuple[int, int] | None) -> Tensor:
         """Return one picture [3, h, w], generated at the video's aspect and never stretched."""
         recipe = self.recipe
-        call: dict[str, Any] = {"prompt": prompt} if recipe is None else recipe.call_arguments(self.t2i, [prompt])
+        call: dict[str, Any] = (
+            {"prompt": prompt} if recipe is None else recipe.call_arguments(self.t2i, [prompt])
+        )
         call["output_type"] = "pt"
         if size is not None:
             call |= _told_size(self.t2i, size)
@@ -153,7 +155,9 @@ class ImageThenVideo:
     def _clip(
         self, picture: Tensor, prompt: str, seed: int, call: Mapping[str, Any]
     ) -> tuple[Tensor, DriftReport]:
-        plugs = [] if self.sampler is None else [sampler(self.sampler, self.i2v, call.get("num_inference_steps"))]
+        plugs = (
+            [] if self.sampler is None else [sampler(self.sampler, self.i2v, call.get("num_inference_steps"))]
+        )
         with plug(self.i2v, *plugs):
             if self.long is not None:
                 told = {"video" if self.adapter.name == "video" else "image": picture[None]}

@@ -13,7 +13,12 @@ from diffplug.intercept import original_class
 
 __all__ = ["multiple_of", "picture_size", "trimmed"]
 
-_SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor", "vae_scale_factor")
+_SPATIAL = (
+    "vae_scale_factor_spatial",
+    "vae_spatial_compression_ratio",
+    "vae_spatial_scale_factor",
+    "vae_scale_factor",
+)
 
 
 def multiple_of(pipe: Any) -> int:

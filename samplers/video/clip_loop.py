@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -44,7 +44,7 @@ class LoopState:
     tail: Tensor | None = None
     first: Tensor | None = None
     selection: Mapping[str, Any] | None = None
-    report: DriftReport = DriftReport()
+    report: DriftReport = field(default_factory=DriftReport)
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class ClipLoop:
         clip = self.adapter.clip(state.tail, self.clip_frames, call)
         if len(clip) != self.clip_frames:
             raise ValueError(
-                f"a clip has {len(clip)} frames, {self.clip_frames} were asked for: give clip_frames= a number "
-                "that this model makes"
+                f"a clip has {len(clip)} frames, {self.clip_frames} were asked for: give clip_frames= a "
+                "number that this model makes"
             )
         if state.tail is not None and clip.shape[1:] != state.tail.shape[1:]:
             raise ValueError(

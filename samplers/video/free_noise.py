@@ -1,4 +1,5 @@
-"""Initial noise whose windows are made of the same frames: FreeNoise (arXiv 2310.15169), and plain repetition.
+"""Initial noise whose windows are made of the same frames: FreeNoise (arXiv 2310.15169), and plain
+repetition.
 
 The first W frames are free. Each later block of S = W - O frames is a shuffled copy of the frames that lie W
 earlier, which are those that leave the window as it moves on by S: so every window sees the same W frames of

@@ -1,7 +1,7 @@
 """How the last frames of a clip are handed to the next: one adapter for each kind of pipeline.
 
-    image      one frame as `image=`              Wan, HunyuanVideo, CogVideoX, LTX, Kandinsky 5, Sana, SVD I2V
-    video      p frames as `video=`               Cosmos, Moving Shapes
+    image      one frame as `image=`              Wan, HunyuanVideo, CogVideoX, LTX, Kandinsky 5, Sana, SVD
+    I2V video      p frames as `video=`               Cosmos, Moving Shapes
     ltx        p = 1 + 8 m frames as a condition  LTXConditionPipeline
     vace       p frames, the rest masked          WanVACEPipeline
     latents    p = 1 + 4 m frames, no decoding    Wan 2.2 TI2V (`expand_timesteps`), experimental
@@ -96,7 +96,10 @@ def hand_over(pipe: Any) -> PipelineHandOver:
                 f"{name} has num_frames of its own for long videos (it loops over clips itself): call it "
                 "directly with the number of frames you want"
             )
-    ratio, parameters = temporal_compression(pipe), inspect.signature(original_class(pipe).__call__).parameters
+    ratio, parameters = (
+        temporal_compression(pipe),
+        inspect.signature(original_class(pipe).__call__).parameters,
+    )
     causal = range(1, 1 + 64 * ratio, ratio)
     if hasattr(pipe, "prefix_frames"):
         return PipelineHandOver(pipe, "video", _as_video, tuple(pipe.prefix_frames))
@@ -115,8 +118,8 @@ def hand_over(pipe: Any) -> PipelineHandOver:
             return PipelineHandOver(pipe, "latents", _as_image, causal, keeper.around)
         return PipelineHandOver(pipe, "image", _as_image, (1,), _float_pictures)
     raise ValueError(
-        f"{name} takes no first frames, so that no clip can continue another: take the model's image-to-video "
-        "pipeline, or plug Windows into this one"
+        f"{name} takes no first frames, so that no clip can continue another: take the model's "
+        "image-to-video pipeline, or plug Windows into this one"
     )
 
 

@@ -1,8 +1,8 @@
 """Hand-over of latents, without a round trip through the decoder (Wan 2.2 TI2V; experimental).
 
 The first latent of a causal autoencoder stands for one frame, all others for c. So the tail of a clip cannot
-simply lead the next: the frame that is to be first is encoded alone, which makes it a proper first latent, and
-the O - 1 latents after it are kept as they are. This is CausVid's hand-over (arXiv 2412.07772).
+simply lead the next: the frame that is to be first is encoded alone, which makes it a proper first latent,
+and the O - 1 latents after it are kept as they are. This is CausVid's hand-over (arXiv 2412.07772).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["LatentHandOver"]
 
 
 class LatentHandOver:
-    """Keeps the latents of the last clip, and puts their tail into the next call of a Wan 2.2 TI2V pipeline."""
+    """Keeps the latents of the last clip, and puts their tail into the next call of Wan 2.2 TI2V."""
 
     def __init__(self) -> None:
         self.last: Tensor | None = None
@@ -30,7 +30,8 @@ class LatentHandOver:
         known = 0 if prefix is None else latents_of(len(prefix), temporal_compression(pipe), "overlap")
         if known > 1 and self.last is None:
             raise ValueError(
-                "the latents of the clip before are gone: latents cannot be resumed, take overlap=1 or start anew"
+                "the latents of the clip before are gone: latents cannot be resumed, take overlap=1 or start "
+                "anew"
             )
         tail = self.last[:, :, -(known - 1) :] if known > 1 and self.last is not None else None
         with ExitStack() as undo:

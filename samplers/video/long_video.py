@@ -97,7 +97,11 @@ class LongVideo:
         hand_over: HandOver | None = None,
     ) -> None:
         check_whole("frames", frames)
-        for name, value, known in (("seam", seam, SEAMS), ("match", match, MATCHES), ("anchor", anchor, ANCHORS)):
+        for name, value, known in (
+            ("seam", seam, SEAMS),
+            ("match", match, MATCHES),
+            ("anchor", anchor, ANCHORS),
+        ):
             if value is not None and value not in known:
                 raise unknown(name, value, list(known))
         if not 0 < match_strength <= 1:
@@ -117,12 +121,15 @@ class LongVideo:
                 f"overlap={self.overlap} leaves a clip of {self.clip_frames} frames nothing new: take less"
             )
         if self.adapter.name == "latents" and self.overlap > 1 and self.select is not None:
-            raise ValueError("a hand-over of latents keeps one clip's: select= needs overlap=1 with this model")
+            raise ValueError(
+                "a hand-over of latents keeps one clip's: select= needs overlap=1 with this model"
+            )
         if self.anchor == "frame" and self.adapter.name != "vace":
             raise ValueError("anchor='frame' is for pipelines that take reference pictures (WanVACEPipeline)")
         if self.anchor == "embeds" and getattr(self.pipe, "image_encoder", None) is None:
             raise ValueError(
-                f"anchor='embeds': {type(self.pipe).__name__} embeds no picture; it is for Wan 2.1 I2V and SVD"
+                f"anchor='embeds': {type(self.pipe).__name__} embeds no picture; it is for Wan 2.1 I2V and "
+                "SVD"
             )
         kind = getattr(getattr(self.pipe, "vae", None), "dtype", torch.float32)
         if kind != torch.float32 and self.adapter.name != "latents":
@@ -169,7 +176,9 @@ class LongVideo:
         place = VideoFolder.of(Path(folder), self._request(prompt, arguments))
         state = place.resumed(state)
         if self.adapter.name == "latents" and self.overlap > 1 and 0 < state.emitted < self.length:
-            raise ValueError(f"{str(folder)!r}: latents are not kept on disk, so this video cannot be resumed")
+            raise ValueError(
+                f"{str(folder)!r}: latents are not kept on disk, so this video cannot be resumed"
+            )
         with self._anchored(state):
             for frames, after in loop.run(state):
                 place.add(frames, after)
@@ -221,8 +230,8 @@ class LongVideo:
         given = any(call.get(name) is not None for name in ("image", "video", "conditions"))
         if self.adapter.name in ("image", "latents") and not given:
             raise ValueError(
-                f"{type(self.pipe).__name__} needs a picture to begin with: give image=, or draw one first with "
-                "ImageThenVideo"
+                f"{type(self.pipe).__name__} needs a picture to begin with: give image=, or draw one first "
+                "with ImageThenVideo"
             )
 
     def _anchored(self, state: LoopState) -> AbstractContextManager[None]:
@@ -272,7 +281,9 @@ def _prompts(prompt: str | None, prompts: Mapping[int, str] | None, length: int)
     """Return from which frame on which prompt holds; empty for models without prompts."""
     if prompts is None:
         if prompt is not None and not isinstance(prompt, str):
-            raise ValueError(f"prompt={prompt!r}: a long video has one text; give prompts= by frame for several")
+            raise ValueError(
+                f"prompt={prompt!r}: a long video has one text; give prompts= by frame for several"
+            )
         return {} if prompt is None else {0: prompt}
     if prompt is not None:
         raise ValueError("prompt and prompts were both given: leave one out")

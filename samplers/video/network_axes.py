@@ -1,7 +1,7 @@
 """Which arguments of a video network have a frame axis, and how to give it a window of them.
 
-Nothing is guessed: a network that is not in the table is refused. `VideoCall.of(module, args, kwargs)` reads a
-call of a known network's forward; `window(start, size)` returns the arguments of a window. Positions are
+Nothing is guessed: a network that is not in the table is refused. `VideoCall.of(module, args, kwargs)` reads
+a call of a known network's forward; `window(start, size)` returns the arguments of a window. Positions are
 always those of a clip that begins at 0, as in training.
 """
 

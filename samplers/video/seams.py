@@ -1,4 +1,4 @@
-"""What happens where two clips meet: whose frames are shown, and whether colours are brought together first."""
+"""What happens where two clips meet: whose frames are shown, and whether colours are matched first."""
 
 from __future__ import annotations
 

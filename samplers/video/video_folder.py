@@ -1,10 +1,10 @@
 """A long video on disk: its frames as PNG files, and what it is continued from after a kill.
 
-    request.json            what was asked for
-    frames/000000.png ...   the frames, numbered from 0
-    state.json              clips done, frames out, the report; written last
-    tail-N.safetensors      the frames that clip N is given, as floats
-    report.json             once the video is whole
+request.json            what was asked for
+frames/000000.png ...   the frames, numbered from 0
+state.json              clips done, frames out, the report; written last
+tail-N.safetensors      the frames that clip N is given, as floats
+report.json             once the video is whole
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class VideoFolder:
             ]
             if found:
                 raise ValueError(
-                    f"{str(path)!r} holds another video ({'; '.join(found[:3])}): take another folder, or ask "
-                    "for the same"
+                    f"{str(path)!r} holds another video ({'; '.join(found[:3])}): take another folder, or "
+                    "ask for the same"
                 )
         elif any(path.iterdir()):
             raise ValueError(f"{str(path)!r} is not empty and holds no video: take another folder")

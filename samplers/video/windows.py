@@ -4,9 +4,10 @@
         video = pipe(prompt, num_frames=241).frames
 
 The network never sees another length than the one it was trained for: it is evaluated on windows of the long
-latent, and the outputs are averaged where windows overlap (MultiDiffusion in time, arXiv 2302.08113). There is
-one scheduler and one history. What this does to a video, from a closed form: beside the model's own long video
-15 % of the variance is lost, and frames further apart than a window share nothing, unless the noise does.
+latent, and the outputs are averaged where windows overlap (MultiDiffusion in time, arXiv 2302.08113). There
+is one scheduler and one history. What this does to a video, from a closed form: beside the model's own long
+video 15 % of the variance is lost, and frames further apart than a window share nothing, unless the noise
+does.
 """
 
 from __future__ import annotations
@@ -96,15 +97,22 @@ class Windows:
             return undo.pop_all().close
 
     def latents(self, pipe: Any) -> tuple[int, int]:
-        """Return window and overlap in latent frames of a pipeline. Raises ValueError where they do not fit."""
+        """Return window and overlap in latent frames; ValueError where they do not fit a pipeline."""
         ratio = temporal_compression(pipe)
         size = latents_of(self.frames, ratio, "Windows(frames=...)")
         if self.overlap % ratio:
             below = self.overlap // ratio * ratio
             raise ValueError(
-                f"Windows(overlap={self.overlap}) does not fit {type(pipe).__name__}, whose latents stand for "
-                f"{ratio} frames: take {below} or {below + ratio}"
+                f"Windows(overlap={self.overlap}) does not fit {type(pipe).__name__}, whose latents stand "
+                f"for {ratio} frames: take {below} or {below + ratio}"
             )
+        for network in denoisers(pipe):
+            fixed = getattr(network, "config", {}).get("video_length")
+            if fixed is not None and size != fixed:
+                raise ValueError(
+                    f"this {type(network).__name__} has positions for {fixed} frames exactly: take "
+                    f"Windows(frames={fixed})"
+                )
         if self.overlap // ratio >= size:
             raise ValueError(f"Windows(overlap={self.overlap}) leaves a window of {size} latents nothing new")
         return size, self.overlap // ratio
@@ -139,8 +147,8 @@ class Windows:
         if given and long and not self.keep_first:
             raise ValueError(
                 f"{given[0]}= of {name} is seen by the first window only, which the model was never trained "
-                "for: continue the clip with LongVideo, or pass Windows(keep_first=True) to start every window "
-                "from that picture again"
+                "for: continue the clip with LongVideo, or pass Windows(keep_first=True) to start every "
+                "window from that picture again"
             )
         if self.noise != "iid" and kwargs.get("latents") is not None:
             raise ValueError(f"latents= were given beside Windows(noise={self.noise!r}): leave one out")
@@ -192,7 +200,8 @@ def windowed(
 ) -> Any:
     """Return a network's output on a long video: sum_k w pad(net(x_k)) / sum_k w.
 
-    size, overlap: in latent frames. The sums are kept in float32 or wider, and every window has `size` frames.
+    size, overlap: in latent frames. The sums are kept in float32 or wider, and every window has `size`
+    frames.
     """
     axis = 1 if call.axes.packed else call.axes.axis
     weight = window_weights(size, weights)
@@ -237,7 +246,9 @@ def _with_first(output: Any, x: Tensor) -> Any:
     if is_dataclass(output) and not isinstance(output, type):
         rest = {entry.name: getattr(output, entry.name) for entry in fields(output)}
         return type(output)(**{**rest, next(iter(rest)): x})
-    raise ValueError(f"a network returned {type(output).__name__}: windows know tuples and Diffusers' outputs")
+    raise ValueError(
+        f"a network returned {type(output).__name__}: windows know tuples and Diffusers' outputs"
+    )
 
 
 def _prefixes(pipe: Any) -> tuple[str, ...]:

@@ -3,8 +3,8 @@
 Renders moving scenes, encodes their frames with the shipped Shapes autoencoder, reads captions with the
 shipped text encoder (both stay as they are) and trains the transformer by flow matching. Four updates of five
 see clips of 16 frames, of which none, the first, or the first four are known; every fifth sees one or two
-longer clips, up to 97 frames, so that the same network can also be asked for a long video at once. Every stage
-resumes where it was stopped.
+longer clips, up to 97 frames, so that the same network can also be asked for a long video at once. Every
+stage resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ Batch = tuple[Tensor, Tensor, list[str]]
 class MovingRecipe:
     """How the network is trained.
 
-    scenes: moving scenes, each rendered to 97 frames once. batch: clips of 16 frames an update. long_every: an
-    update in so many shows longer clips. known: shares of clips with no known frame, with one and with four.
-    single: share of clips that show one object. drop: share of captions that are empty. blur: largest deviation of the noise on known frames, for prefixes
-    are generated frames later on, which are not perfect.
+    scenes: moving scenes, each rendered to 97 frames once. batch: clips of 16 frames an update. long_every:
+    an update in so many shows longer clips. known: shares of clips with no known frame, with one and with
+    four. single: share of clips that show one object. drop: share of captions that are empty. blur: largest
+    deviation of the noise on known frames, for prefixes are generated frames later on, which are not perfect.
     """
 
     steps: int = 4000

@@ -1,8 +1,8 @@
 """The network of Moving Shapes: Wan's transformer at a thousandth of the size, over Shapes' own latents.
 
-It reads 9 channels a frame: the noisy latent, the clean latent where a frame is known (else zeros), and a mask
-that says which are. So one network makes videos from a prompt (nothing known), from a picture (frame 0 known)
-and from the last frames of another clip.
+It reads 9 channels a frame: the noisy latent, the clean latent where a frame is known (else zeros), and a
+mask that says which are. So one network makes videos from a prompt (nothing known), from a picture (frame 0
+known) and from the last frames of another clip.
 """
 
 from __future__ import annotations
@@ -11,7 +11,16 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from torch import Tensor
 
-__all__ = ["LATENT_CHANNELS", "LONG_FRAMES", "PREFIX_FRAMES", "WINDOW_FRAMES", "normalised", "plain", "scheduler", "transformer"]
+__all__ = [
+    "LATENT_CHANNELS",
+    "LONG_FRAMES",
+    "PREFIX_FRAMES",
+    "WINDOW_FRAMES",
+    "normalised",
+    "plain",
+    "scheduler",
+    "transformer",
+]
 
 LATENT_CHANNELS = 4
 WINDOW_FRAMES = 16
@@ -23,7 +32,7 @@ PREFIX_FRAMES = (1, 4)
 
 LATENT_MEAN = (-0.44, -0.52, 0.03, 0.34)
 LATENT_STD = (0.63, 0.78, 1.57, 0.47)
-"""Mean and deviation of each channel of the scaled latents over moving scenes: the network sees unit variance."""
+"""Mean and deviation of each channel of the scaled latents; the network sees unit variance."""
 
 _SHIFT = 4.0
 

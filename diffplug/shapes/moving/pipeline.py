@@ -79,8 +79,8 @@ class MovingShapesPipeline(DiffusionPipeline):
 
         prompt: as the Shapes model's ("a red circle and a blue square on a black background"), "" for any.
         image: the first frame (PIL, array, or tensor [1, 3, 64, 64] in [0, 1]). video: the first frames, 1 or
-        4 of them ([f, 3, 64, 64]). num_frames: 16 by training, 97 at most. guidance_scale: above 1 the network
-        runs twice a step. output_type: "pil", "np", "pt" or "latent".
+        4 of them ([f, 3, 64, 64]). num_frames: 16 by training, 97 at most. guidance_scale: above 1 the
+        network runs twice a step. output_type: "pil", "np", "pt" or "latent".
         Raises ValueError for a prefix of another length, image together with video, and bad numbers.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -134,7 +134,7 @@ class MovingShapesPipeline(DiffusionPipeline):
         return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=dtype)
 
     def prepare_condition(self, prefix: Tensor | None, latents: Tensor) -> Tensor:
-        """Return what the network is shown beside the noise: known latents and their mask, [n, 5, f, 16, 16]."""
+        """Return what is shown beside the noise: known latents and their mask, [n, 5, f, 16, 16]."""
         shown = latents.new_zeros(len(latents), LATENT_CHANNELS + 1, *latents.shape[2:])
         if prefix is not None:
             pixels = 2 * prefix.to(self._execution_device, self.vae.dtype) - 1
@@ -148,7 +148,7 @@ class MovingShapesPipeline(DiffusionPipeline):
         """Return the known first frames, [p, 3, 64, 64], None where nothing is known."""
         if image is not None and video is not None:
             raise ValueError("image and video were both given: a video's first frame is its picture")
-        if not isinstance(num_frames, int) or not 1 <= num_frames:
+        if not isinstance(num_frames, int) or not num_frames >= 1:
             raise ValueError(f"num_frames must be a whole number of at least 1, got {num_frames!r}")
         given = image if video is None else video
         if given is None:
