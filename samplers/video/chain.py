@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffplug import rewards
 from diffplug.call_arguments import asked
-from diffplug.checks import check_seed, check_whole
+from diffplug.checks import check_whole
 from diffplug.intercept import original_class
 from diffplug.pictures import raw_pictures, score_pictures, to_tensor
 from diffplug.plug import plug
@@ -111,7 +111,6 @@ class ImageThenVideo:
         picture, and of the clip that grows from it; picture i has seed + i. Everything else goes to the video
         pipeline's call; its height and width are the picture's too.
         """
-        check_seed(seed)
         if not isinstance(prompt, str):
             raise ValueError(f"prompt={prompt!r}: a chain makes one video, from one text")
         call = {**self.video, **video}

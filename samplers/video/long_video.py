@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from diffplug.call_arguments import asked
-from diffplug.checks import check_seed, check_whole
+from diffplug.checks import check_whole
 from diffplug.registry import unknown
 from diffplug.samplers.video.anchor import ANCHORS, first_embeddings
 from diffplug.samplers.video.clip_loop import ClipLoop, LoopState
@@ -31,6 +31,7 @@ from diffplug.samplers.video.hand_over import HandOver
 from diffplug.samplers.video.hand_over import hand_over as fitting_hand_over
 from diffplug.samplers.video.seams import MATCHES, SEAMS
 from diffplug.samplers.video.window_plan import latents_of, temporal_compression
+from diffplug.seeds import picture_seeds
 
 __all__ = ["LongVideo", "LongVideoResult", "Selector", "clip_frames_of"]
 
@@ -203,9 +204,9 @@ class LongVideo:
         """Return the loop of a call. Raises ValueError where its arguments do not fit."""
         call = dict(arguments)
         seed, prompts = call.pop("seed", 0), call.pop("prompts", None)
-        check_seed(seed)
         if not isinstance(seed, int):
             raise ValueError(f"seed={seed!r}: a long video has one seed, a whole number")
+        picture_seeds(seed)
         for name in ("generator", "latents", "num_frames", "output_type", "return_dict"):
             if name in call:
                 raise ValueError(f"{name}= is decided by LongVideo, clip by clip: leave it out")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
     HunyuanVideoTransformer3DModel,
     LatteTransformer3DModel,
     LTXConditionPipeline,
@@ -106,7 +107,8 @@ def wan_vace() -> WanVACEPipeline:
 
 def ltx_condition() -> LTXConditionPipeline:
     """LTX 0.9.5 and later: frames given as conditions, positions told as coordinates."""
-    return _quiet(LTXConditionPipeline(**tiny("ltx").components))
+    parts = {**tiny("ltx").components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0)}
+    return _quiet(LTXConditionPipeline(**parts))
 
 
 def ltx_i2v() -> LTXImageToVideoPipeline:
