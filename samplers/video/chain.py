@@ -113,12 +113,9 @@ class ImageThenVideo:
         """
         if not isinstance(prompt, str):
             raise ValueError(f"prompt={prompt!r}: a chain makes one video, from one text")
-        call = {**self.video, **video}
-        call, size = picture_size(self.t2i, self.i2v, call)
+        call, size = picture_size(self.t2i, self.i2v, {**self.video, **video})
         seeds = picture_seeds(seed, self.pictures)
-        self._take_turns(self.t2i, self.i2v)
-        drawn = torch.stack([self._picture(prompt, one, size) for one in seeds])
-        found = self._rated(drawn, prompt)
+        drawn, found = self._drawn(prompt, seeds, size)
         best = sorted(range(len(seeds)), key=lambda i: -found[i])[: self.clips] if found else [0]
         self._take_turns(self.i2v, self.t2i)
         told = prompt if motion_prompt is None else motion_prompt
@@ -126,6 +123,20 @@ class ImageThenVideo:
         kept = self._best_clip([frames for frames, _ in made], prompt)
         chosen = best[kept]
         return ChainResult(drawn[chosen], made[kept][0], tuple(found), seeds[chosen], made[kept][1])
+
+    def picture(self, prompt: str, *, seed: int = 0, **video: Any) -> Tensor:
+        """Return the picture [3, h, w] that the video of the same call would begin with."""
+        _, size = picture_size(self.t2i, self.i2v, {**self.video, **video})
+        drawn, found = self._drawn(prompt, picture_seeds(seed, self.pictures), size)
+        return drawn[max(range(len(found)), key=found.__getitem__) if found else 0]
+
+    def _drawn(
+        self, prompt: str, seeds: Sequence[int], size: tuple[int, int] | None
+    ) -> tuple[Tensor, list[float]]:
+        """Return pictures [n, 3, h, w] from these seeds, and what they are worth; empty where nobody asks."""
+        self._take_turns(self.t2i, self.i2v)
+        drawn = torch.stack([self._picture(prompt, one, size) for one in seeds])
+        return drawn, self._rated(drawn, prompt)
 
     def _picture(self, prompt: str, seed: int, size: tuple[int, int] | None) -> Tensor:
         """Return one picture [3, h, w], generated at the video's aspect and never stretched."""

@@ -2,8 +2,8 @@
 
 Renders moving scenes, encodes their frames with the shipped Shapes autoencoder, reads captions with the
 shipped text encoder (both stay as they are) and trains the transformer by flow matching. Four updates of five
-see clips of 16 frames, of which none, the first, or the first four are known; every fifth sees one or two
-longer clips, up to 97 frames, so that the same network can also be asked for a long video at once. Every
+see clips of 8 or 16 frames, of which none, the first, or the first four are known; every fifth sees one or
+two longer clips, up to 97 frames, so that the same network can also be asked for a long video at once. Every
 stage resumes where it was stopped.
 """
 
@@ -63,6 +63,17 @@ class MovingRecipe:
     drop: float = 0.25
     blur: float = 0.1
     seed: int = 0
+
+    def shape_of(self, step: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Return frames and clips of an update: ever about as many frames in all.
+
+        Half of the updates see twice as many clips of half the length: what shapes look like is learnt from
+        many scenes, not from many frames.
+        """
+        if step % self.long_every == self.long_every - 1:
+            frames = int(rng.choice([32, 48, LONG_FRAMES, LONG_FRAMES]))
+            return frames, max(1, 112 // frames)
+        return (WINDOW_FRAMES // 2, 2 * self.batch) if step % 2 else (WINDOW_FRAMES, self.batch)
 
 
 @dataclass(frozen=True)
@@ -166,10 +177,7 @@ def train_moving(
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng([recipe.seed, step, 37])
-        frames, n = WINDOW_FRAMES, recipe.batch
-        if step % recipe.long_every == recipe.long_every - 1:
-            frames = int(rng.choice([32, 48, LONG_FRAMES, LONG_FRAMES]))
-            n = max(1, 112 // frames)
+        frames, n = recipe.shape_of(step, rng)
         x0, known, captions = clips.draw(rng, n, frames, recipe)
         ids = words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         states = text(ids).last_hidden_state

@@ -63,7 +63,7 @@ def test_continuation_is_exact_at_every_join_and_forgets_geometrically(row: tupl
 
 
 def limit_of_bias(overlap: int, bias: float) -> float:
-    """The fixed point u = G (u + b) of the tail's means, its last frame; G: of a clip's tail on its prefix."""
+    """The last frame of the fixed point u = G (u + b); G: a clip's tail given its prefix."""
     c = covariance(WINDOW)
     gain = torch.linalg.solve(c[:overlap, :overlap], c[:overlap, -overlap:]).T
     rest = torch.eye(overlap, dtype=torch.float64) - gain
