@@ -6,39 +6,14 @@ The model is the exact conditional law of a clip given its first p frames, for t
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from test_windows_closed_form import FRAMES, WINDOW, covariance
-from torch import Tensor
 
 from diffplug.samplers.video.long_video import LongVideo
+from diffplug.testing.closed_form.gaussian_video import ExactContinuation, covariance
 
-
-class Conditional:
-    """The next clip from the exact law of W frames given the first p; a hand-over may add a bias."""
-
-    name = "exact"
-
-    def __init__(self, bias: float = 0.0) -> None:
-        self.bias = bias
-
-    def trouble(self, prefix_frames: int) -> str:
-        return ""
-
-    def clip(self, prefix: Tensor | None, frames: int, arguments: dict[str, Any]) -> Tensor:
-        c, noise = covariance(frames), torch.randn(frames, 3 * 80 * 80, generator=arguments["generator"])
-        if prefix is None:
-            x = torch.linalg.cholesky(c).float() @ noise
-            return x.reshape(frames, 3, 80, 80)
-        p = len(prefix)
-        gain = torch.linalg.solve(c[:p, :p], c[:p, p:]).T
-        rest = torch.linalg.cholesky(c[p:, p:] - gain @ c[:p, p:])
-        known = prefix.reshape(p, -1) + self.bias
-        new = gain.float() @ known + rest.float() @ noise[p:]
-        return torch.cat([known, new]).reshape(frames, 3, 80, 80)
+FRAMES, WINDOW = 64, 16
 
 
 ROWS = [
@@ -53,7 +28,9 @@ ROWS = [
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"p={row[0]}")
 def test_continuation_is_exact_at_every_join_and_forgets_geometrically(row: tuple[float, ...]) -> None:
     overlap, *wanted = row
-    long = LongVideo(None, frames=FRAMES, clip_frames=WINDOW, overlap=int(overlap), hand_over=Conditional())
+    long = LongVideo(
+        None, frames=FRAMES, clip_frames=WINDOW, overlap=int(overlap), hand_over=ExactContinuation()
+    )
     x = long(seed=1).frames.reshape(FRAMES, -1).double().numpy()
     correlation = np.corrcoef(x)
     assert np.var(x, axis=1) == pytest.approx(np.ones(FRAMES), abs=0.06)
@@ -73,7 +50,9 @@ def limit_of_bias(overlap: int, bias: float) -> float:
 @pytest.mark.law
 @pytest.mark.parametrize("overlap", [1, 4, 8])
 def test_a_biased_hand_over_drifts_further_the_longer_the_prefix(overlap: int) -> None:
-    long = LongVideo(None, frames=600, clip_frames=WINDOW, overlap=overlap, hand_over=Conditional(bias=0.1))
+    long = LongVideo(
+        None, frames=600, clip_frames=WINDOW, overlap=overlap, hand_over=ExactContinuation(bias=0.1)
+    )
     ends = torch.stack([*long.frames(seed=2)]).flatten(1).mean(1)
     last = range(300 // (WINDOW - overlap) * (WINDOW - overlap) + WINDOW - 1, 600, WINDOW - overlap)
     assert float(ends[list(last)].mean()) == pytest.approx(limit_of_bias(overlap, 0.1), abs=0.02)

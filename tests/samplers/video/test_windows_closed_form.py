@@ -13,62 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import nn
 
 from diffplug.plug import plug
 from diffplug.samplers.video.network_axes import NETWORKS, Axes
 from diffplug.samplers.video.windows import Windows
+from diffplug.testing.closed_form.gaussian_video import GaussianVideo
 
-FRAMES, WINDOW, DRAWS, STEPS = 64, 16, 20_000, 50
-A, RHO = 0.5, 0.9
-
-
-def covariance(frames: int) -> torch.Tensor:
-    lag = (torch.arange(frames)[:, None] - torch.arange(frames)).abs().double()
-    return A + (1 - A) * RHO**lag
-
-
-class LinearDenoiser(nn.Module):
-    """The exact velocity of a Gaussian video of any number of frames."""
-
-    config = type("Config", (dict,), {"out_channels": 1})()
-
-    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor, return_dict: bool = False) -> Any:
-        return (
-            torch.einsum("ij,bcjhw->bcihw", self.matrix(hidden_states.shape[2], timestep), hidden_states),
-        )
-
-    def matrix(self, frames: int, timestep: torch.Tensor) -> torch.Tensor:
-        sigma = float(timestep) / 1000
-        c = covariance(frames)
-        seen = (1 - sigma) ** 2 * c + sigma**2 * torch.eye(frames, dtype=torch.float64)
-        x0 = (1 - sigma) * torch.linalg.solve(seen, c).T
-        noise = (torch.eye(frames, dtype=torch.float64) - (1 - sigma) * x0) / sigma
-        return (noise - x0).float()
-
-
-class LinearVideo:
-    """A pipeline around the denoiser: everything that `Windows` asks of one."""
-
-    vae_scale_factor_temporal = 1
-
-    def __init__(self) -> None:
-        self.transformer = LinearDenoiser()
-        self.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-
-    def prepare_latents(self, n: int, frames: int, generator: torch.Generator) -> torch.Tensor:
-        return torch.randn(n, 1, frames, 1, 1, generator=generator)
-
-    def __call__(
-        self, num_frames: int = WINDOW, generator: Any = None, latents: Any = None, n: int = DRAWS
-    ) -> torch.Tensor:
-        self.scheduler.set_timesteps(STEPS)
-        x = self.prepare_latents(n, num_frames, generator)
-        for t in self.scheduler.timesteps:
-            velocity = self.transformer(hidden_states=x, timestep=t)[0]
-            x = self.scheduler.step(velocity, t, x, return_dict=False)[0]
-        return x[:, 0, :, 0, 0]
+FRAMES, WINDOW = 64, 16
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +58,7 @@ ROWS = [
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[1]}-{row[2]}")
 def test_fused_windows_have_the_covariance_that_the_closed_form_says(row: tuple[Any, ...]) -> None:
     overlap, weights, noise, least, mean, lag1, lag16 = row
-    pipe = LinearVideo()
+    pipe = GaussianVideo()
     with plug(pipe, Windows(frames=WINDOW, overlap=overlap, weights=weights, noise=noise)):
         found = moments(pipe(num_frames=FRAMES, generator=torch.Generator().manual_seed(0)))
     assert found["least"] == pytest.approx(least, abs=0.02)
@@ -119,7 +70,7 @@ def test_fused_windows_have_the_covariance_that_the_closed_form_says(row: tuple[
 @pytest.mark.law
 @pytest.mark.slow
 def test_the_whole_video_keeps_what_windows_lose() -> None:
-    found = moments(LinearVideo()(num_frames=FRAMES, generator=torch.Generator().manual_seed(0)))
+    found = moments(GaussianVideo()(num_frames=FRAMES, generator=torch.Generator().manual_seed(0)))
     assert found["mean"] == pytest.approx(0.935, abs=0.02)
     assert found["lag 1"] == pytest.approx(0.957, abs=0.02)
     assert found["lag 16"] == pytest.approx(0.597, abs=0.03)
