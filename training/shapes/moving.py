@@ -52,7 +52,7 @@ class MovingRecipe:
     deviation of the noise on known frames, for prefixes are generated frames later on, which are not perfect.
     """
 
-    steps: int = 4000
+    steps: int = 8000
     batch: int = 8
     lr: float = 2e-3
     ema: float = 0.998
