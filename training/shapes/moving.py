@@ -30,6 +30,7 @@ from diffplug.shapes.moving.model import (
     WINDOW_FRAMES,
     normalised,
     scheduler,
+    shown_latents,
     transformer,
 )
 from diffplug.shapes.moving.world import MovingScene, render_video, sample_moving
@@ -58,7 +59,7 @@ class MovingRecipe:
     ema: float = 0.998
     scenes: int = 1200
     long_every: int = 5
-    known: tuple[float, float, float] = (0.45, 0.2, 0.35)
+    known: tuple[float, float, float] = (0.35, 0.25, 0.4)
     single: float = 0.7
     drop: float = 0.25
     blur: float = 0.1
@@ -160,7 +161,8 @@ def flow_loss(
     at = sigma[:, None, None, None, None]
     x = (1 - at) * clips + at * noise
     mask = known[:, None, :, None, None].expand(-1, 1, -1, *clips.shape[-2:])
-    shown = (clips + blur * torch.rand(n, 1, 1, 1, 1) * torch.randn_like(clips)) * mask
+    seen = clips + blur * torch.rand(n, 1, 1, 1, 1) * torch.randn_like(clips)
+    shown = shown_latents(seen, known.sum(1).long())
     with torch.autocast(x.device.type, torch.bfloat16):
         velocity = network(torch.cat([x, shown, mask], 1), 1000 * sigma, states, return_dict=False)[0]
     wrong = (velocity.float() - (noise - clips)).square().mean((1, 3, 4))

@@ -14,6 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from diffplug.shapes.grading import Blob, Images, as_pixels, find
+from diffplug.shapes.moving.world import REACH
+from diffplug.shapes.world import IMAGE_SIZE
 
 __all__ = ["VideoGrades", "grade_video"]
 
@@ -64,7 +66,7 @@ def grade_video(frames: Images | Tensor | Sequence[object]) -> VideoGrades:
         kept=np.array([np.mean([true for _, true in row]) for row in rows]),
         paths=paths,
         speeds=speeds,
-        steady=_steady(paths, steps, speeds),
+        steady=_steady(paths, steps, speeds, [thing.radius for thing in known]),
     )
 
 
@@ -97,26 +99,22 @@ def _median(steps: np.ndarray) -> float:
     return float(np.median(known)) if len(known) else math.nan
 
 
-def _steady(paths: np.ndarray, steps: np.ndarray, speeds: tuple[float, ...]) -> float:
+def _steady(paths: np.ndarray, steps: np.ndarray, speeds: tuple[float, ...], radii: Sequence[float]) -> float:
     """Return the share of steps that agree with constant speed, over all objects.
 
-    A step is right where it has the usual length; at a bounce, where a coordinate turns, it may be shorter.
+    A step is right where it has the usual length; where a bounce off the border is due, it may be shorter.
     """
     right: list[bool] = []
-    for path, row, usual in zip(paths, steps, speeds, strict=True):
-        turns = _turns(path)
+    for path, row, usual, radius in zip(paths, steps, speeds, radii, strict=True):
+        due = _bounces(path, usual, radius)
         for number, step in enumerate(row):
-            if np.isnan(step):
-                right.append(False)
-            else:
-                shorter = bool(turns[number]) and step < usual
-                right.append(shorter or abs(step - usual) <= _STEP_SLACK)
+            shorter = bool(due[number]) and step < usual
+            right.append(bool(shorter or abs(step - usual) <= _STEP_SLACK))  # NaN is not right
     return float(np.mean(right)) if right else math.nan
 
 
-def _turns(path: np.ndarray) -> np.ndarray:
-    """Return which steps [f - 1] lie at a change of direction in a coordinate."""
-    moves = np.diff(path, axis=0)
-    change = (moves[1:] * moves[:-1] < 0).any(1)
-    before, after = np.append(change, False), np.append(False, change)
-    return before | after
+def _bounces(path: np.ndarray, usual: float, radius: float) -> np.ndarray:
+    """Return for which steps [f - 1] an object begins or ends within a step of where it turns back."""
+    low = radius * REACH + 1 + usual + _STEP_SLACK
+    near = ((path < low) | (path > IMAGE_SIZE - low)).any(1)
+    return near[1:] | near[:-1]

@@ -1,8 +1,8 @@
 """The network of Moving Shapes: Wan's transformer at a thousandth of the size, over Shapes' own latents.
 
-It reads 9 channels a frame: the noisy latent, the clean latent where a frame is known (else zeros), and a
-mask that says which are. So one network makes videos from a prompt (nothing known), from a picture (frame 0
-known) and from the last frames of another clip.
+It reads 9 channels a frame: the noisy latent, the clean latent of the frame or of the last one that is known
+(zeros where none is), and a mask that says which are. So one network makes videos from a prompt (nothing
+known), from a picture (frame 0 known) and from the last frames of another clip.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ __all__ = [
     "normalised",
     "plain",
     "scheduler",
+    "shown_latents",
     "transformer",
 ]
 
@@ -35,6 +36,18 @@ LATENT_STD = (0.63, 0.78, 1.57, 0.47)
 """Mean and deviation of each channel of the scaled latents; the network sees unit variance."""
 
 _SHIFT = 4.0
+
+
+def shown_latents(latents: Tensor, counts: Tensor) -> Tensor:
+    """Return the clean latents that the network is shown: those known, then the last known one repeated.
+
+    latents: [n, 4, f, 16, 16]. counts: [n] known first frames; clips of which none is known are shown zeros.
+    What things look like so is at hand in every frame, and attention over time is left with how they move.
+    """
+    frames = torch.arange(latents.shape[2], device=latents.device)
+    last = (counts[:, None] - 1).clamp(min=0)
+    index = torch.minimum(frames[None], last)[:, None, :, None, None].expand_as(latents)
+    return latents.gather(2, index) * (counts > 0)[:, None, None, None, None]
 
 
 def normalised(latents: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from diffplug.shapes.moving.model import (
     WINDOW_FRAMES,
     normalised,
     plain,
+    shown_latents,
 )
 
 __all__ = ["MovingShapesOutput", "MovingShapesPipeline"]
@@ -141,6 +142,8 @@ class MovingShapesPipeline(DiffusionPipeline):
             mean = self.vae.encode(pixels).latent_dist.mean.float() * self.vae.config.scaling_factor
             known = normalised(mean).movedim(0, 1)
             shown[:, :LATENT_CHANNELS, : len(prefix)] = known.to(shown)
+            counts = torch.full((len(latents),), len(prefix), device=shown.device)
+            shown[:, :LATENT_CHANNELS] = shown_latents(shown[:, :LATENT_CHANNELS], counts)
             shown[:, LATENT_CHANNELS, : len(prefix)] = 1
         return shown
 
