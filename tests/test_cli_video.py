@@ -42,19 +42,8 @@ def test_a_long_video_is_written_and_resumed(tmp_path: Path) -> None:
 
 
 def test_windows_and_pictures_from_the_command_line(tmp_path: Path) -> None:
-    result = call(
-        "a red circle",
-        "--windows",
-        "16/8",
-        "--noise",
-        "free",
-        "--frames",
-        20,
-        "--steps",
-        2,
-        "-o",
-        tmp_path / "w",
-    )
+    windows = ("--windows", "16/8", "--noise", "free", "--frames", 20, "--steps", 2)
+    result = call("a red circle", *windows, "-o", tmp_path / "w")
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "w" / "frames").glob("*.png"))) == 20
     chained = call(

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from diffplug.shapes.grading import Blob, Images, as_pixels, find
-from diffplug.shapes.moving.world import REACH
+from diffplug.shapes.moving.world import REACH, SPEEDS
 from diffplug.shapes.world import IMAGE_SIZE
 
 __all__ = ["VideoGrades", "grade_video"]
@@ -115,6 +115,6 @@ def _steady(paths: np.ndarray, steps: np.ndarray, speeds: tuple[float, ...], rad
 
 def _bounces(path: np.ndarray, usual: float, radius: float) -> np.ndarray:
     """Return for which steps [f - 1] an object begins or ends within a step of where it turns back."""
-    low = radius * REACH + 1 + usual + _STEP_SLACK
+    low = radius * REACH + 1 + min(usual, SPEEDS[1]) + _STEP_SLACK
     near = ((path < low) | (path > IMAGE_SIZE - low)).any(1)
     return near[1:] | near[:-1]
