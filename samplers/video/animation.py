@@ -33,9 +33,8 @@ def save_animation(
     first = next(pictures, None)
     if first is None:
         raise ValueError("there are no frames to show")
-    kind: dict[str, Any] = {".webp": {"quality": 90, "method": 4}, ".gif": {"optimize": True}}.get(
-        target.suffix.lower(), {}
-    )
+    known: dict[str, dict[str, Any]] = {".webp": {"quality": 90, "method": 4}, ".gif": {"optimize": True}}
+    kind = known.get(target.suffix.lower(), {})
     with atomic_path(target) as temporary:
         first.save(
             temporary,

@@ -118,7 +118,7 @@ class ClipLoop:
     def _prompt(self, state: LoopState) -> str | None:
         """Return the prompt of the next clip: the one that holds at its first new frame."""
         new = state.clip * (self.clip_frames - self.overlap) + (self.overlap if state.clip else 0)
-        return next((text for frame, text in reversed(self.prompts.items()) if frame <= new), None)
+        return next((text for frame, text in reversed([*self.prompts.items()]) if frame <= new), None)
 
     def _joined(self, clip: Tensor, state: LoopState) -> tuple[Tensor, LoopState]:
         """Return the frames that a clip adds, and the state after it.

@@ -165,7 +165,7 @@ def _as_cosmos_video(pipe: Any, prefix: Tensor, frames: int) -> dict[str, Any]:
 def _as_condition(pipe: Any, prefix: Tensor, frames: int) -> dict[str, Any]:
     from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
-    condition = LTXVideoCondition(video=prefix[None], frame_index=0)  # type: ignore[arg-type]
+    condition = LTXVideoCondition(video=prefix[None], frame_index=0)
     return {"conditions": [condition], "image": None, "video": None}
 
 
