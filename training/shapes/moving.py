@@ -149,26 +149,28 @@ def _encoded(vae: AutoencoderKL, moving: MovingScene) -> Tensor:
 def flow_loss(
     network: Any, clips: Tensor, known: Tensor, states: Tensor, *, blur: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the mean squared error of the velocity noise - x0, and what to log.
+    """Return the weighed squared error of the clean latents, and what to log.
 
-    clips: x0 [n, 4, f, 16, 16]. known: [n, f] ones and zeros. states: the captions' [n, 32, 128].
+    clips: x0 [n, 4, f, 16, 16]. known: [n, f] ones and zeros. states: the captions' [n, 32, 128]. The weight
+    is 1 / (sigma^2 + 0.1): that of the velocity, but for the last few steps, which would drown the others.
     """
     n = len(clips)
     spread = (torch.arange(n, dtype=torch.float32) + torch.rand(n)) / n
     shift = scheduler().config.shift
     sigma = (shift * spread / (1 + (shift - 1) * spread)).to(clips.device)
-    noise = torch.randn_like(clips)
     at = sigma[:, None, None, None, None]
-    x = (1 - at) * clips + at * noise
+    x = (1 - at) * clips + at * torch.randn_like(clips)
     mask = known[:, None, :, None, None].expand(-1, 1, -1, *clips.shape[-2:])
     seen = clips + blur * torch.rand(n, 1, 1, 1, 1) * torch.randn_like(clips)
     shown = shown_latents(seen, known.sum(1).long())
     with torch.autocast(x.device.type, torch.bfloat16):
-        velocity = network(torch.cat([x, shown, mask], 1), 1000 * sigma, states, return_dict=False)[0]
-    wrong = (velocity.float() - (noise - clips)).square().mean((1, 3, 4))
+        x0 = network(torch.cat([x, shown, mask], 1), 1000 * sigma, states, return_dict=False)[0]
+    wrong = (x0.float() - clips).square().mean((1, 3, 4)) / (sigma.square() + 0.1)[:, None]
     free = 1 - known
-    unknown = (wrong * free).sum() / free.sum().clamp(min=1)
-    return wrong.mean(), {"unknown": unknown.detach()}
+    told = known.sum(1) > 0
+    log = {"unknown": (wrong * free).sum() / free.sum().clamp(min=1)}
+    log |= {"continued": (wrong * free)[told].sum() / free[told].sum()} if bool(told.any()) else {}
+    return wrong.mean(), {name: value.detach() for name, value in log.items()}
 
 
 def train_moving(
@@ -210,14 +212,15 @@ def train(
     lr: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = MovingRecipe.lr,
     seed: Annotated[int, typer.Option(help="Seed of weights, scenes and noise.")] = 0,
     minutes: Annotated[float | None, typer.Option(help="Stop, saved, after so long.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Begin with the weights of this folder.")] = None,
 ) -> None:
     """Train the Moving Shapes model from nothing, or go on where a run stopped."""
     recipe = MovingRecipe(steps=steps, scenes=scenes, lr=lr, seed=seed)
     pipe = load("shapes")
     clips = encode_clips(pipe.vae.eval(), recipe, output / "latents")
     torch.manual_seed(seed)
-    network = transformer()
-    loop = Loop(output / "run", cpu=True, minutes=minutes, save_every=250, on_save=_exporting(output))
+    network = transformer() if start is None else WanTransformer3DModel.from_pretrained(start).float()
+    loop = Loop(output / "run", cpu=True, minutes=minutes, save_every=100, on_save=_exporting(output))
     train_moving(recipe, loop, clips, network, pipe)
     export(network, output / "weights")
     typer.echo(str(output / "weights"))

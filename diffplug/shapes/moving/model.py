@@ -3,6 +3,9 @@
 It reads 9 channels a frame: the noisy latent, the clean latent of the frame or of the last one that is known
 (zeros where none is), and a mask that says which are. So one network makes videos from a prompt (nothing
 known), from a picture (frame 0 known) and from the last frames of another clip.
+
+It predicts the clean latents, and the pipeline makes a velocity of them: a token has 64 numbers of noise,
+which a network 128 wide had better not carry to its end.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ __all__ = [
     "scheduler",
     "shown_latents",
     "transformer",
+    "velocity",
 ]
 
 LATENT_CHANNELS = 4
@@ -48,6 +52,11 @@ def shown_latents(latents: Tensor, counts: Tensor) -> Tensor:
     last = (counts[:, None] - 1).clamp(min=0)
     index = torch.minimum(frames[None], last)[:, None, :, None, None].expand_as(latents)
     return latents.gather(2, index) * (counts > 0)[:, None, None, None, None]
+
+
+def velocity(latents: Tensor, x0: Tensor, timestep: Tensor) -> Tensor:
+    """Return noise - x0 from x = (1 - sigma) x0 + sigma noise, sigma = timestep / 1000."""
+    return (latents - x0) / (timestep / 1000)
 
 
 def normalised(latents: Tensor) -> Tensor:

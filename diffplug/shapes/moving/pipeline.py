@@ -22,6 +22,7 @@ from diffplug.shapes.moving.model import (
     normalised,
     plain,
     shown_latents,
+    velocity,
 )
 
 __all__ = ["MovingShapesOutput", "MovingShapesPipeline"]
@@ -98,20 +99,21 @@ class MovingShapesPipeline(DiffusionPipeline):
             for i, t in enumerate(self.scheduler.timesteps):
                 x = torch.cat([latents, shown], 1)
                 x = torch.cat([x, x]) if guided else x
-                velocity = self.transformer(
+                x0 = self.transformer(
                     hidden_states=x,
                     timestep=t.expand(len(x)),
                     encoder_hidden_states=states,
                     return_dict=False,
                 )[0]
                 if guided:
-                    free, told = velocity.chunk(2)
-                    velocity = free + guidance_scale * (told - free)
-                latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
+                    free, told = x0.chunk(2)
+                    x0 = free + guidance_scale * (told - free)
+                output = velocity(latents, x0, t)
+                latents = self.scheduler.step(output, t, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     known = {"latents": latents, "prompt_embeds": states}
-                    told = {name: known[name] for name in callback_on_step_end_tensor_inputs}
-                    latents = callback_on_step_end(self, i, t, told).pop("latents", latents)
+                    wanted = {name: known[name] for name in callback_on_step_end_tensor_inputs}
+                    latents = callback_on_step_end(self, i, t, wanted).pop("latents", latents)
                 bar.update()
         frames = latents if output_type == "latent" else self._decoded(latents, output_type)
         self.maybe_free_model_hooks()
