@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what was asked for, print it and keep it."""
     parser = command(__name__)
     parser.add_argument("--only", choices=PARTS, action="append", help="One part; may be given often.")
-    parser.add_argument("--videos", type=int, default=16, help="Videos of every scheme on Moving Shapes.")
+    parser.add_argument("--videos", type=int, default=8, help="Videos of every scheme on Moving Shapes.")
     parser.add_argument("--sheet", type=Path, help="Write a sheet of the schemes instead.")
     parser.add_argument("--animation", type=Path, help="Write an animated sheet instead.")
     told = parser.parse_args(arguments)

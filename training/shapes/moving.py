@@ -53,13 +53,13 @@ class MovingRecipe:
     deviation of the noise on known frames, for prefixes are generated frames later on, which are not perfect.
     """
 
-    steps: int = 8000
+    steps: int = 5000
     batch: int = 8
     lr: float = 2e-3
     ema: float = 0.998
     scenes: int = 1200
     long_every: int = 5
-    known: tuple[float, float, float] = (0.35, 0.25, 0.4)
+    known: tuple[float, float, float] = (0.2, 0.3, 0.5)
     single: float = 0.7
     drop: float = 0.25
     blur: float = 0.1
