@@ -20,7 +20,8 @@ _HINT = "Or give a folder with a model_index.json, or a hub id such as 'owner/na
 
 
 def load(name_or_path: str | os.PathLike[str] = "shapes", **options: Any) -> DiffusionPipeline:
-    """The pipeline of that name, on the CPU: "shapes" (embedded, 64x64), a saved folder, or a hub id.
+    """The pipeline of that name, on the CPU: "shapes" and "moving-shapes" (embedded, 64x64), a saved
+    folder, or a hub id.
 
     Only safetensors are read. `options` go to `from_pretrained` (dtype, revision, variant, ...). Raises
     ValueError for an unknown name and for a weight file that is damaged, which it names.
@@ -75,7 +76,22 @@ def _shapes(**options: Any) -> DiffusionPipeline:
     return _loaded(StableDiffusionPipeline, folder, {**settings, **options})
 
 
-_EMBEDDED: dict[str, Callable[..., Any]] = {"shapes": _shapes}
+def _moving_shapes(**options: Any) -> DiffusionPipeline:
+    """Return the video pipeline: Shapes' autoencoder and text encoder, and a transformer of its own."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+
+    from diffplug.shapes.moving.pipeline import MovingShapesPipeline
+
+    folder = Path(__file__).parent / "shapes" / "moving" / "weights"
+    _check_weights(folder)
+    still = _shapes(**options)
+    known = {"use_safetensors": True, "local_files_only": True, "dtype": still.unet.dtype}
+    network = WanTransformer3DModel.from_pretrained(folder / "transformer", **known).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    return MovingShapesPipeline(still.vae, still.text_encoder, still.tokenizer, network, scheduler)
+
+
+_EMBEDDED: dict[str, Callable[..., Any]] = {"shapes": _shapes, "moving-shapes": _moving_shapes}
 
 
 def _from_folder(folder: Path, **options: Any) -> DiffusionPipeline:
@@ -108,13 +124,21 @@ def _loaded(cls: Any, folder: Path, options: dict[str, Any]) -> DiffusionPipelin
 
 def _check_folder(folder: Path) -> None:
     """Raises ValueError for a folder without a pipeline, or a weight file of the wrong length or header."""
-    from safetensors import SafetensorError, safe_open
-
     if not (folder / "model_index.json").is_file():
         raise ValueError(
             f"{str(folder)!r} holds no pipeline: model_index.json is missing. Reinstall or copy it again."
         )
-    for file in sorted(folder.rglob("*.safetensors")):
+    _check_weights(folder)
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise ValueError for a weight file of the wrong length or header, and for a folder without any."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{str(folder)!r} holds no weights: reinstall or copy it again.")
+    for file in files:
         try:
             with safe_open(file, framework="pt"):
                 pass

@@ -166,6 +166,7 @@ REWARDS.register("colour", "diffplug.rewards.colour:ColourReward")
 REWARDS.register("sharpness", "diffplug.rewards.sharpness:SharpnessReward")
 REWARDS.register("url", "diffplug.rewards.grader_url:GraderReward")
 REWARDS.register("vlm", "diffplug.rewards.vlm:VlmReward")
+REWARDS.register("steady", "diffplug.rewards.steady:SteadyReward")
 
 TRAINERS = Registry("trainer", "diffplug.trainers")
 TRAINERS.register("finetune", "diffplug.training.finetune.objective:Finetune")

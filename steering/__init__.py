@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from diffplug.steering.crowd.crowd import Crowd as Crowd
     from diffplug.steering.crowd.ragged import Ragged as Ragged
     from diffplug.steering.crowd.result import CrowdResult as CrowdResult
+    from diffplug.steering.clips import ClipSelection as ClipSelection
     from diffplug.steering.engine.ranks import Ranks as Ranks
     from diffplug.steering.masked_sequences import MaskedDiffusionScheduler as MaskedDiffusionScheduler
     from diffplug.steering.masked_sequences import MaskedSequencePipeline as MaskedSequencePipeline
@@ -45,6 +46,7 @@ _HOMES = {
     "Beam": "diffplug.steering.rules.beam",
     "BestOfN": "diffplug.steering.rules.best_of_n",
     "Churn": "diffplug.steering.proposals",
+    "ClipSelection": "diffplug.steering.clips",
     "CoDe": "diffplug.steering.rules.svdd",
     "Crowd": "diffplug.steering.crowd.crowd",
     "CrowdResult": "diffplug.steering.crowd.result",

@@ -111,20 +111,33 @@ def shapes() -> Any:
     return diffplug.load("shapes")
 
 
+@pytest.fixture(scope="module")
+def moving() -> Any:
+    """The embedded video model, loaded once."""
+    return diffplug.load("moving-shapes")
+
+
 @pytest.fixture(autouse=True)
-def quick_networks(shapes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_networks(shapes: Any, moving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pages' code is what is tested, not the pictures."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel, WanTransformer3DModel
 
     def forward(self: Any, sample: Any, *_: Any, **__: Any) -> Any:
         return (0.5 * sample,)
+
+    def forward_video(self: Any, hidden_states: Any, *_: Any, **__: Any) -> Any:
+        return (0.5 * hidden_states[:, :4],)
+
+    def loaded(name: str = "shapes", **_: Any) -> Any:
+        return copy.deepcopy(moving if name == "moving-shapes" else shapes)
 
     def decode(self: Any, z: Any, *_: Any, **__: Any) -> Any:
         return (z[:, :3].repeat_interleave(4, -1).repeat_interleave(4, -2),)
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", forward)
     monkeypatch.setattr(AutoencoderKL, "decode", decode)
-    monkeypatch.setattr(diffplug, "load", lambda *_, **__: copy.deepcopy(shapes))
+    monkeypatch.setattr(WanTransformer3DModel, "forward", forward_video)
+    monkeypatch.setattr(diffplug, "load", loaded)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -26,7 +26,7 @@ def test_a_dtype_asked_for_is_kept(tiny_folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["shape", "Shapes", "/nowhere/at-all", "./missing", "a/b/c", ""])
 def test_unknown_models(name: str) -> None:
-    with pytest.raises(ValueError, match="unknown model .* Known: shapes. Or give a folder"):
+    with pytest.raises(ValueError, match="unknown model .* Known: moving-shapes, shapes. Or give a folder"):
         diffplug.load(name)
 
 

@@ -20,6 +20,7 @@ from diffplug.cli.score_adapter import score_adapter
 from diffplug.cli.search import search
 from diffplug.cli.show import show
 from diffplug.cli.train import train
+from diffplug.cli.video import video
 
 app = typer.Typer(
     name="diffplug",
@@ -33,6 +34,7 @@ app = typer.Typer(
 for command in (
     generate,
     batch,
+    video,
     compare,
     demo,
     search,

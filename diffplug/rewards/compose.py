@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffplug.pictures import score_pictures
 from diffplug.rewards import Reward, check_prompts, prepare, score
 
-__all__ = ["Standardised", "Weighted"]
+__all__ = ["Standardised", "Weighted", "anchored"]
 
 
 class Weighted:
@@ -30,6 +32,15 @@ class Weighted:
     def differentiable(self) -> bool:
         return all(getattr(reward, "differentiable", False) for reward in self.rewards)
 
+    @property
+    def takes_video(self) -> bool:
+        """Whether a part wants whole clips; the others then rate their frames."""
+        return any(getattr(reward, "takes_video", False) for reward in self.rewards)
+
+    def anchored(self, first: Any) -> Weighted:
+        """Return the sum whose parts that compare with a first clip are told of it."""
+        return Weighted([anchored(reward, first) for reward in self.rewards], self.weights)
+
     def prepare(self) -> None:
         """Load what the parts need."""
         for reward in self.rewards:
@@ -42,9 +53,25 @@ class Weighted:
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [n] float64 on the CPU."""
-        parts = [score(reward, images, prompts, graph=True) for reward in self.rewards]
+        parts = [_part(reward, images, prompts) for reward in self.rewards]
         terms = [weight * part for weight, part in zip(self.weights, parts, strict=True)]
         return torch.stack(terms).sum(0)
+
+
+def anchored(reward: Any, first: Any) -> Any:
+    """Return a reward that was told of a video's first clip, or its statistics, where it wants to know."""
+    own = getattr(reward, "anchored", None)
+    return own(first) if callable(own) else reward
+
+
+def _part(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
+    """Return a part's scores; of clips, one that rates pictures gives the mean over the frames."""
+    if images.ndim != 5:
+        return score(reward, images, prompts, graph=True)
+    takes = bool(getattr(reward, "takes_video", False))
+    return score_pictures(
+        lambda x, texts: score(reward, x, texts, graph=True), images, prompts, takes_video=takes
+    )
 
 
 class Standardised:
@@ -70,6 +97,11 @@ class Standardised:
     @property
     def differentiable(self) -> bool:
         return bool(getattr(self.reward, "differentiable", False))
+
+    @property
+    def takes_video(self) -> bool:
+        """Whether the reward wants whole clips."""
+        return bool(getattr(self.reward, "takes_video", False))
 
     @property
     def mean(self) -> float:

@@ -1,0 +1,1 @@
+"""What a video's frames say about themselves: colour, sharpness, motion, and how they change."""
