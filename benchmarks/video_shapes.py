@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffplug import load
-from diffplug.denoiser import count_network
+from diffplug.network.denoiser import count_network
 from diffplug.plug import plug
 from diffplug.samplers.video import ImageThenVideo, LongVideo, Windows
 from diffplug.samplers.video.animation import save_animation

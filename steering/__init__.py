@@ -11,10 +11,10 @@ if __name__ != "diffplug.steering":
 
 if TYPE_CHECKING:
     from diffplug.noise.stochastic import stochastic as stochastic
+    from diffplug.steering.clips import ClipSelection as ClipSelection
     from diffplug.steering.crowd.crowd import Crowd as Crowd
     from diffplug.steering.crowd.ragged import Ragged as Ragged
     from diffplug.steering.crowd.result import CrowdResult as CrowdResult
-    from diffplug.steering.clips import ClipSelection as ClipSelection
     from diffplug.steering.engine.ranks import Ranks as Ranks
     from diffplug.steering.masked_sequences import MaskedDiffusionScheduler as MaskedDiffusionScheduler
     from diffplug.steering.masked_sequences import MaskedSequencePipeline as MaskedSequencePipeline

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from diffplug.call_arguments import asked
 from diffplug.checks import check_whole
-from diffplug.denoiser import denoisers, wrap_forward
 from diffplug.intercept import PipelineCall, Undo, intercept_call
+from diffplug.network.denoiser import denoisers, wrap_forward
 from diffplug.registry import unknown
 from diffplug.samplers.video.free_noise import NOISES, frame_order, rearranged
 from diffplug.samplers.video.network_axes import Axes, VideoCall, axes_of

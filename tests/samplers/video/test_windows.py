@@ -9,7 +9,7 @@ import torch
 import video_pipelines as made
 from torch import nn
 
-from diffplug.denoiser import count_network
+from diffplug.network.denoiser import count_network
 from diffplug.plug import plug
 from diffplug.samplers.video.free_noise import frame_order
 from diffplug.samplers.video.network_axes import NETWORKS, Axes, VideoCall
@@ -71,7 +71,7 @@ def test_every_network_call_has_a_windows_frames_and_there_are_n_times_as_many(n
 
 def _spied(pipe: Any, calls: list[int]) -> Any:
     """Note the frames of every call that reaches a network itself; windows attached later stand outside."""
-    from diffplug.denoiser import denoisers, wrap_forward
+    from diffplug.network.denoiser import denoisers, wrap_forward
 
     undos = []
     for network in denoisers(pipe):
