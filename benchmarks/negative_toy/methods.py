@@ -89,9 +89,15 @@ def negative_pairs(n: int, seed: int, empty: float = 0.35) -> tuple[Tensor, Tens
 
 
 def states_of(
-    network: TextNetwork, *, rollouts: int, fresh: int, steps: int = 25, guidance: tuple[float, float], seed: int,
+    network: TextNetwork,
+    *,
+    rollouts: int,
+    fresh: int,
+    steps: int = 25,
+    guidance: tuple[float, float],
+    seed: int,
     empty: float = 0.35,
-) -> GuidanceStates:  # fmt: skip
+) -> GuidanceStates:
     """Return the teacher's answers on states of guided runs, and on their ends noised afresh."""
     positive, negative = negative_pairs(rollouts, seed, empty)
     names = [",".join(map(str, row)) for row in [*positive.tolist(), *negative.tolist()]]

@@ -77,7 +77,9 @@ class Learning(Objective):
         left_open = (rows.uniform(2) > 0.7) | (rows.uniform() < 0.12)[:, None]
         prompts = torch.where(left_open, OPEN, words)
         clean = sampled(prompts, rows.uniform(), rows.normal(2), self.world)
-        clean = clean * (1 + 6 * (rows.uniform(2).float() - 0.5).clamp(min=0))  # where guidance throws samples
+        clean = clean * (
+            1 + 6 * (rows.uniform(2).float() - 0.5).clamp(min=0)
+        )  # where guidance throws samples
         index = rows.integers(1, 1001).double()
         x = self.path.noised(clean, rows.normal(2), torch.zeros(n, dtype=torch.float64), index)
         (said,) = self.denoiser(x, (index - 1).float(), encoded(prompts).leaves[TEXT])

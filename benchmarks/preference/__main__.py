@@ -80,9 +80,9 @@ def run_ring(told: argparse.Namespace) -> None:
 def run_detail(told: argparse.Namespace) -> None:
     """Step-wise against trajectory preference, with labels that mix layout and detail."""
     found = ring.detail(told.seeds, told.out / "detail")
-    for name, value in found.items():
-        print(f"{name:22} {value:.4f}")
-    gain = {name: max(value, 1e-9) for name, value in found.items()}
+    for name, values in found.items():
+        print(f"{name:22} {' '.join(f'{value:.4f}' for value in values)}")
+    gain = {name: max(values[-1], 1e-9) for name, values in found.items()}
     bars = {
         "SPO does not mind layout": gain["SPO, A = 1"] >= 0.8 * gain["SPO, A = 0"],
         "trajectories do": gain["trajectory, A = 1"] <= 0.7 * gain["trajectory, A = 0"],

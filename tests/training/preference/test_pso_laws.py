@@ -42,7 +42,12 @@ def test_the_first_gradient_reaches_the_output_of_every_parameterisation(kind: s
     kernel, beta = Kernel.ddim(path, 4, 1.0), 50.0
     steps = torch.tensor([0, 1, 2])
     (alpha, sigma), (x, output, z) = path.levels(kernel.index[steps]), drawn(3)
-    slope = {"epsilon": -sigma / alpha, "v_prediction": -sigma, "sample": torch.ones(3), "flow_prediction": -sigma}
+    slope = {
+        "epsilon": -sigma / alpha,
+        "v_prediction": -sigma,
+        "sample": torch.ones(3),
+        "flow_prediction": -sigma,
+    }
     output.requires_grad_()
     x0 = path.predict(output, x, kernel.index[steps]).x0
     ells = [
@@ -58,7 +63,9 @@ def test_the_first_gradient_reaches_the_output_of_every_parameterisation(kind: s
 @pytest.mark.law
 def test_copies_of_one_function_have_one_loss_and_one_gradient() -> None:
     """Flows too: the same levels in their own scale, alpha + sigma = 1."""
-    alpha, sigma = (torch.cat([v, t]) for v, t in zip(VP.levels(INDEX), VP.levels(torch.tensor([250.0])), strict=True))
+    alpha, sigma = (
+        torch.cat([v, t]) for v, t in zip(VP.levels(INDEX), VP.levels(torch.tensor([250.0])), strict=True)
+    )
     x, x0, ref, moved, z, other = drawn(6)
     found = {}
     for kind in KINDS:
@@ -72,7 +79,12 @@ def test_copies_of_one_function_have_one_loss_and_one_gradient() -> None:
         said = (x0 + 0.1 * moved).requires_grad_()
         a, s = (v.view(3, 1) for v in path.levels(index))
         eps = (here - a * said) / s
-        output = {"epsilon": eps, "v_prediction": a * eps - s * said, "sample": said, "flow_prediction": eps - said}
+        output = {
+            "epsilon": eps,
+            "v_prediction": a * eps - s * said,
+            "sample": said,
+            "flow_prediction": eps - said,
+        }
         again = path.predict(output[kind], here, index).x0
         steps = torch.arange(3)
         ells = [
@@ -125,13 +137,15 @@ def policy_gradient(job: Job) -> dict[str, Tensor]:
         value.data = torch.randn(value.shape, generator=generator) * 0.02
         value.grad = None
     objective.loss(Rows(0, 0, 2, range(2))).sum.backward()
-    return {name: value.grad.clone() for name, value in job.tuner.parameters.items() if value.grad is not None}
+    return {
+        name: value.grad.clone() for name, value in job.tuner.parameters.items() if value.grad is not None
+    }
 
 
 @pytest.mark.law
 @pytest.mark.pipe
 def test_gradient_checkpointing_changes_no_gradient_and_nothing_moves_the_reference() -> None:
-    """The adapter is off in the reference's pass: what is computed again in the backward pass must have it on."""
+    """The adapter is off in the reference's pass; what is computed again for the gradient must have it on."""
     job = shapes_job()
     denoiser: Any = job.pipe.unet
     tuned = set(job.tuner.parameters)

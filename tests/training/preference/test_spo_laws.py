@@ -57,7 +57,9 @@ def test_the_density_is_that_of_the_step_that_diffusers_takes(eta: float, kind: 
         assert torch.allclose(found, normals.log_prob(following).mean(1), rtol=1e-5)
 
 
-def test_a_clipped_prediction_needs_a_direction_to_match_and_a_last_step_without_noise_is_no_density() -> None:
+def test_a_clipped_prediction_needs_a_direction_to_match_and_a_last_step_without_noise_is_no_density() -> (
+    None
+):
     made = scheduler(clip_sample=True)
     with pytest.raises(ValueError, match="clips x0hat and not the direction: set clip_sample=False"):
         Kernel.of(made, NoisePath.of(made), eta=1.0)
@@ -80,7 +82,10 @@ def test_candidates_of_one_state_teach_the_difference_of_their_noises() -> None:
         for z in (better, worse)
     ]
     pair_loss(*ells, beta=beta).errors.sum().backward()
-    a, s = (torch.tensor([getattr(kernel.forms[i], n) for i in steps], dtype=DOUBLE).view(3, 1) for n in ("a", "s"))
+    a, s = (
+        torch.tensor([getattr(kernel.forms[i], n) for i in steps], dtype=DOUBLE).view(3, 1)
+        for n in ("a", "s")
+    )
     assert x0.grad is not None
     assert torch.allclose(x0.grad, -beta / 2 * a / (s * 2) * (better - worse), rtol=1e-9)
 
