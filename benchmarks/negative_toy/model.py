@@ -93,7 +93,7 @@ def fitted(objective: Objective, group: str, folder: Path, updates: int, lr: flo
     return Trainer(objective, run, told, folder=folder, cpu=True).run().weights[group]
 
 
-def trained_base(folder: Path, updates: int = 4000) -> TextNetwork:
+def trained_base(folder: Path, updates: int = 3000) -> TextNetwork:
     """Return the base model of the grid."""
     torch.manual_seed(0)
     denoiser = Base()

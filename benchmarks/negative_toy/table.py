@@ -51,11 +51,11 @@ NAG = NagOptions(scale=3.0, tau=2.5, alpha=0.5)
 class Size:
     """How much is trained and measured; `QUICK` is for tests."""
 
-    base: int = 4000
-    adapter: int = 1200
-    second: int = 1200
-    rollouts: int = 1024
-    fresh: int = 8192
+    base: int = 3000
+    adapter: int = 400
+    second: int = 400
+    rollouts: int = 512
+    fresh: int = 4096
     draws: int = 1024
     cases: int = 192
 

@@ -72,6 +72,25 @@ def test_what_is_off_draws_one_picture_for_all_negative_prompts(name: str) -> No
     assert apart(one, other) < 1e-5 and apart(one, plain(pipe, "sd15")) < 1e-5
 
 
+@pytest.mark.law
+@pytest.mark.pipe
+@pytest.mark.parametrize("layout", ["large", "small"])
+def test_a_controlnet_with_an_idle_adapter_draws_the_plain_pictures(layout: str) -> None:
+    """Two pictures a prompt; the negative prompt, were it shown to the ControlNet, would change them."""
+    pipe = tiny("controlnet")
+
+    def made(**told: Any) -> torch.Tensor:
+        seeds = [torch.Generator().manual_seed(i) for i in (0, 1)]
+        return drawn(pipe, "controlnet", num_images_per_prompt=2, generator=seeds, **told)
+
+    base = made(guidance_scale=0.0)
+    idle = SpeedUpNet(adapter(pipe, layout), strength=0.0)
+    with plug(pipe, idle), pytest.warns(UserWarning, match="negative prompt does nothing"):
+        assert torch.equal(made(negative_prompt=OTHER), base)
+    with plug(pipe, SpeedUpNet(adapter(pipe, layout))):
+        assert apart(made(negative_prompt=OTHER), base) > 1e-4
+
+
 class Concatenated:
     """An attention processor that is given both prompts in one sequence, as the method is published."""
 
