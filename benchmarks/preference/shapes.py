@@ -49,6 +49,10 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
         "pso",
         {"tuner": {"kind": "lora", "rank": 16, "extract": None}, "optimizer": {"lr": 1.5e-4}},
     ),
+    "pso-lora-hot": (
+        "pso",
+        {"tuner": {"kind": "lora", "rank": 16, "extract": None}, "optimizer": {"lr": 5e-4}},
+    ),
     "pso-cool": ("pso", {"optimizer": {"lr": 3e-5}, "run": {"batch": 64, "updates": 40}}),
     "pso-no-anchor": ("pso", {"objective": {"anchor": 0.0}}),
     "pso-clip": ("pso", {"objective": {"reward": "shapes-clip"}}),
