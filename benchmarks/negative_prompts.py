@@ -3,6 +3,7 @@ guidance, cost.
 
     python -m benchmarks.negative_prompts            # tables, benchmarks/results/negative_prompts.json
     python -m benchmarks.negative_prompts --sheet docs/negative_prompts.png
+    python -m benchmarks.negative_prompts toy        # on sixteen points; benchmarks/results/negative_toy.json
 
 Cases are those of `benchmarks.negative_cases`; picture i of every method starts from seed i. Distance is the
 mean squared difference of final latents to guidance at the same scale, relative to that of no guidance.
@@ -160,12 +161,17 @@ def right_pictures(pipe: Any, adapter: Any, count: int, scales: Sequence[float])
     return table
 
 
-def in_four(pipe: Any, adapter: Any, told: Sequence[Case], seed: int) -> list[dict[str, Any]]:
-    """Return how the distilled student obeys at 4 evaluations a picture, without guidance."""
+def in_four(
+    pipe: Any, adapter: Any, told: Sequence[Case], seed: int, *, alone: bool = False
+) -> list[dict[str, Any]]:
+    """Return how the distilled student obeys at 4 evaluations a picture, without guidance.
+
+    alone: the adapter's row alone."""
     prompts, negatives = [case.prompt for case in told], [case.negative for case in told]
     sun = SpeedUpNet(adapter, guidance_scale=5.0)
     table = []
-    for label, plugs in {"student": (), "student, NAG": (NAG(5.0),), "student, adapter at 5": (sun,)}.items():
+    ways: dict[str, Any] = {"student": (), "student, NAG": (NAG(5.0),), "student, adapter at 5": (sun,)}
+    for label, plugs in list(ways.items())[2 if alone else 0 :]:
         given = {"negative_prompt": negatives} if plugs else {}
         seeds = Seeds([seed + i for i in range(len(told))])
         with plug(pipe, FewStep("shapes", steps=4), *plugs, seeds), warnings.catch_warnings():
@@ -254,6 +260,9 @@ def _cell(value: Any) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, measures, prints tables and writes them; or draws the sheet."""
     told = _parser().parse_args(arguments)
+    if told.what == "toy":
+        toy(told.out)
+        return
     pipe = opened(told.model, told.device)
     if told.sheet is not None:
         output_folder(told.sheet.parent)
@@ -276,9 +285,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(told.json)
 
 
+def toy(folder: Path) -> None:
+    """Train and measure on the grid of sixteen points, and say which bars are met."""
+    from benchmarks.negative_toy.table import measured
+
+    torch.set_num_threads(1)
+    document = measured(output_folder(folder))
+    for name, table in document.items():
+        if name != "bars":
+            print(f"{name}\n\n{text(table)}\n")
+    for bar, met in document["bars"].items():
+        print(f"{bar}: {'met' if met else 'NOT MET'}")
+    write_json(output_folder(RESULTS) / "negative_toy.json", document)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = command(__name__, model="shapes")
     add = parser.add_argument
+    add("what", nargs="?", choices=("shapes", "toy"), default="shapes")
+    add("-o", "--out", type=Path, default=Path("runs/negative-toy"), help="where the toy trains")
     add("--adapter", type=Path, default=None, help="a file; without one, the shipped adapter")
     add("--scales", type=float, nargs="+", default=[5.0, 2.0, 8.0])
     add("--cases", type=int, default=60)

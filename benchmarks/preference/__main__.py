@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def run_train(told: argparse.Namespace) -> None:
-    """One run on Shapes, taken up where it was interrupted."""
-    for name in told.names:
-        seconds = shapes.tuned(name, told.out, told.cache, told.seed, told.minutes)
-        print(f"{name}: {seconds:.0f} CPU s")
+    """Runs on Shapes, each taken up where it was interrupted."""
+    for name, seed in product(told.names, told.seed):
+        seconds = shapes.tuned(name, told.out, told.cache, seed, told.minutes)
+        print(f"{name}-{seed}: {seconds:.0f} CPU s")
 
 
 def run_shapes(told: argparse.Namespace) -> None:
     """The table of all finished runs."""
-    names = [f"{name}-{told.seed}" for name in told.names]
+    names = [f"{name}-{seed}" for name, seed in product(told.names, told.seed)]
     tables = shapes.table(told.out, names, told.prompts, opened("shapes", "cpu"))
     kept = {}
     for label, rows in tables.items():
@@ -43,6 +44,9 @@ def run_shapes(told: argparse.Namespace) -> None:
                 **{k: v for k, v in vars(row).items() if k != "right"},
                 "gain": gap, "gain_error": error, "edges": sharp,
             }  # fmt: skip
+        for name, (mean, error, count) in shapes.over_seeds(rows).items():
+            print(f"  {name:18} mean gain of {count} seeds {mean:+.1f} ± {error:.1f}")
+            kept[f"{name}, {label}, {count} seeds"] = {"gain": mean, "gain_error": error}
     write_json(output_folder(RESULTS) / f"preference_shapes{told.tag}.json", kept)
 
 
@@ -50,7 +54,7 @@ def run_sheet(told: argparse.Namespace) -> None:
     """Pictures of the same prompts and seeds: a row for the start model, then one for each run."""
     from diffplug.training.validation import save_sheet
 
-    found = shapes.pictures(told.out, told.names, told.seed, opened("shapes", "cpu"))
+    found = shapes.pictures(told.out, told.names, told.seed[0], opened("shapes", "cpu"))
     save_sheet(found, told.out / "sheet.png")
     print(told.out / "sheet.png")
 
@@ -76,9 +80,9 @@ def run_ring(told: argparse.Namespace) -> None:
 def run_detail(told: argparse.Namespace) -> None:
     """Step-wise against trajectory preference, with labels that mix layout and detail."""
     found = ring.detail(told.seeds, told.out / "detail")
-    for name, value in found.items():
-        print(f"{name:22} {value:.4f}")
-    gain = {name: max(value, 1e-9) for name, value in found.items()}
+    for name, values in found.items():
+        print(f"{name:22} {' '.join(f'{value:.4f}' for value in values)}")
+    gain = {name: max(values[-1], 1e-9) for name, values in found.items()}
     bars = {
         "SPO does not mind layout": gain["SPO, A = 1"] >= 0.8 * gain["SPO, A = 0"],
         "trajectories do": gain["trajectory, A = 1"] <= 0.7 * gain["trajectory, A = 0"],
@@ -100,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("what", choices=RUNS)
     add("--names", nargs="+", choices=shapes.NAMES, default=list(shapes.NAMES))
     add("--prompts", type=int, default=400)
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, nargs="+", default=[0])
     add("--seeds", type=int, default=3, help="of the toy of details")
     add("--minutes", type=float, default=None)
     add("--threads", type=int, default=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.distill.shapes import drawn
+from benchmarks.distill.shapes import GUIDANCE, drawn
 from benchmarks.preference.naive import Naive
 from diffplug import rewards
 from diffplug.files import atomic_write, output_folder, read_json, write_json
@@ -27,8 +27,10 @@ from diffplug.seeds import Seeds
 from diffplug.shapes import grade, sample_prompts
 from diffplug.training.conditions import one_denoiser
 from diffplug.training.job import Job
+from diffplug.training.noise_path import NoisePath
 from diffplug.training.precision import autocast
 from diffplug.training.preference.gauges import diversity, edge_sharpness
+from diffplug.training.student import Sampling
 from diffplug.training.train import train
 
 REWARD = "shapes + shapes:strict"
@@ -47,16 +49,33 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
         "pso",
         {"tuner": {"kind": "lora", "rank": 16, "extract": None}, "optimizer": {"lr": 1.5e-4}},
     ),
+    "pso-lora-hot": (
+        "pso",
+        {"tuner": {"kind": "lora", "rank": 16, "extract": None}, "optimizer": {"lr": 5e-4}},
+    ),
     "pso-cool": ("pso", {"optimizer": {"lr": 3e-5}, "run": {"batch": 64, "updates": 40}}),
     "pso-no-anchor": ("pso", {"objective": {"anchor": 0.0}}),
+    "pso-clip": ("pso", {"objective": {"reward": "shapes-clip"}}),
     "random": ("pso", {"objective": {"reward": f"{__file__}:coin"}}),
+    "spo": (
+        "spo",
+        {
+            "student": {"start": None, "steps": 20, "guidance": GUIDANCE, "name": "shapes-20-spo"},
+            "objective": {"guidance": GUIDANCE, "scale": 4.0, "clip": "none", "gauges.every": 0},
+            "optimizer": {"lr": 8e-5},
+            "run": {"updates": 30, "batch": 8, "save_every": 5},
+        },
+    ),
     "naive": ("naive-preferred", {"run": {"updates": 20}}),
     "naive-steady": (
         "naive-preferred",
         {"run": {"updates": 20}, "optimizer": {"floor": 1.0, "warmup": 1, "ema": 0.0}},
     ),
 }
-"""Each run: its method, and what differs from `SHIPPED`."""
+"""Each run: its method, and what differs from `SHIPPED`. `spo` tunes the model of many steps."""
+MANY = ("spo",)
+SHIPS = {"pso-0": "shapes-pso"}
+"""Runs whose student comes with the package: it is taken where the run itself is not there."""
 
 if "naive-preferred" not in TRAINERS:
     TRAINERS.register("naive-preferred", "benchmarks.preference.naive:Naive")
@@ -106,14 +125,16 @@ class Row:
     right: tuple[bool, ...]
 
 
-def measured(pipe: Any, name: str, student: Any, prompts: Sequence[str], eta: float) -> Row:
-    """Return the row of a student at four evaluations; picture i from seed i, the same for every student."""
-    call: Mapping[str, Any] = {"num_inference_steps": 4}
-    made = drawn(pipe, prompts, lambda: [FewStep(student, steps=4, eta=eta)], call)
+Plugs = Callable[[], Sequence[Any]]
+
+
+def measured(pipe: Any, name: str, plugs: Plugs, prompts: Sequence[str], call: Mapping[str, Any]) -> Row:
+    """Return the row of a way of drawing; picture i from seed i, the same for every way."""
+    made = drawn(pipe, prompts, plugs, call)
     right = np.asarray(grade(made[1], list(prompts)).strict, dtype=bool)
     score = np.asarray(ShapesReward()(made[1], list(prompts)))
     some = [prompt for prompt in prompts[:12] for _ in range(4)]
-    several = drawn(pipe, some, lambda: [FewStep(student, steps=4, eta=eta)], call)[1]
+    several = drawn(pipe, some, plugs, call)[1]
     share = float(right.mean())
     return Row(
         name,
@@ -134,28 +155,66 @@ def paired(row: Row, start: Row) -> tuple[float, float]:
 
 
 def table(folder: Path, names: Sequence[str], n: int, pipe: Any) -> dict[str, list[Row]]:
-    """Return the rows of the start model and of every finished run, without noise and with eta 1."""
-    prompts = sample_prompts(n, seed=0, split="test")
-    students: dict[str, Any] = {"start": "shapes"}
-    students |= {name: folder / name / "student" for name in names if (folder / name / "student").exists()}
-    return {
-        label: [
-            known(folder / "rows", pipe, name, student, prompts, eta) for name, student in students.items()
-        ]
-        for label, eta in (("deterministic", 0.0), ("eta 1", 1.0))
+    """Return the rows of the start model and of every finished run, without noise and with eta 1; those of
+    many steps against the model of many steps."""
+    finished = {name: folder / name / "student" for name in names}
+    there = {
+        name: student if student.exists() else SHIPS[name]
+        for name, student in finished.items()
+        if student.exists() or name in SHIPS
     }
+    many = [name for name in there if name.rpartition("-")[0] in MANY]
+    groups = {"deterministic": (4, 0.0, "shapes"), "eta 1": (4, 1.0, "shapes")}
+    if many:
+        groups |= {"20 steps": (20, 0.0, None), "20 steps, eta 1": (20, 1.0, None)}
+    found = {}
+    for label, (steps, eta, start) in groups.items():
+        some = [name for name in there if (name in many) == (start is None)]
+        students = {"start": start, **{name: there[name] for name in some}}
+        found[label] = [
+            known(folder / "rows", pipe, name, student, n, eta, steps) for name, student in students.items()
+        ]
+    return found
 
 
-def known(folder: Path, pipe: Any, name: str, student: Any, prompts: Sequence[str], eta: float) -> Row:
+def known(folder: Path, pipe: Any, name: str, student: Any, n: int, eta: float, steps: int) -> Row:
     """Return a row, from `folder` where it was measured before."""
-    file = output_folder(folder) / f"{name}-{eta:g}-{len(prompts)}.json"
+    tag = "" if steps == 4 else f"-{steps}"
+    file = output_folder(folder) / f"{name}-{eta:g}-{n}{tag}.json"
     if file.exists():
         found = read_json(file)
         return Row(**{**found, "kinds": tuple(found["kinds"]), "right": tuple(found["right"])})
     torch.manual_seed(0)
-    row = measured(pipe, name, student, prompts, eta)
+    call: dict[str, Any] = {"num_inference_steps": steps}
+    if student is None:
+        call |= {"guidance_scale": GUIDANCE, "eta": eta}
+        scheduler = Sampling(NoisePath.of(pipe.scheduler), (steps,)).built(pipe)
+        plugs: Plugs = lambda: [scheduler]  # noqa: E731
+    else:
+        plugs = lambda: [FewStep(student, steps=steps, eta=eta)]  # noqa: E731
+    row = measured(pipe, name, plugs, sample_prompts(n, seed=0, split="test"), call)
     write_json(file, vars(row))
     return row
+
+
+def over_seeds(rows: Sequence[Row]) -> dict[str, tuple[float, float, int]]:
+    """Return the mean gain of each method over its seeds, its standard error, and the number of seeds.
+
+    rows: the start model's first. The error is of the mean over prompts of the gain over seeds, so that it
+    knows of the prompts and of what the seeds differ in.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows[1:]:
+        groups.setdefault(row.name.rpartition("-")[0], []).append(row)
+    found = {}
+    for name, some in groups.items():
+        if len(some) > 1:
+            gains = [paired(row, rows[0])[0] for row in some]
+            right = np.mean([row.right for row in some], axis=0) - np.asarray(rows[0].right, dtype=float)
+            prompts = 100 * right.std(ddof=1) / math.sqrt(len(right))
+            seeds = np.std(gains, ddof=1) / math.sqrt(len(gains))
+            found[name] = (float(np.mean(gains)), float(math.hypot(prompts, seeds)), len(some))
+    return found
 
 
 def pictures(folder: Path, names: Sequence[str], seed: int, pipe: Any, n: int = 400) -> Tensor:

@@ -23,6 +23,7 @@ from diffplug.samplers.negative.call import (
     negative_part,
     takes,
 )
+from diffplug.samplers.negative.state import SameScheduler
 from diffplug.scheduler.plug import current_scheduler
 
 __all__ = ["ClassifierFree", "guidance_of", "is_given"]
@@ -59,6 +60,7 @@ class ClassifierFree:
             raise ValueError(f"interval is {interval!r}: give two shares of the run, 0 <= start < end <= 1")
         self.interval = (start, end)
         self.guides = False
+        self.clock: Clock | None = None
 
     def check(self, pipe: Any) -> None:
         """Raise ValueError where guidance is not for a pipeline."""
@@ -81,8 +83,7 @@ class ClassifierFree:
         self.check(pipe)
         undos: list[Undo] = []
         if self.interval != (0.0, 1.0):
-            clock = Clock()
-            undos.append(intercept_step(current_scheduler(pipe), clock))
+            self.clock = clock = Clock()
             undos += [wrap_forward(network, _Interval(pipe, self, clock)) for network in denoisers(pipe)]
         undos.append(intercept_call(pipe, self.run, innermost=True))
 
@@ -107,10 +108,13 @@ class ClassifierFree:
         if name is None or w <= 1:
             return call(**kwargs)
         self.guides = self.strength > 0
+        stop = self.clock.started(pipe) if self.clock is not None else None
         try:
             return call(**{**kwargs, name: 1 + self.strength * (w - 1) - _counts_from(pipe)})
         finally:
             self.guides = False
+            if stop is not None:
+                stop()
 
 
 def is_given(kwargs: dict[str, Any]) -> bool:
@@ -135,6 +139,12 @@ class Clock(StepInterceptor):
 
     def __init__(self) -> None:
         self.done, self.total, self.calls = 0, 1, 0
+        self.same = SameScheduler()
+
+    def started(self, pipe: Any) -> Undo:
+        """Count the steps of the scheduler that a pipeline has now, whenever it got it; return the undo."""
+        self.same = SameScheduler()
+        return intercept_step(current_scheduler(pipe), self)
 
     def on_set_timesteps(self, scheduler: Any) -> None:
         """Begin anew."""
@@ -155,12 +165,14 @@ class _Interval:
     """Around the network: both halves of its output are the positive one's outside of the interval."""
 
     def __init__(self, pipe: Any, guidance: ClassifierFree, clock: Clock) -> None:
-        self.guidance, self.clock = guidance, clock
+        self.pipe, self.guidance, self.clock = pipe, guidance, clock
         name = denoiser_class(pipe)
         self.two_calls, self.positive_first = name in TWO_CALLS, name.startswith("ZImage")
         self.kept: Any = None
 
     def __call__(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.guidance.guides:
+            self.clock.same.check(self.pipe)
         if not self.guidance.guides or self.clock.within(self.guidance.interval):
             return forward(*args, **kwargs)
         if self.two_calls:

@@ -89,6 +89,7 @@ class _Call:
         if not self.state.ready():
             return forward(*args, **kwargs)
         check_unguided(self.pipe)
+        self.state.same.check(self.pipe)
         told, joint = arguments_by_name(self.network, args, kwargs), self.joint
         if self.until > 0 and float(noise_time(self.network, told[joint.time]).max()) < self.until:
             return forward(*args, **kwargs)

@@ -33,6 +33,7 @@ def watch_network(pipe: Any, network: Any, state: NegativeState, *, until: float
         if not state.ready():
             return forward(*args, **kwargs)
         check_unguided(pipe)
+        state.same.check(pipe)
         told = arguments_by_name(network, args, kwargs)
         time = noise_time(network, told["timestep"])
         if until > 0 and float(time.max()) < until:

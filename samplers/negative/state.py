@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Encoded", "NegativeState"]
+__all__ = ["Encoded", "NegativeState", "SameScheduler"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,24 @@ class Encoded:
         if isinstance(self.text, list):
             return Encoded([self.text[i] for i in index])
         return Encoded(self.text[index], None if self.mask is None else self.mask[index])
+
+
+class SameScheduler:
+    """The scheduler that a run began with."""
+
+    def __init__(self) -> None:
+        self.first: Any = None
+
+    def check(self, pipe: Any) -> None:
+        """Raise ValueError where a pipeline has another scheduler than at the first check of the run."""
+        now = getattr(pipe, "scheduler", None)
+        if self.first is None:
+            self.first = now
+        if now is not self.first:
+            raise ValueError(
+                f"the scheduler was changed from {type(self.first).__name__} to {type(now).__name__} in the "
+                "middle of a run with a negative prompt: change it between two calls"
+            )
 
 
 class NegativeState:
@@ -66,6 +84,7 @@ class NegativeState:
         self.positive = self.negative = None
         self.tried = self.acted = False
         self.late: Callable[[], None] | None = None
+        self.same = SameScheduler()
         self._repeated: dict[int, Encoded] = {}
         self.clear()
 

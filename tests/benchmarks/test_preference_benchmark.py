@@ -32,6 +32,26 @@ def test_paired_differences_use_the_same_prompts() -> None:
     assert gain == 50.0 and error == pytest.approx(100 * np.std([0, 1, 0, 1], ddof=1) / 2)
 
 
+def test_seeds_of_one_method_are_one_figure_with_an_error_of_prompts_and_seeds() -> None:
+    def row(name: str, right: list[bool]) -> Any:
+        return shapes.Row(name, 0, 0, (), 0, 0, 0, tuple(right))
+
+    start, other = [False] * 4, [True, True, False, False]
+    rows = [row("start", start), row("pso-0", other), row("pso-1", start), row("random-0", other)]
+    found = shapes.over_seeds(rows)
+    assert found.keys() == {"pso"}
+    gain, error, count = found["pso"]
+    prompts, seeds = 100 * np.std([0.5, 0.5, 0, 0], ddof=1) / 2, np.std([50, 0], ddof=1) / math.sqrt(2)
+    assert (gain, count) == (25.0, 2) and error == pytest.approx(math.hypot(prompts, seeds))
+
+
+def test_the_two_ways_of_the_toy_of_details_ask_the_network_as_often() -> None:
+    candidates, steps, first = 4, 20, 4
+    spo = first + 1 + (steps - first - 1) * candidates + 2 * (steps - first - 1)
+    trajectory = 2 * steps + 2 * 2 * (steps - 1)
+    assert ring.TRAJECTORY_BATCH == round(ring.SPO_BATCH * spo / trajectory)
+
+
 @pytest.mark.law
 def test_the_toys_prediction_is_the_mean_of_its_data() -> None:
     path, generator = ring.path_of("sample"), torch.Generator().manual_seed(0)

@@ -1,0 +1,1 @@
+"""Negative prompts on a world of sixteen points, where guidance is known in closed form."""
