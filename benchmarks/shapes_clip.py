@@ -18,9 +18,9 @@ from torch import Tensor
 
 from diffplug import load
 from diffplug.files import output_folder, write_json
-from diffplug.rewards.clip_network import clip_network
+from diffplug.rewards.networks.clip_network import clip_network
+from diffplug.rewards.networks.shapes_clip_model import clip_tokenizer
 from diffplug.rewards.shapes_clip import ShapesClipReward, shapes_clip_folder
-from diffplug.rewards.shapes_clip_model import clip_tokenizer
 from diffplug.shapes.captions import captioned_scenes, phrase
 from diffplug.shapes.rendering import render
 from diffplug.training.shapes.clip import also_true, changed, preferred, similarities

@@ -7,20 +7,20 @@ from typing import Annotated
 import typer
 
 import diffplug
-from diffplug.cli import schedule, votes
-from diffplug.cli.batch import batch
 from diffplug.cli.boundary import Commands
-from diffplug.cli.compare import compare
-from diffplug.cli.demo import demo
-from diffplug.cli.few_step import recipe
-from diffplug.cli.generate import generate
-from diffplug.cli.inspect import doctor, names
-from diffplug.cli.score import score
-from diffplug.cli.score_adapter import score_adapter
-from diffplug.cli.search import search
-from diffplug.cli.show import show
-from diffplug.cli.train import train
-from diffplug.cli.video import video
+from diffplug.cli.commands import schedule, votes
+from diffplug.cli.commands.batch import batch
+from diffplug.cli.commands.compare import compare
+from diffplug.cli.commands.demo import demo
+from diffplug.cli.commands.few_step import recipe
+from diffplug.cli.commands.generate import generate
+from diffplug.cli.commands.inspect import doctor, names
+from diffplug.cli.commands.score import score
+from diffplug.cli.commands.score_adapter import score_adapter
+from diffplug.cli.commands.search import search
+from diffplug.cli.commands.show import show
+from diffplug.cli.commands.train import train
+from diffplug.cli.commands.video import video
 
 app = typer.Typer(
     name="diffplug",

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffplug.rewards.checkpoints import check_weights, hub_file, load_into, read_weights
-from diffplug.rewards.clip_network import ClipNetwork, clip_network
 from diffplug.rewards.image_reward import Head
 from diffplug.rewards.networks import NetworkReward
+from diffplug.rewards.networks.checkpoints import check_weights, hub_file, load_into, read_weights
+from diffplug.rewards.networks.clip_network import ClipNetwork, clip_network
 
 REPOSITORY, FILE = "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"
 """The hub's copy of sac+logos+ava1-l14-linearMSE.pth."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diffplug.rewards.clip_network import clip_network
 from diffplug.rewards.networks import NetworkReward
+from diffplug.rewards.networks.clip_network import clip_network
 
 
 class ClipReward(NetworkReward):

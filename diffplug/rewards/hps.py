@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from diffplug.rewards.checkpoints import check_weights, hub_file
-from diffplug.rewards.clip_network import ClipNetwork, fill, import_open_clip, untrained
 from diffplug.rewards.networks import NetworkReward
-from diffplug.rewards.preprocess import Preprocess
+from diffplug.rewards.networks.checkpoints import check_weights, hub_file
+from diffplug.rewards.networks.clip_network import ClipNetwork, fill, import_open_clip, untrained
+from diffplug.rewards.networks.preprocess import Preprocess
 
 REPOSITORY, FILE = "xswu/HPSv2", "HPS_v2.1_compressed.pt"
 

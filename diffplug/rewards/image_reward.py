@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffplug.rewards.blip import Blip, BlipConfig
-from diffplug.rewards.checkpoints import check_weights, first_line, hub_file, load_into, read_weights
 from diffplug.rewards.networks import NetworkReward
-from diffplug.rewards.preprocess import Preprocess
+from diffplug.rewards.networks.blip import Blip, BlipConfig
+from diffplug.rewards.networks.checkpoints import check_weights, first_line, hub_file, load_into, read_weights
+from diffplug.rewards.networks.preprocess import Preprocess
 
 REPOSITORY, FILE = "THUDM/ImageReward", "ImageReward.pt"
 TOKENIZER = "google-bert/bert-base-uncased"

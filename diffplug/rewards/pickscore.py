@@ -9,9 +9,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffplug.rewards.checkpoints import first_line
 from diffplug.rewards.networks import NetworkReward, TextFeatures
-from diffplug.rewards.preprocess import Preprocess
+from diffplug.rewards.networks.checkpoints import first_line
+from diffplug.rewards.networks.preprocess import Preprocess
 
 REPOSITORY = "yuvalkirstain/PickScore_v1"
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from diffplug.rewards.clip_network import CONFIG, clip_network
 from diffplug.rewards.networks import NetworkReward
+from diffplug.rewards.networks.clip_network import CONFIG, clip_network
 
 
 class ShapesClipReward(NetworkReward):

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from tiny_clip import as_pil, pictures, registered, tiny_model, write_folder
 
 from diffplug import rewards
-from diffplug.rewards import clip_network
-from diffplug.rewards.checkpoints import read_weights
 from diffplug.rewards.clip import ClipReward
+from diffplug.rewards.networks import clip_network
+from diffplug.rewards.networks.checkpoints import read_weights
 
 open_clip = pytest.importorskip("open_clip")
 PROMPTS = ["a red circle", "two dogs", "a red circle"]

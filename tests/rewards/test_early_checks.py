@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from diffplug import rewards
 from diffplug.rewards.aesthetic import AestheticReward
-from diffplug.rewards.checkpoints import check_weights
 from diffplug.rewards.hps import HpsReward
 from diffplug.rewards.image_reward import ImageRewardReward
-from diffplug.rewards.preprocess import Preprocess, resize
+from diffplug.rewards.networks.checkpoints import check_weights
+from diffplug.rewards.networks.preprocess import Preprocess, resize
 
 
 @pytest.mark.contract

@@ -13,9 +13,9 @@ from torch import nn
 
 from diffplug.rewards import image_reward as image_reward_module
 from diffplug.rewards.aesthetic import AestheticReward, read_head
-from diffplug.rewards.blip import BlipConfig, TextEncoder, VisionTransformer
 from diffplug.rewards.hps import HpsReward
 from diffplug.rewards.image_reward import Head, ImageRewardNetwork, ImageRewardReward
+from diffplug.rewards.networks.blip import BlipConfig, TextEncoder, VisionTransformer
 from diffplug.rewards.pickscore import PickScoreReward
 from diffplug.testing.tokenizers import clip_tokenizer
 
@@ -122,7 +122,7 @@ def pick_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pickscore_is_the_models_own_logit(pick_folder: Path) -> None:
     from transformers import CLIPModel
 
-    from diffplug.rewards.preprocess import Preprocess
+    from diffplug.rewards.networks.preprocess import Preprocess
 
     images = pictures(3, 40, 32)
     reward = PickScoreReward(pick_folder)

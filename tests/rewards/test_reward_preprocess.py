@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_clip import as_pil, pictures
 from torch.nn import functional as F
 
-from diffplug.rewards.preprocess import Preprocess, resize
+from diffplug.rewards.networks.preprocess import Preprocess, resize
 
 pytest.importorskip("open_clip")
 

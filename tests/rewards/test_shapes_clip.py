@@ -14,9 +14,9 @@ from tiny_clip import as_pil
 from typer.testing import CliRunner
 
 from diffplug import rewards
-from diffplug.rewards.clip_network import clip_network
+from diffplug.rewards.networks.clip_network import clip_network
+from diffplug.rewards.networks.shapes_clip_model import clip_config, clip_model, clip_tokenizer, save_clip
 from diffplug.rewards.shapes_clip import ShapesClipReward, shapes_clip_folder
-from diffplug.rewards.shapes_clip_model import clip_config, clip_model, clip_tokenizer, save_clip
 from diffplug.shapes.captions import VOCABULARY, captioned_scenes, phrase
 from diffplug.shapes.grading import grade
 from diffplug.shapes.model import TOKENS

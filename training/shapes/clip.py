@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
+from diffplug.rewards.networks.shapes_clip_model import clip_config, clip_model, clip_tokenizer, save_clip
 from diffplug.rewards.shapes_clip import shapes_clip_folder
-from diffplug.rewards.shapes_clip_model import clip_config, clip_model, clip_tokenizer, save_clip
 from diffplug.shapes.captions import Noun, Told, captioned_scenes, phrase
 from diffplug.shapes.rendering import render
 from diffplug.shapes.world import BACKGROUNDS, COLORS, CONVERSE, SHAPES, SIZES, Scene, holds

@@ -102,7 +102,7 @@ def test_searches_run_on_the_distilled_model(tmp_path: Path) -> None:
     """Weights and guidance are the checkpoint's, scheduler and steps the search's."""
     from few_step_kit import watched
 
-    from diffplug.cli.few_step import with_few_step
+    from diffplug.cli.commands.few_step import with_few_step
 
     pipe = tiny("sd15")
     before, scheduler = pipe.unet.conv_in.weight.clone(), pipe.scheduler

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from diffplug.cli.commands.few_step import print_few_step_names
 from diffplug.cli.console import guarded, print_json, print_table
-from diffplug.cli.few_step import print_few_step_names
 from diffplug.cli.options import Json
 
 

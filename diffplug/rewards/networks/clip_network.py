@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from diffplug.files import read_json
 from diffplug.registry import unknown
-from diffplug.rewards.checkpoints import first_line, load_into, read_weights
 from diffplug.rewards.networks import TextFeatures
-from diffplug.rewards.preprocess import Preprocess
+from diffplug.rewards.networks.checkpoints import first_line, load_into, read_weights
+from diffplug.rewards.networks.preprocess import Preprocess
 
 __all__ = ["ClipNetwork", "clip_network", "import_open_clip", "untrained"]
 

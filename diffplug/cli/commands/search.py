@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from diffplug.cli.commands.few_step import FewStepName, with_few_step
 from diffplug.cli.console import guarded, print_json, print_table, until_stopped
-from diffplug.cli.few_step import FewStepName, with_few_step
 from diffplug.cli.options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts
 from diffplug.cli.pipeline import pipe_and_prompts
 from diffplug.files import output_file

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from diffplug.files import atomic_path, output_folder, write_json
-from diffplug.rewards.clip_network import import_open_clip
+from diffplug.rewards.networks.clip_network import import_open_clip
 from diffplug.shapes.model import END, START, TOKENS, tokenizer_of
 from diffplug.shapes.world import IMAGE_SIZE
 
