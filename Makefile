@@ -47,5 +47,5 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(PIP) install -q -e '.[dev,clip,search]'
+	$(PIP) install -q -e '.[dev,all]'
 	touch $@ $(VENV)/.installed
