@@ -49,7 +49,7 @@ def test_the_two_ways_of_the_toy_of_details_ask_the_network_as_often() -> None:
     candidates, steps, first = 4, 20, 4
     spo = first + 1 + (steps - first - 1) * candidates + 2 * (steps - first - 1)
     trajectory = 2 * steps + 2 * 2 * (steps - 1)
-    assert ring.TRAJECTORY_BATCH == round(ring.SPO_BATCH * spo / trajectory)
+    assert round(ring.SPO_BATCH * spo / trajectory) == ring.TRAJECTORY_BATCH
 
 
 @pytest.mark.law
