@@ -78,11 +78,11 @@ def measured(text: str, groups: int, seeds: int) -> dict[str, dict[str, list[flo
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
     """Return lines of means over seeds and their standard deviations."""
-    lines = [f"{'':48s} reward           valid    different  new"]
+    lines = [f"{'':56s} reward           valid    different  new"]
     for name, row in found.items():
         spread = stdev(row["reward"]) if len(row["reward"]) > 1 else 0.0
         shares = "  ".join(f"{mean(row[key]):7.1%}" for key in ("valid", "different", "new"))
-        lines.append(f"{name:48s} {mean(row['reward']):6.2f} ± {spread:.2f}  {shares}")
+        lines.append(f"{name:56s} {mean(row['reward']):6.2f} ± {spread:.2f}  {shares}")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -72,12 +72,16 @@ def train(
     """Return a network trained on molecules; goes on where a run in the folder stopped.
 
     About ten minutes of one core with the defaults. minutes: stop, with what is learnt, after this long.
+    Raises ValueError for a folder whose run had another network, batch, seed or number of molecules.
     """
     torch.manual_seed(seed)
     network = MoleculeNetwork(card or Card(), Prior.of(data))
     run = RunSettings(updates=updates, batch=batch, save_every=500, seed=seed)
     settings = OptimizerSettings(lr=1.5e-3, warmup=min(100, updates // 10), ema=0.999)
-    trainer = Trainer(Denoising(network, data), run, settings, folder=folder, minutes=minutes, cpu=True)
+    config = {"card": asdict(network.card), "batch": batch, "seed": seed, "molecules": len(data)}
+    trainer = Trainer(
+        Denoising(network, data), run, settings, folder=folder, config=config, minutes=minutes, cpu=True
+    )
     averaged = trainer.run().weights["network"]
     network.load_state_dict(averaged, strict=False)
     return network.eval().requires_grad_(False)

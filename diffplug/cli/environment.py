@@ -32,7 +32,13 @@ CORE = {
 }
 """Distributions that diffplug needs, with the oldest version that does."""
 
-EXTRAS = {"open_clip_torch": "clip", "gradio": "demo", "optuna": "search", "xformers": "xformers"}
+EXTRAS = {
+    "open_clip_torch": "clip",
+    "gradio": "demo",
+    "optuna": "search",
+    "xformers": "xformers",
+    "rdkit": "molecules",
+}
 """Optional distributions and the extra that installs each."""
 
 _BACK_ENDS = {

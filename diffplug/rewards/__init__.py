@@ -71,7 +71,7 @@ def built(name: str, found: Any, **options: Any) -> Reward:
         return found(**options)
     if options:
         raise ValueError(f"reward {name!r} is a function and takes no options, got {', '.join(options)}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def score(reward: Reward, images: Any, prompts: Sequence[Any], *, graph: bool = False) -> torch.Tensor:

@@ -51,6 +51,11 @@ class Auto(Steerer):
         super().__post_init__()
 
     @property
+    def most(self) -> int:
+        """Return how many are drawn for a prompt at most."""
+        return 8 if self.particles is None else self.particles
+
+    @property
     def weight(self) -> float:
         """Return 0: what is tilted is decided by the call."""
         return 0.0
@@ -83,9 +88,9 @@ class Auto(Steerer):
             )
             return self._feynman_kac(), said + _advice(guidance)
         early = self._early() and self.returns == "best" and not self.network.ranks
-        what = f"best of {self.particles}"
+        what = f"best of {self.most}"
         if early:
-            what = f"best of at most {self.particles}, drawn until a picture has {self._best():g}"
+            what = f"best of at most {self.most}, drawn until a picture has {self._best():g}"
         why = (
             "under guidance free draws were ahead of every rule that selects on the way"
             if guided
@@ -102,7 +107,7 @@ class Auto(Steerer):
     def _best_of_n(self, *, early: bool) -> BestOfN:
         return BestOfN(
             self.reward,
-            particles=self.particles,
+            particles=self.most,
             returns="best" if self.returns == "sample" else self.returns,
             scoring=self.scoring,
             network=self.network,
@@ -110,7 +115,7 @@ class Auto(Steerer):
         )
 
     def _feynman_kac(self) -> FeynmanKac:
-        particles = 8 if getattr(self, "asked", None) is None else self.particles
+        particles = 8 if getattr(self, "asked", None) is None else self.most
         return FeynmanKac(
             self.reward,
             particles=particles,
@@ -129,9 +134,7 @@ class Auto(Steerer):
         return True
 
     def _around(self, pipe: Any, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        wanted = read_request(
-            pipe, {**kwargs, "generator": None, "latents": None}, Slots(self.particles)
-        ).wanted
+        wanted = read_request(pipe, {**kwargs, "generator": None, "latents": None}, Slots(self.most)).wanted
         rule, why = self.chosen(pipe, wanted, asked_guidance(pipe, kwargs))
         output = rule._around(pipe, call, kwargs)
         found: SteeringReport | None = rule.report
@@ -145,6 +148,6 @@ def _advice(guidance: float | None) -> str:
     if guidance is None or guidance <= STRONG:
         return ""
     return (
-        f". Guidance is {guidance:g}: on Shapes best of 8 was right oftener at 2 and at 1 than at 5, so try "
+        f". Guidance is {guidance:g}: on Shapes best of 8 is right in 80 % at 5, 89 at 2, 92 without, so try "
         "less where the reward may choose"
     )

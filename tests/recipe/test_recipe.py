@@ -148,7 +148,7 @@ def test_solvers_get_noise_where_particles_are_duplicated(
 ) -> None:
     """Without noise SVDD would be refused; what duplicates nothing keeps the deterministic solver."""
     recipe = Recipe(sampler=sampler, steps=3, steer=steer, particles=2, reward=red_reward)
-    if steer in ("best-of-n", "importance", "noise-search"):
+    if steer in ("auto", "best-of-n", "importance", "noise-search"):
         assert noise(recipe, pipe) in ("none", "")
     else:
         assert noise(recipe, pipe).startswith("churn 1 at the scored calls, since ")

@@ -151,6 +151,8 @@ def test_training_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     again = train(data, tmp_path, updates=80, batch=32, card=card)
     for one, other in zip(network.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="card.width"):
+        train(data, tmp_path, updates=80, batch=32, card=Card(width=8, layers=2))
     save_network(network, tmp_path / "saved")
     loaded = load_network(tmp_path / "saved")
     t = torch.full((64,), 30)
