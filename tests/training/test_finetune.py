@@ -178,6 +178,17 @@ def test_bad_options_are_one_line(folder: Path, words: list[str], message: str, 
     assert not (tmp_path / "run" / "student").exists()
 
 
+@pytest.mark.pipe
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    for told, message in (("missing", "there is no folder"), ("missing.toml", "no config file")):
+        done = CliRunner().invoke(
+            app, ["train", "finetune", str(tmp_path / told), "-o", str(tmp_path / "run")]
+        )
+        assert done.exit_code == 2 and message in done.output.replace("\n", " ")
+    done = CliRunner().invoke(app, ["train", "finetune", "-o", str(tmp_path / "run")])
+    assert done.exit_code == 2 and "Give their folder" in done.output.replace("\n", " ")
+
+
 @pytest.mark.law
 def test_captions(folder: Path) -> None:
     (folder / "2.txt").unlink()

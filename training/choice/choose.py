@@ -285,7 +285,7 @@ class Choose(Finetune):
         total, count, path = 0.0, 0, self.network.path
         for bucket in buckets:
             n = len(bucket)
-            device = self.network.denoiser.device
+            device: Any = next(self.network.denoiser.parameters()).device
             eps = torch.randn(bucket.latents.shape, generator=torch.Generator().manual_seed(n))
             index: Tensor = ((torch.arange(n) + 0.5) / n * path.train_steps).long().double() + 1
             index = index[torch.randperm(n, generator=torch.Generator().manual_seed(1))]

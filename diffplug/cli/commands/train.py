@@ -66,7 +66,7 @@ def train(
     from diffplug.training.job import Job
     from diffplug.training.train import train as run
 
-    config, own = _told(config, pictures, tuner)
+    config, own = _told(method, config, pictures, tuner)
     job = Job.read(method, config, [*own, *(changes or [])], device=_device(device), cache=cache)
     with (
         until_stopped(f"what was reached is in {out}: repeat the command with --resume"),
@@ -76,15 +76,23 @@ def train(
     _tell(job, told, out, json=json)
 
 
-def _told(config: Path | None, pictures: Path | None, tuner: str | None) -> tuple[Path | None, list[str]]:
+def _told(
+    method: str, config: Path | None, pictures: Path | None, tuner: str | None
+) -> tuple[Path | None, list[str]]:
     """Return the config file, and the changes that folder and tuner stand for."""
-    if config is not None and config.is_dir():
+    meant = (
+        method in _OF_PICTURES and config is not None and config.suffix != ".toml" and not config.is_file()
+    )
+    if config is not None and (meant or config.is_dir()):
         if pictures is not None:
             raise ValueError(f"two folders of pictures, {str(config)!r} and {str(pictures)!r}: give one")
         config, pictures = None, config
     own = [f"data.pictures={str(pictures)!r}"] if pictures is not None else []
     return config, [*own, *([f"tuner.kind={tuner}"] if tuner is not None else [])]
 
+
+_OF_PICTURES = ("finetune", "choose")
+"""Methods whose second word is a folder of pictures, unless it is a file."""
 
 _COLUMNS = (
     TextColumn("{task.description}", markup=False),

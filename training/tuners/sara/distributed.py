@@ -26,7 +26,7 @@ class Shards:
     @classmethod
     def of(cls, weights: Iterable[Tensor]) -> Shards:
         """Return how these tensors lie; ValueError for layouts other than rows over one axis of processes."""
-        found = [value for value in weights if hasattr(value, "device_mesh")]
+        found: list[Any] = [value for value in weights if hasattr(value, "device_mesh")]
         if not found:
             return cls()
         mesh: Any = found[0].device_mesh

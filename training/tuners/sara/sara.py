@@ -127,11 +127,12 @@ class SaRA:
         self.count, self.total, self.threshold = choice.count, choice.total, choice.threshold
         distributed.check_same(self.count)
         lengths = self.shards.sum(torch.tensor([len(choice.index[name]) for name in weights]))
-        self.entries = [
-            Entry(*name.split(".", 1), value, choice.index[name], thresholds.get(name, choice.threshold))
-            for (name, value), length in zip(weights.items(), lengths.tolist(), strict=True)
-            if length
-        ]
+        self.entries: list[Entry] = []
+        for (key, value), length in zip(weights.items(), lengths.tolist(), strict=True):
+            component, name = key.split(".", 1)
+            if length:
+                own = thresholds.get(key, choice.threshold)
+                self.entries.append(Entry(component, name, value, choice.index[key], own))
 
     @property
     def density(self) -> float:
