@@ -70,6 +70,8 @@ def _figures(pipe: Any, scheme: str, starts: list[Tensor]) -> dict[str, Any]:
     with count_network(pipe) as network:
         for seed, start in enumerate(starts):
             frames = long_video(pipe, scheme, start, seed)
+            if not scheme.startswith("windows"):
+                frames = torch.cat([start[:1], frames[1:]])  # what was given is what is to be kept
             try:
                 grades = grade_video(frames)
             except ValueError:  # a first frame without any object: nothing was begun
