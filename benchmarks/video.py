@@ -2,7 +2,8 @@
 
     python -m benchmarks.video                       # all, benchmarks/results/video.json
     python -m benchmarks.video --only closed-form    # or weights, memory, schemes, chain
-    python -m benchmarks.video --sheet docs/video.png --animation docs/video.webp
+    python -m benchmarks.video --plot docs/video.png
+    python -m benchmarks.video --animation docs/moving_shapes.webp
 
 Every part writes its figures when it is done, and leaves those of other parts alone.
 """
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.command import command
+from benchmarks.video_plot import plot
 from benchmarks.video_shapes import chain_figures, draw, scheme_figures
 from diffplug.files import read_json, write_json
 from diffplug.plug import plug
@@ -139,7 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--videos", type=int, default=8, help="Videos of every scheme on Moving Shapes.")
     parser.add_argument("--sheet", type=Path, help="Write a sheet of the schemes instead.")
     parser.add_argument("--animation", type=Path, help="Write an animated sheet instead.")
+    parser.add_argument("--plot", type=Path, help="Plot the closed form that was measured before instead.")
     told = parser.parse_args(arguments)
+    if told.plot:
+        plot(read_json(RESULTS)["closed-form"], told.plot)
+        return
     if told.sheet or told.animation:
         draw(told.sheet, told.animation)
         return

@@ -70,13 +70,14 @@ def test_the_loss_of_the_clean_latents_is_zero_and_known_frames_are_shown(clips:
 def test_a_stopped_run_goes_on_to_the_same_weights(clips: Clips, tmp_path: Path) -> None:
     pipe = load("shapes")
 
-    def run(folder: Path, steps: int) -> dict[str, torch.Tensor]:
+    def run(folder: Path, minutes: float | None) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         network = transformer()
-        loop = Loop(folder, cpu=True, save_every=2)
-        recipe = MovingRecipe(steps=steps, batch=2, scenes=4, long_every=100)
-        return train_moving(recipe, loop, clips, network, pipe).state_dict()
+        loop = Loop(folder, cpu=True, minutes=minutes, save_every=2)
+        return train_moving(RECIPE, loop, clips, network, pipe).state_dict()
 
-    whole = run(tmp_path / "whole", 3)
-    again = run(tmp_path / "whole", 3)
+    whole = run(tmp_path / "whole", None)
+    first = run(tmp_path / "stopped", 0.0)  # saved after one update
+    again = run(tmp_path / "stopped", None)
+    assert any(not torch.equal(first[name], value) for name, value in whole.items())
     assert all(torch.equal(again[name], value) for name, value in whole.items())
