@@ -116,5 +116,5 @@ def _steady(paths: np.ndarray, steps: np.ndarray, speeds: tuple[float, ...], rad
 def _bounces(path: np.ndarray, usual: float, radius: float) -> np.ndarray:
     """Return for which steps [f - 1] an object begins or ends within a step of where it turns back."""
     low = radius * REACH + 1 + min(usual, SPEEDS[1]) + _STEP_SLACK
-    near: np.ndarray = np.logical_or(path < low, path > IMAGE_SIZE - low).any(axis=1)
+    near = np.any((path < low) | (path > IMAGE_SIZE - low), axis=1)
     return near[1:] | near[:-1]
