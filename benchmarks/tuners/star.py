@@ -46,6 +46,7 @@ METHODS: dict[str, tuple[dict[str, Any], float]] = {
     "largest": ({"kind": "sara", "density": 0.1, "score": "largest"}, 1e-3),
     "lora": ({"kind": "lora", "rank": 8}, 1e-3),
     "full": ({"kind": "full"}, 1e-3),
+    "lora 32": ({"kind": "lora", "rank": 32}, 2e-3),
     "sara .3": ({"kind": "sara", "density": 0.3}, 3e-3),
 }
 """Tuner and learning rate by name; the first four train about 430 thousand numbers."""
