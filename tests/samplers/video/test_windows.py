@@ -410,11 +410,9 @@ def test_an_unknown_network_is_refused_by_name() -> None:
         plug(tiny("sd15"), Windows(frames=4, overlap=0))
 
 
-def test_feature_caches_are_refused() -> None:
-    from diffusers import FirstBlockCacheConfig
-
+def test_feature_caches_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = tiny("wan")
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    monkeypatch.setattr(type(pipe.transformer), "is_cache_enabled", True)
     with pytest.raises(ValueError, match="disable_cache"):
         plug(pipe, Windows(frames=9, overlap=4))
 
@@ -443,3 +441,13 @@ def test_two_windows_on_one_pipeline_contradict_each_other() -> None:
     windows = Windows(frames=9, overlap=4)
     with pytest.raises(ValueError, match="windows"):
         plug(tiny("wan"), windows, windows)
+
+
+@pytest.mark.pipe
+def test_stable_video_diffusion_shows_every_window_its_picture_when_asked() -> None:
+    pipe = tiny("svd")
+    told = tiny.inputs("svd", num_frames=7, output_type="latent")
+    with plug(pipe, Windows(frames=3, overlap=1)), pytest.raises(ValueError, match="keep_first"):
+        pipe(**told)
+    with plug(pipe, Windows(frames=3, overlap=1, keep_first=True)):
+        assert pipe(**told, generator=torch.Generator().manual_seed(0)).frames.shape[1] == 7
