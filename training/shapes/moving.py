@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffplug.files import atomic_path
+from diffplug.files import atomic_path, read_json, write_json
 from diffplug.loading import load
 from diffplug.shapes.captions import Told, phrase, tell
 from diffplug.shapes.moving.model import (
@@ -199,6 +199,9 @@ def export(network: WanTransformer3DModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     network.half().save_pretrained(folder / "transformer", safe_serialization=True)
     network.float()
+    config = read_json(folder / "transformer" / "config.json")
+    config.pop("_name_or_path", None)  # where the weights that it began with lay on this machine
+    write_json(folder / "transformer" / "config.json", config)
     scheduler().save_pretrained(folder / "scheduler")
 
 
