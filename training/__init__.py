@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from diffplug.training.tuners.sara.average import VectorAverage as VectorAverage
     from diffplug.training.tuners.sara.optimizer import SaRAAdamW as SaRAAdamW
     from diffplug.training.tuners.sara.probe import probe_threshold as probe_threshold
+    from diffplug.training.tuners.sara.progressive import Progressive as Progressive
     from diffplug.training.tuners.sara.rank import RankTerm as RankTerm
     from diffplug.training.tuners.sara.sara import SaRA as SaRA
     from diffplug.training.tuners.sara.scores import activation_score as activation_score
     from diffplug.training.tuners.sara.scores import gradient_score as gradient_score
 
 _HOMES = {
+    "Progressive": "diffplug.training.tuners.sara.progressive",
     "RankTerm": "diffplug.training.tuners.sara.rank",
     "SaRA": "diffplug.training.tuners.sara.sara",
     "SaRAAdamW": "diffplug.training.tuners.sara.optimizer",

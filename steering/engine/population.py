@@ -70,14 +70,11 @@ class Population:
         """Return whether a call is to be scored."""
         return bool(self.due) and call >= self.due[0]
 
-    def progress(self, call: int) -> float:
-        """Return the share of the run that is done after a call, in (0, 1]."""
-        return (call + 1) / max(self.steps, call + 1)
-
     def select(self, rewards: Tensor, call: int) -> Rows | None:
         """Return the rows to continue from, by the rewards `[P * k]` of a call; None where all stay."""
         self.due = [due for due in self.due if due > call]
-        chosen = self.filter.select(rewards, call=call, progress=self.progress(call))
+        done = (call + 1) / max(self.steps, call + 1)  # the share of the run, in (0, 1]
+        chosen = self.filter.select(rewards, call=call, progress=done)
         rows = self.slots.moved(chosen.ancestors)
         if rows is not None:
             self.moves[call] = rows

@@ -34,7 +34,9 @@ class Rater:
     def __init__(
         self, reward: Any, prompts: Sequence[Any], slots: Slots, *, timeout: float | None, needed: bool = True
     ) -> None:
-        self.reward, self.slots, self.timeout = reward, slots, timeout
+        self.reward, self.slots = reward, slots
+        ask = partial(rewards.score, reward)
+        self.within_time: Callable[..., Tensor] = ask if timeout is None else limited(ask, timeout)
         self.prompts = list(prompts)
         self.texts = [prompt for prompt in self.prompts for _ in slots.own]
         self.seconds = Seconds()
@@ -60,11 +62,7 @@ class Rater:
 
     def asked(self, items: Any, texts: list[Any]) -> Tensor:
         """Return what the reward gives, within its time."""
-        return self.within_time(partial(rewards.score, self.reward))(items, texts)
-
-    def within_time(self, ask: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return `ask` with the limit of time, if there is one."""
-        return ask if self.timeout is None else limited(ask, self.timeout)
+        return self.within_time(items, texts)
 
     def particle(self, row: int | None) -> str:
         """Return which particle a row is, in words; empty where no row is to blame."""

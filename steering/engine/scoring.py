@@ -108,8 +108,7 @@ class Scorer(Rater):
 
     def asked(self, items: Any, texts: list[Any]) -> Tensor:
         """Return what the reward gives for pictures or clips, in portions that fit into memory."""
-        ask = self.within_time(partial(rewards.score, self.reward))
-        return score_pictures(ask, items, texts, takes_video=self.takes_video)
+        return score_pictures(self.within_time, items, texts, takes_video=self.takes_video)
 
     def gradient(self, x0: Tensor) -> Tensor:
         """Return the gradient of the reward with respect to clean latents, shaped like them."""

@@ -10,7 +10,7 @@ import torch
 from sara_nets import batches, copied, loss, network
 from torch import nn
 
-from diffplug.training import RankTerm, SaRA, SaRAAdamW, VectorAverage
+from diffplug.training import Progressive, RankTerm, SaRA, SaRAAdamW, VectorAverage
 from diffplug.training.tuners.sara.rank import newton_schulz, polar
 
 pytestmark = pytest.mark.law
@@ -58,7 +58,7 @@ def test_an_adjustment_after_the_end_changes_nothing_and_fresh_moments_are_fresh
         ends.append(copied(model))
     assert all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
     model = network(torch.float32)
-    optimizer = SaRAAdamW(model, lr=2e-3, density=0.3, progressive=2, progressive_reset=True)
+    optimizer = SaRAAdamW(model, lr=2e-3, density=0.3, progressive=Progressive(2, fresh_moments=True))
     for x in batches(2, torch.float32):
         _step(model, optimizer, x)
     state = optimizer.state[optimizer.tuner.entries[0].vector]

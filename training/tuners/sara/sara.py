@@ -30,6 +30,7 @@ from diffplug.sara.targets import components_of
 from diffplug.training.tuners.sara import distributed
 from diffplug.training.tuners.sara.candidates import candidates, checked, warn_if_compiled
 from diffplug.training.tuners.sara.entry import Entry
+from diffplug.training.tuners.sara.progressive import Progressive
 from diffplug.training.tuners.sara.rank import RankTerm
 from diffplug.training.tuners.sara.saved import deltas_of, state_of, take_state
 from diffplug.training.tuners.sara.scores import Score, of_parameters, score_of
@@ -49,8 +50,8 @@ class SaRA:
     trained. per_layer: the same density in every tensor instead of one threshold for all. include, exclude:
     names or patterns of tensors ("down_blocks", "*.attn2.*"). include_1d: biases and scales of norms too, as
     published; without it tensors of two axes or more. progressive: optimiser step after which only those go
-    on that are still below the threshold; progressive_reset: with fresh moments. rank: a `RankTerm`, or its
-    weight, that keeps the trained matrices of low rank. seed: of the score "random".
+    on that are still below the threshold, or a `Progressive`. rank: a `RankTerm`, or its weight, that
+    keeps the trained matrices of low rank. seed: of the score "random".
 
     Raises ValueError, with nothing changed, for quantised or meta weights, fused LoRAs, wrapped models, names
     that match nothing, and sizes out of range. Warns of a model that is compiled as a whole.
@@ -68,8 +69,7 @@ class SaRA:
         include: Sequence[str] | str = (),
         exclude: Sequence[str] | str = (),
         include_1d: bool = False,
-        progressive: int | None = None,
-        progressive_reset: bool = False,
+        progressive: int | Progressive | None = None,
         rank: RankTerm | float | None = None,
         seed: int = 0,
     ) -> None:
@@ -77,13 +77,8 @@ class SaRA:
             raise ValueError(
                 "give one of density, budget and threshold: each of them says how many are trained"
             )
-        if progressive is not None and (progressive < 1 or score != "magnitude"):
-            raise ValueError(
-                f"progressive is {progressive!r} with score={score!r}: give an optimiser step of at least 1, "
-                "and the score 'magnitude', of which it asks again"
-            )
         self.modules = checked(components_of(components))
-        self.progressive, self.progressive_reset = progressive, progressive_reset
+        self.progressive = Progressive.of(progressive, score)
         self.rank = RankTerm(float(rank)) if isinstance(rank, (int, float)) else rank
         weights = candidates(self.modules, include, exclude, include_1d)
         self.shards = distributed.Shards.of(weights.values())
@@ -225,7 +220,7 @@ class SaRA:
             self.rank.after_step(self.entries, self.steps, lambda entry: float(rates[id(entry.vector)]))
         self.steps += 1
         self.write()
-        if self.steps == self.progressive:
+        if self.progressive is not None and self.steps == self.progressive.after:
             self.adjust(optimizer)
 
     def write(self) -> None:
@@ -244,7 +239,7 @@ class SaRA:
         """Let only those entries go on that are still below the threshold; return how many, by tensor.
 
         The others keep what they learnt and belong to the file. Moments of those that go on are kept, or
-        begin anew where `progressive_reset` says so; the vectors stay the same objects, so schedulers and
+        begin anew where `Progressive` says so; the vectors stay the same objects, so schedulers and
         wrappers of the optimiser notice nothing.
         """
         lives: dict[str, Tensor] = {}
@@ -261,10 +256,11 @@ class SaRA:
         return {key: len(live) for key, live in lives.items()}
 
     def _slice_state(self, state: dict[str, Any] | None, live: Tensor) -> None:
+        fresh = self.progressive is not None and self.progressive.fresh_moments
         for name, value in list((state or {}).items()):
             if isinstance(value, Tensor) and value.ndim == 1:
-                state[name] = torch.zeros_like(value[live]) if self.progressive_reset else value[live]  # type: ignore[index]
-            elif self.progressive_reset and name == "step":
+                state[name] = torch.zeros_like(value[live]) if fresh else value[live]  # type: ignore[index]
+            elif fresh and name == "step":
                 state[name] = value * 0  # type: ignore[index]
 
     # ---------------------------------------------------------------------------------------- on and off
@@ -312,7 +308,7 @@ class SaRA:
             "density": self.density,
             "count": self.count,
             "steps": self.steps,
-            "progressive": self.progressive,
+            "progressive": None if self.progressive is None else self.progressive.after,
             "base": {name: str(path) for name, path in base.items() if path},
         }
 
