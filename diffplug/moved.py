@@ -128,6 +128,23 @@ MOVED = {
     "stock": "samplers.by_name",
     "testing.gaussian_model": "testing.closed_form.gaussian",
     "testing.guided_mixture": "testing.closed_form.guided_mixture",
+    "training.adapter_score": "training.speedupnet.adapter_score",
+    "training.guidance_states": "training.speedupnet.guidance_states",
+    "training.negatives": "training.speedupnet.negatives",
+    "training.objectives.d3po": "training.objectives.preference.d3po",
+    "training.objectives.dance_grpo": "training.objectives.preference.dance_grpo",
+    "training.objectives.ddpo": "training.objectives.preference.ddpo",
+    "training.objectives.diffusion_dpo": "training.objectives.preference.diffusion_dpo",
+    "training.objectives.dpok": "training.objectives.preference.dpok",
+    "training.objectives.flow_grpo": "training.objectives.preference.flow_grpo",
+    "training.objectives.policy_gradient": "training.objectives.preference.policy_gradient",
+    "training.objectives.pso": "training.objectives.preference.pso",
+    "training.objectives.pso_offline": "training.objectives.preference.pso_offline",
+    "training.objectives.reward_feedback": "training.objectives.preference.reward_feedback",
+    "training.objectives.reward_gradient": "training.objectives.preference.reward_gradient",
+    "training.objectives.spo": "training.objectives.preference.spo",
+    "training.objectives.step_preference": "training.objectives.preference.step_preference",
+    "training.objectives.tilted_distribution": "training.objectives.preference.tilted_distribution",
 }
 """Old name to new name, both without `diffplug.`."""
 
