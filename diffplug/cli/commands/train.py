@@ -53,7 +53,7 @@ def train(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Tunes a model by a method and a tuner, and writes the weights with the recipe that runs them.
+    """Tune a model by a method and a tuner, and write the weights with the recipe that runs them.
 
     A few-step student: `diffplug train trajectory --set student.steps=4 --set run.updates=200 -o runs/four`,
     then `diffplug generate "a red circle" --sampler runs/four/student`
