@@ -288,7 +288,12 @@ def test_random_options_end_in_pictures_or_in_a_line(part: int, tmp_path: Path, 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_says_what_is_done_and_how_to_go_on(
-    number: int, status: int, tmp_path: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch
+    number: int,
+    status: int,
+    tmp_path: Path,
+    loaded: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     forward, calls = loaded.unet.forward, [0]
 
@@ -302,6 +307,8 @@ def test_a_stop_says_what_is_done_and_how_to_go_on(
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(loaded.unet, "forward", stops)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs behind
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     words = ("generate", "a", "-n", "5", "--model", "x/y", "--steps", "1", "--batch", "2", "-o", tmp_path)
     result = _call(*words)
     assert result.exit_code == status, result.output
