@@ -43,6 +43,7 @@ SHIPPED: dict[str, Any] = {
     "run": {"updates": 50, "batch": 32},
     "validation": {"sheet": 16, "count": 16, "prompts": "shapes:search"},
 }
+GRADIENT: dict[str, Any] = {"reward": "shapes-clip", "beta": None, "eta": None}  # of a reward that has one
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "pso": ("pso", {}),
     "pso-lora": (
@@ -65,6 +66,10 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
             "optimizer": {"lr": 8e-5},
             "run": {"updates": 30, "batch": 8, "save_every": 5},
         },
+    ),
+    "refl": (
+        "draft",
+        {"objective": GRADIENT, "optimizer": {"lr": 2e-5}, "run": {"updates": 40, "batch": 16}},
     ),
     "naive": ("naive-preferred", {"run": {"updates": 20}}),
     "naive-steady": (
