@@ -21,7 +21,7 @@ from diffplug.training.config import OptimizerSettings, RunSettings
 from diffplug.training.trainer import Trainer
 from tests.training.test_trainer import Halving
 
-UPDATES = 60
+UPDATES = 240  # more than twenty runs reach before they are killed, on a fast machine too
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.training.test_trainer_kills", "accelerate"])
 
