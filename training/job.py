@@ -112,6 +112,9 @@ class Job:
         own = read_toml(path) if path is not None else {}
         defaults = getattr(method, "defaults", None)
         below = defaults(overridden(own, changes)) if defaults else getattr(method, "DEFAULTS", {})
+        mine = overridden(own, changes).get("tuner", {})
+        if isinstance(mine, Mapping) and mine.get("kind") in ("full", "sara"):
+            below = _without_targets(below)  # a method's own choice of layers is for its adapter
         values = overridden(merged(below, own), changes)
         told = values.pop("objective", {})
         if not isinstance(told, Mapping):
@@ -279,3 +282,8 @@ def _weights_in(folder: Path) -> Path:
         if (folder / name).exists():
             return folder / name
     raise ValueError(f"student.start: {str(folder)!r} holds no student: give the folder with recipe.json")
+
+
+def _without_targets(config: Mapping[str, Any]) -> dict[str, Any]:
+    tuner = {key: value for key, value in config.get("tuner", {}).items() if key != "targets"}
+    return {**config, "tuner": tuner}

@@ -67,6 +67,15 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
             "run": {"updates": 30, "batch": 8, "save_every": 5},
         },
     ),
+    "spo-cool": (
+        "spo",
+        {
+            "student": {"start": None, "steps": 20, "guidance": GUIDANCE, "name": "shapes-20-spo-cool"},
+            "objective": {"guidance": GUIDANCE, "scale": 4.0, "clip": "none", "gauges.every": 0},
+            "optimizer": {"lr": 1e-5},
+            "run": {"updates": 30, "batch": 8, "save_every": 5},
+        },
+    ),
     "refl": (
         "draft",
         {"objective": GRADIENT, "optimizer": {"lr": 2e-5}, "run": {"updates": 40, "batch": 16}},
@@ -78,7 +87,7 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Each run: its method, and what differs from `SHIPPED`. `spo` tunes the model of many steps."""
-MANY = ("spo",)
+MANY = ("spo", "spo-cool")
 SHIPS = {"pso-0": "shapes-pso"}
 """Runs whose student comes with the package: it is taken where the run itself is not there."""
 

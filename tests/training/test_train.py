@@ -229,3 +229,11 @@ def test_a_recipe_of_another_family_is_refused(tmp_path: Path, cache: Path) -> N
     train(job("trajectory", cache, "validation.sheet=1"), tmp_path)
     with pytest.raises(ValueError, match="sd15"), diffplug.plug(tiny("sd15"), FewStep(tmp_path / "student")):
         pass
+
+
+@pytest.mark.parametrize("kind", ["full", "sara"])
+def test_a_methods_own_layers_are_for_its_adapter(kind: str) -> None:
+    assert Job.read("spo", None, []).config.tuner.targets
+    assert Job.read("spo", None, [f"tuner.kind='{kind}'"]).config.tuner.targets == ()
+    with pytest.raises(ValueError, match="targets is for adapters"):
+        Job.read("spo", None, [f"tuner.kind='{kind}'", "tuner.targets=['to_q']"])
