@@ -44,6 +44,12 @@ SHIPPED: dict[str, Any] = {
     "validation": {"sheet": 16, "count": 16, "prompts": "shapes:search"},
 }
 GRADIENT: dict[str, Any] = {"reward": "shapes-clip", "beta": None, "eta": None}  # of a reward that has one
+SPO: dict[str, Any] = {
+    "student": {"start": None, "steps": 20, "guidance": GUIDANCE, "name": "shapes-20-spo"},
+    "objective": {"guidance": GUIDANCE, "scale": 4.0, "clip": "none", "gauges.every": 0},
+    "optimizer": {"lr": 8e-5},
+    "run": {"updates": 30, "batch": 8, "save_every": 5},
+}
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "pso": ("pso", {}),
     "pso-lora": (
@@ -58,24 +64,8 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "pso-no-anchor": ("pso", {"objective": {"anchor": 0.0}}),
     "pso-clip": ("pso", {"objective": {"reward": "shapes-clip"}}),
     "random": ("pso", {"objective": {"reward": f"{__file__}:coin"}}),
-    "spo": (
-        "spo",
-        {
-            "student": {"start": None, "steps": 20, "guidance": GUIDANCE, "name": "shapes-20-spo"},
-            "objective": {"guidance": GUIDANCE, "scale": 4.0, "clip": "none", "gauges.every": 0},
-            "optimizer": {"lr": 8e-5},
-            "run": {"updates": 30, "batch": 8, "save_every": 5},
-        },
-    ),
-    "spo-cool": (
-        "spo",
-        {
-            "student": {"start": None, "steps": 20, "guidance": GUIDANCE, "name": "shapes-20-spo-cool"},
-            "objective": {"guidance": GUIDANCE, "scale": 4.0, "clip": "none", "gauges.every": 0},
-            "optimizer": {"lr": 1e-5},
-            "run": {"updates": 30, "batch": 8, "save_every": 5},
-        },
-    ),
+    "spo": ("spo", SPO),
+    "spo-cool": ("spo", {**SPO, "optimizer": {"lr": 1e-5}}),
     "refl": (
         "draft",
         {"objective": GRADIENT, "optimizer": {"lr": 2e-5}, "run": {"updates": 40, "batch": 16}},

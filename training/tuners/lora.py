@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LoraTuner", "component_of", "lora_targets"]
+__all__ = ["LoraTuner", "adapters_off", "component_of", "lora_targets"]
 
 ADAPTER = "student"
 
@@ -73,20 +73,9 @@ class LoraTuner:
         """Return the tensors themselves."""
         return weights
 
-    @contextmanager
-    def original(self) -> Iterator[None]:
+    def original(self) -> AbstractContextManager[None]:
         """The denoiser with the adapter off."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        layers = [part for part in self.denoiser.modules() if isinstance(part, BaseTunerLayer)]
-        for layer in layers:
-            layer._disable_adapters = True
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for layer in layers:
-                layer._disable_adapters = False
+        return adapters_off(self.denoiser)
 
     def updated(self, update: int) -> None:
         """Nothing to do."""
@@ -120,6 +109,22 @@ class LoraTuner:
         config = {"r": self.rank, "lora_alpha": self.alpha}
         named = {name.replace(f".{ADAPTER}.", "."): value for name, value in weights.items()}
         return write_lora(pipe, named, config, folder, getattr(torch, self.save_dtype))
+
+
+@contextmanager
+def adapters_off(denoiser: nn.Module) -> Iterator[None]:
+    """A block in which every adapter of peft in the denoiser is off; without gradients."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [part for part in denoiser.modules() if isinstance(part, BaseTunerLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def write_lora(

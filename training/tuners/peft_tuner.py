@@ -7,8 +7,8 @@ the metadata; `FewStep(folder)` puts them on again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from diffplug.files import atomic_path
 from diffplug.registry import unknown
-from diffplug.training.tuners.lora import ADAPTER, component_of, lora_targets
+from diffplug.training.tuners.lora import ADAPTER, adapters_off, component_of, lora_targets
 from diffplug.training.tuners.settings import PEFT_KINDS
 
 __all__ = ["PeftTuner"]
@@ -88,20 +88,9 @@ class PeftTuner:
         """Return the tensors themselves."""
         return weights
 
-    @contextmanager
-    def original(self) -> Iterator[None]:
+    def original(self) -> AbstractContextManager[None]:
         """The denoiser with the adapter off."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        layers = [part for part in self.denoiser.modules() if isinstance(part, BaseTunerLayer)]
-        for layer in layers:
-            layer._disable_adapters = True
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for layer in layers:
-                layer._disable_adapters = False
+        return adapters_off(self.denoiser)
 
     def updated(self, update: int) -> None:
         """Nothing to do."""
