@@ -96,6 +96,16 @@ class PipelineCall:
         return original_class(self.pipe).__call__(self.pipe, **kwargs)
 
 
+def undo_all(undos: list[Undo]) -> Undo:
+    """Return what runs these backwards, each once, however often it is called; the list is emptied."""
+
+    def undo() -> None:
+        while undos:
+            undos.pop()()
+
+    return undo
+
+
 def intercept_step(scheduler: Any, interceptor: StepInterceptor) -> Undo:
     """A function that takes `interceptor` away again; until then it stands at `scheduler.step`.
 

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from diffplug.call_arguments import asked
 from diffplug.checks import finite
-from diffplug.intercept import PipelineCall, StepCall, StepInterceptor, Undo, intercept_call, intercept_step
+from diffplug.intercept import (
+    PipelineCall,
+    StepCall,
+    StepInterceptor,
+    Undo,
+    intercept_call,
+    intercept_step,
+    undo_all,
+)
 from diffplug.network.denoiser import denoisers, wrap_forward
 from diffplug.samplers.negative.call import (
     denoiser_class,
@@ -86,12 +94,7 @@ class ClassifierFree:
             self.clock = clock = Clock()
             undos += [wrap_forward(network, _Interval(pipe, self, clock)) for network in denoisers(pipe)]
         undos.append(intercept_call(pipe, self.run, innermost=True))
-
-        def undo() -> None:
-            while undos:
-                undos.pop()()
-
-        return undo
+        return undo_all(undos)
 
     def run(self, call: PipelineCall, kwargs: dict[str, Any]) -> Any:
         """Run the call with guidance of the right strength."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffplug.intercept import original_class
+from diffplug.intercept import original_class, undo_all
 from diffplug.network.denoiser import wrap_forward
 from diffplug.samplers.negative.call import check_unguided
 from diffplug.samplers.negative.cross_attention import output_projection, unwrapped
@@ -69,12 +69,7 @@ def guide_joint(
         undos.append(
             (module.register_forward_pre_hook if before else module.register_forward_hook)(hook).remove
         )
-
-    def undo() -> None:
-        while undos:
-            undos.pop()()
-
-    return undo
+    return undo_all(undos)
 
 
 class _Call:

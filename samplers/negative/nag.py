@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from diffplug.checks import finite
-from diffplug.intercept import PipelineCall, Undo, intercept_call
+from diffplug.intercept import PipelineCall, Undo, intercept_call, undo_all
 from diffplug.network.denoiser import denoisers
 from diffplug.samplers.negative.call import (
     NEGATIVES,
@@ -151,12 +151,7 @@ class NAG:
             return self._run(call, kwargs, state, options)
 
         undos.append(intercept_call(pipe, around, innermost=True, takes=NEGATIVES))
-
-        def undo() -> None:
-            while undos:
-                undos.pop()()
-
-        return undo
+        return undo_all(undos)
 
     def _run(
         self, call: PipelineCall, kwargs: dict[str, Any], state: NegativeState, options: NagOptions

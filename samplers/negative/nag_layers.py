@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffplug.intercept import undo_all
 from diffplug.network.denoiser import wrap_forward
 from diffplug.samplers.negative.cross_attention import cross_attentions, output_projection, unwrapped
 from diffplug.samplers.negative.network import watch_network
@@ -35,12 +36,7 @@ def guide_cross(
         guided = _Guided(layer, state, lambda a, b: formula(a, b, options))
         undos.append(output_projection(layer).register_forward_pre_hook(guided.at_output).remove)
         undos.append(wrap_forward(layer, guided))
-
-    def undo() -> None:
-        while undos:
-            undos.pop()()
-
-    return undo
+    return undo_all(undos)
 
 
 class _Guided:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from diffplug.checks import finite
-from diffplug.intercept import PipelineCall, Undo, intercept_call
+from diffplug.intercept import PipelineCall, Undo, intercept_call, undo_all
 from diffplug.loading import embedded_name, shapes_folder
 from diffplug.network.denoiser import denoisers
 from diffplug.samplers.fingerprint import architecture, fingerprint
@@ -116,12 +116,7 @@ class SpeedUpNet:
             return self._run(call, kwargs, state, adapter)
 
         undos.append(intercept_call(pipe, around, innermost=True, takes=NEGATIVES))
-
-        def undo() -> None:
-            while undos:
-                undos.pop()()
-
-        return undo
+        return undo_all(undos)
 
     def _run(
         self, call: PipelineCall, kwargs: dict[str, Any], state: NegativeState, adapter: SunAdapter
