@@ -12,6 +12,7 @@ from PIL import Image
 from diffplug.demos.contact_sheet import Cell as SheetCell
 from diffplug.demos.contact_sheet import contact_sheet
 from diffplug.demos.page.controls import Controls
+from diffplug.demos.page.stopping import stops
 from diffplug.demos.page.told import told
 from diffplug.demos.studio.form import Form
 from diffplug.demos.studio.limits import MOST_CELLS
@@ -99,14 +100,7 @@ def compare_tab(studio: Studio, controls: Controls, copies: int) -> None:
         show_progress_on=note,
         trigger_mode="once",
     )
-    stop.click(
-        lambda: "stopped; what is there stays",
-        None,
-        note,
-        cancels=[started],
-        api_name="stop_compare",
-        queue=False,
-    )
+    stops(stop, started, note, says="stopped; what is there stays", name="stop_compare")
     show.click(told(_two), [kept, left, right], slider, api_name="slide")
 
 

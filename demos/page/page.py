@@ -13,6 +13,7 @@ from PIL import Image
 from diffplug.demos.page.compare_tab import compare_tab
 from diffplug.demos.page.controls import Controls
 from diffplug.demos.page.steer_tab import steer_tab
+from diffplug.demos.page.stopping import stops
 from diffplug.demos.page.told import told
 from diffplug.demos.page.vote_tab import vote_tab
 from diffplug.demos.studio.form import restored
@@ -158,7 +159,7 @@ def _make_tab(studio: Studio, controls: Controls, copies: int) -> None:
         show_progress_on=note,
         trigger_mode="once",
     )
-    stop.click(lambda: "stopped", None, note, cancels=[started], api_name="stop", queue=False)
+    stops(stop, started, note, name="stop")
 
 
 def _restore_tab(studio: Studio, controls: Controls) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from diffplug.demos.page.controls import Controls
+from diffplug.demos.page.stopping import stops
 from diffplug.demos.page.told import told
 from diffplug.demos.studio.form import NO_STEERER
 from diffplug.demos.studio.studio import Made, Studio
@@ -70,7 +71,7 @@ def steer_tab(studio: Studio, controls: Controls, copies: int) -> None:
         show_progress_on=note,
         trigger_mode="once",
     )
-    stop.click(lambda: "stopped", None, note, cancels=[started], api_name="stop_steer", queue=False)
+    stops(stop, started, note, name="stop_steer")
 
 
 def _captioned(made: Made) -> list[tuple[Any, str]]:

@@ -156,6 +156,8 @@ def test_stop_ends_a_long_run(page: Any, page_process: Served) -> None:
     _wait(page, "#note", "step ")
     page.click("#stop")
     _wait(page, "#note", "stopped")
+    page.wait_for_timeout(500)
+    assert page.input_value("#note textarea") == "stopped"  # no late step writes over it
     _set(page, "steps", 5)
     page.click("#make")
     _wait(page, "#note", "5 evaluations")  # the only pipeline is free again

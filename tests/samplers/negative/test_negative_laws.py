@@ -238,7 +238,7 @@ def test_another_scheduler_in_the_middle_of_a_run_is_refused(method: str) -> Non
 
     own = pipe.scheduler
     with plug(pipe, ACT[method](pipe)):
-        with pytest.raises(ValueError, match="changed from .* to DPMSolver\w+ in the middle of a run"):
+        with pytest.raises(ValueError, match=r"changed from .* to DPMSolver\w+ in the middle of a run"):
             drawn(pipe, "sd15", negative_prompt=OTHER, num_inference_steps=3, callback_on_step_end=swapped)
         pipe.scheduler = own
         drawn(pipe, "sd15", negative_prompt=OTHER, num_inference_steps=3)
