@@ -17,6 +17,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -105,16 +106,38 @@ def run_one_step(told: argparse.Namespace) -> None:
 
 
 def run_contest(told: argparse.Namespace) -> None:
-    """Objectives at equal seconds."""
-    pipe = opened("shapes", "cpu")
+    """Objectives at equal seconds; every row is kept as it comes, and the next run goes on from them."""
+    pipe, path = opened("shapes", "cpu"), RESULTS / "distill_contest.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    rows = before.get("rows", []) if before.get("seconds") == told.seconds else []
+    known = {(r["steps"], r["objective"], r["filtered"], r["seed"]) for r in rows}
     test, _ = shapes.prepared(pipe, told.prompts)
-    rows = training.contest(
-        pipe, test, told.out, told.cache, seconds=told.seconds, seeds=told.seeds, steps=told.steps
-    )
-    for r in rows:
+    wanted = {"seconds": told.seconds, "seeds": told.seeds, "steps": told.steps, "known": known}
+    for r in training.contest(pipe, test, told.out, told.cache, **wanted):
+        rows.append(r)
         print(f"{r['objective']}, {r['name']}, {'right' if r['filtered'] else 'all'}, seed {r['seed']}: "
-              f"{r['strict']:.1f} ± {r['strict_error']:.1f}, score {r['score']:.3f}")  # fmt: skip
-    kept("contest", {"seconds": told.seconds, "rows": rows})
+              f"{r['strict']:.1f} ± {r['strict_error']:.1f}, score {r['score']:.3f}", flush=True)  # fmt: skip
+        kept("contest", {"seconds": told.seconds, "rows": rows})
+    _table(rows)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the mean over seeds of every objective, and its standard error over them."""
+    cells: dict[tuple[int, str, bool], list[float]] = {}
+    for r in rows:
+        cells.setdefault((r["steps"], r["objective"], r["filtered"]), []).append(r["strict"])
+    print_table(
+        ["steps", "objective", "trajectories", "strict %", "seeds"],
+        [
+            [str(k), name, "right" if right else "all", f"{mean(x):.1f} ± {_error(x):.1f}", str(len(x))]
+            for (k, name, right), x in sorted(cells.items(), key=lambda c: (c[0][0], -mean(c[1])))
+        ],
+        right=["steps", "strict %", "seeds"],
+    )
+
+
+def _error(values: Sequence[float]) -> float:
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
 
 
 def run_overhead(told: argparse.Namespace) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,24 +75,34 @@ def bars(pipe: Any, test: Test, folder: Path, cache: Path) -> list[tuple[Row, fl
 
 
 def contest(
-    pipe: Any, test: Test, folder: Path, cache: Path, *, seconds: float, seeds: int, steps: list[int]
-) -> list[dict[str, Any]]:
-    """Return every objective's row at equal CPU seconds, with right trajectories only and with all."""
-    out = []
-    for k in steps:
-        for name, (method, extra) in CONTEST.items():
-            if name == "one-step" and k != 1:
-                continue
-            for filtered in (True, False):
-                for seed in range(seeds):
-                    updates = _updates(method, extra, k, folder, cache, seconds)
-                    place = folder / f"{name}-{k}-{'right' if filtered else 'all'}-{seed}"
-                    changes = [f"student.steps={k}", f"run.updates={updates}", f"run.seed={seed}"]
-                    changes += [*_segments(method, k), *([] if filtered else ["teacher.keep=0"]), *extra]
-                    student, _ = run(method, changes, place, cache)
-                    made = of_student(pipe, student, k, test)
-                    out.append({"objective": name, "filtered": filtered, "seed": seed, **vars(made)})
-    return out
+    pipe: Any,
+    test: Test,
+    folder: Path,
+    cache: Path,
+    *,
+    seconds: float,
+    seeds: int,
+    steps: list[int],
+    known: Collection[tuple[Any, ...]] = (),
+) -> Iterator[dict[str, Any]]:
+    """Yield every objective's row at equal CPU seconds, with right trajectories only and with all.
+
+    known: the cells (steps, objective, filtered, seed) that are passed over.
+    """
+    for k, name in itertools.product(steps, CONTEST):
+        method, extra = CONTEST[name]
+        cells = [c for c in itertools.product((True, False), range(seeds)) if (k, name, *c) not in known]
+        if not cells or (name == "one-step" and k != 1):
+            continue
+        updates = _updates(method, extra, k, folder, cache, seconds)
+        for filtered, seed in cells:
+            place = folder / f"{name}-{k}-{'right' if filtered else 'all'}-{seed}"
+            changes = [f"student.steps={k}", f"run.updates={updates}", f"run.seed={seed}"]
+            changes += [*_segments(method, k), *([] if filtered else ["teacher.keep=0"]), *extra]
+            student, _ = run(method, changes, place, cache)
+            made = of_student(pipe, student, k, test)
+            cell = {"steps": k, "objective": name, "filtered": filtered, "seed": seed}
+            yield {**cell, "updates": updates, **vars(made)}
 
 
 def _segments(method: str, k: int) -> list[str]:
