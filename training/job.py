@@ -30,6 +30,7 @@ from diffplug.training.config import (
     settings,
 )
 from diffplug.training.data import DataSettings, Pictures, prompts_of
+from diffplug.training.earlier_student import student_file
 from diffplug.training.network import Network
 from diffplug.training.noise_path import NoisePath, edges
 from diffplug.training.student import Sampling
@@ -46,10 +47,10 @@ __all__ = ["Job", "JobSettings", "StudentSettings", "TunerSettings"]
 class StudentSettings:
     """What the student becomes.
 
-    steps: evaluations it is for. start: folder of an earlier student to begin from. eta: noise of DDIM's
-    steps when it is drawn with. guidance: None bakes the teacher's guidance in; a number distils the unguided
-    teacher and the empty prompt too, so that guidance at about this scale, and negative prompts, act as
-    before. name: in the recipe.
+    steps: evaluations it is for. start: an earlier student to begin from, the folder of a run or a few-step
+    name ("shapes"). eta: noise of DDIM's steps when it is drawn with. guidance: None bakes the teacher's
+    guidance in; a number distils the unguided teacher and the empty prompt too, so that guidance at about
+    this scale, and negative prompts, act as before. name: in the recipe.
     """
 
     steps: int = 4
@@ -171,7 +172,14 @@ class Job:
         if own is not None:
             found: Tuner = own(self)
             return found
-        return attached_tuner(self.config.tuner, self.pipe, self.config.student.start, self.config.run.seed)
+        told, student = self.config.tuner, self.config.student
+        file = None if student.start is None else student_file(self.pipe, student.start, student.steps)
+        torch.manual_seed(self.config.run.seed)
+        tuner: Any = tuner_of(told)
+        tuner.attach(one_denoiser(self.pipe))
+        if file is not None:
+            tuner.load(file)
+        return tuner  # type: ignore[no-any-return]
 
     @cached_property
     def network(self) -> Network:
@@ -239,7 +247,7 @@ class Job:
         edges(NoisePath.of(self.pipe.scheduler), self.config.student.steps)
         check_tuner(told, one_denoiser(self.pipe))
         if start is not None and not hasattr(self.method, "tuner_of"):
-            _weights_in(Path(start))
+            student_file(self.pipe, start, self.config.student.steps)
         if not self.prompts:
             raise ValueError("there are no prompts")
 
@@ -251,37 +259,6 @@ class Job:
             return found
         student = self.config.student
         return Sampling(self.path, (student.steps,), student.eta, student.guidance)
-
-
-def attached_tuner(told: TunerSettings, pipe: Any, start: str | None, seed: int) -> Tuner:
-    """Return a config's tuner, attached to the denoiser; `start`: folder of an earlier student."""
-    denoiser, folder = one_denoiser(pipe), Path(start) if start else None
-    file = _weights_in(folder) if folder is not None else None
-    torch.manual_seed(seed)
-    tuner: Any = tuner_of(told)
-    tuner.attach(denoiser)
-    if file is not None:
-        tuner.load(file)
-    attached: Tuner = tuner
-    return attached
-
-
-_STUDENTS = (
-    "adapter.safetensors",
-    "adapter.sara.safetensors",
-    "adapter.peft.safetensors",
-    "denoiser.safetensors",
-)
-
-
-def _weights_in(folder: Path) -> Path:
-    """Return the weights of an earlier student."""
-    if not folder.is_dir():
-        raise ValueError(f"student.start: there is no folder {str(folder)!r}: give an earlier run's student")
-    for name in _STUDENTS:
-        if (folder / name).exists():
-            return folder / name
-    raise ValueError(f"student.start: {str(folder)!r} holds no student: give the folder with recipe.json")
 
 
 def _without_targets(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -128,6 +128,16 @@ def test_an_earlier_student_is_where_the_next_begins(tmp_path: Path, cache: Path
 
 
 @pytest.mark.pipe
+def test_a_few_step_name_is_where_a_student_begins(cache: Path) -> None:
+    changes = ("student.start=shapes", "student.steps=4", "tuner.kind=full", "teacher.steps=4")
+    begun, new = job("tdm", cache, *changes), job("tdm", cache, *changes[1:])
+    before, after = new.tuner.parameters, begun.tuner.parameters
+    assert sum(not torch.equal(before[name], after[name]) for name in before) > len(before) // 3
+    with begun.tuner.original():
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.pipe
 def test_pictures_with_captions_are_encoded_once(tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -182,7 +192,7 @@ def test_the_command_trains_and_prints_code(tmp_path: Path, cache: Path, as_loud
         (["trajectory", "--set", "model=nowhere"], "unknown model 'nowhere'"),
         (["trajectory", "--resume"], "nothing to resume"),
         (["trajectory", "--set", "data.prompts=gone.txt"], "there is no file 'gone.txt'"),
-        (["trajectory", "--set", "student.start=gone"], "there is no folder 'gone'"),
+        (["trajectory", "--set", "student.start=gone"], "neither a folder with a recipe.json nor a few-step name"),
         (["trajectory", "--set", "tuner.extract=4"], "extract is for tuner.kind=full"),
         (
             ["trajectory", "--set", "tuner.targets=['to_w']"],

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from diffplug.training.conditions import one_denoiser
+from diffplug.training.earlier_student import student_file
 from diffplug.training.tuner import Tuner
 from diffplug.training.tuners.by_name import tuner_of
 from diffplug.training.tuners.extract import extract_lora
 from diffplug.training.tuners.full import FullTuner
 from diffplug.training.tuners.lora import LoraTuner, lora_scales, write_lora
 
-__all__ = ["OnTop", "policy", "student_file"]
+__all__ = ["OnTop", "policy"]
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 
@@ -104,35 +105,6 @@ def policy(job: Any) -> Tuner:
     inner = tuner_of(told)
     inner.attach(denoiser)
     return inner if start is None else OnTop(inner, factors, base, told.extract, told.save_dtype)
-
-
-def student_file(pipe: Any, start: str, steps: int) -> Path:
-    """Return the weights of a student: the folder of an earlier run, or a few-step name."""
-    from diffplug.samplers.few_step.families import family_of
-    from diffplug.samplers.few_step.lookup import all_rows, knows, row_for, rows_in
-
-    folder = Path(start)
-    if folder.is_dir() and (folder / "recipe.json").exists():
-        row = rows_in(folder / "recipe.json")[0]
-        if row.family != family_of(pipe):
-            raise ValueError(
-                f"student.start: {start!r} is a student of {row.family}, the model is {family_of(pipe)}: "
-                "begin from a student of this model"
-            )
-    elif knows(start):
-        row = row_for(start, family_of(pipe), steps, all_rows())
-    else:
-        raise ValueError(
-            f"student.start: {start!r} is neither a folder with a recipe.json nor a few-step name; "
-            "`diffplug names --few-step` lists these"
-        )
-    file = row.weights[0] if len(row.weights) == 1 else None
-    if file is None or file.repo or not row.folder:
-        raise ValueError(
-            f"student.start: {start!r} is no student in a local file: download it into a folder with its "
-            "recipe.json, or name a model that is few-step by itself"
-        )
-    return Path(row.folder) / file.file
 
 
 @torch.no_grad()

@@ -128,9 +128,10 @@ def encode_clips(vae: AutoencoderKL, recipe: MovingRecipe, cache: Path, part: in
     vae = vae.to(memory_format=torch.channels_last)
     for start in range(0, recipe.scenes, part):
         rng = np.random.default_rng([recipe.seed, start, 31])
-        pairs = [captioned_moving(rng) for _ in range(min(part, recipe.scenes - start))]
+        n = min(part, recipe.scenes - start)
+        pairs = [captioned_moving(rng) for _ in range(n)]
         told += [words for _, words in pairs]
-        file = cache / f"scenes-{start:05d}.safetensors"
+        file = cache / f"seed-{recipe.seed}-scenes-{start}-{start + n}.safetensors"  # one draw, one file
         if not file.exists():
             encoded = torch.stack([_encoded(vae, moving) for moving, _ in pairs])
             with atomic_path(file) as temporary:

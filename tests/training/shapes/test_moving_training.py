@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,11 @@ def test_clips_are_encoded_once_and_normalised(clips: Clips, tmp_path: Path) -> 
     again = encode_clips(load("shapes").vae, RECIPE, tmp_path, part=2)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == stamps
     assert torch.equal(again.latents, clips.latents)
+    fewer = encode_clips(load("shapes").vae, replace(RECIPE, scenes=3), tmp_path, part=2)
+    other = encode_clips(load("shapes").vae, replace(RECIPE, scenes=2, seed=1), tmp_path, part=2)
+    assert torch.equal(fewer.latents, clips.latents[:3]) and not torch.equal(
+        other.latents, clips.latents[:2]
+    )  # a folder that several recipes share gives each its own
 
 
 def test_batches_are_a_function_of_the_step(clips: Clips) -> None:
