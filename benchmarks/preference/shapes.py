@@ -43,6 +43,11 @@ SHIPPED: dict[str, Any] = {
     "run": {"updates": 50, "batch": 32},
     "validation": {"sheet": 16, "count": 16, "prompts": "shapes:search"},
 }
+MATCHING: dict[str, Any] = {  # the teacher's distribution; its objective has no reward of its own
+    "objective": {"reward": None, "beta": None, "eta": None},
+    "optimizer": {"lr": 3e-5},
+    "run": {"updates": 100, "batch": 32},
+}
 GRADIENT: dict[str, Any] = {"reward": "shapes-clip", "beta": None, "eta": None}  # of a reward that has one
 SPO: dict[str, Any] = {
     "student": {"start": None, "steps": 20, "guidance": GUIDANCE, "name": "shapes-20-spo"},
@@ -70,13 +75,17 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
         "draft",
         {"objective": GRADIENT, "optimizer": {"lr": 2e-5}, "run": {"updates": 40, "batch": 16}},
     ),
+    "tdm": ("tdm", MATCHING),
+    "tilted": ("tilted", {**MATCHING, "objective": GRADIENT}),
+    "tilted-strong": ("tilted", {**MATCHING, "objective": {**GRADIENT, "tilt": 1.0}}),
     "naive": ("naive-preferred", {"run": {"updates": 20}}),
     "naive-steady": (
         "naive-preferred",
         {"run": {"updates": 20}, "optimizer": {"floor": 1.0, "warmup": 1, "ema": 0.0}},
     ),
 }
-"""Each run: its method, and what differs from `SHIPPED`. `spo` tunes the model of many steps."""
+"""Each run: its method, and what differs from `SHIPPED`. `spo` tunes the model of many steps; `tdm` is the
+control of `tilted`."""
 MANY = ("spo", "spo-cool")
 SHIPS = {"pso-0": "shapes-pso"}
 """Runs whose student comes with the package: it is taken where the run itself is not there."""
