@@ -1,9 +1,9 @@
-"""A plug that watches a run: it tells every step, and stops where latents are no numbers any more."""
+"""Around a whole run: `Watch` tells steps and stops where latents are no numbers, `quiet` hides the bar."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from diffplug import noise
 from diffplug.intercept import StepCall, StepInterceptor, Undo, current_scheduler, intercept_step
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "quiet"]
 
 CURE = "lower --guidance, or try --dtype float32 or bfloat16; if that does not help, the weights are damaged"
 
@@ -82,3 +82,14 @@ def _lost(sample: Tensor, particles: int) -> Tensor:
 
 def _not_finite(place: str) -> ValueError:
     return ValueError(f"latents are not finite after {place}: {CURE}")
+
+
+@contextmanager
+def quiet(pipe: Any) -> Iterator[None]:
+    """A block in which the pipeline draws no progress bar."""
+    before = dict(getattr(pipe, "_progress_bar_config", None) or {})
+    pipe.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**before)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +18,9 @@ from torch import Tensor, nn
 
 from diffplug.intercept import StepCall, StepInterceptor, current_scheduler, intercept_step
 from diffplug.network.denoiser import denoisers
+from diffplug.watch import quiet
 
-__all__ = ["CallForm", "Conditions", "encode", "null_condition", "one_denoiser", "quiet"]
+__all__ = ["CallForm", "Conditions", "encode", "null_condition", "one_denoiser"]
 
 
 @dataclass(frozen=True)
@@ -259,14 +259,3 @@ def _moved(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         name: _moved(v, device) if isinstance(v, dict) else v.to(device) if isinstance(v, Tensor) else v
         for name, v in values.items()
     }
-
-
-@contextmanager
-def quiet(pipe: Any) -> Iterator[None]:
-    """A block in which the pipeline draws no progress bar."""
-    before = dict(getattr(pipe, "_progress_bar_config", None) or {})
-    pipe.set_progress_bar_config(**{**before, "disable": True})
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(**before)

@@ -30,13 +30,13 @@ from diffplug.training.config import (
     settings,
 )
 from diffplug.training.data import DataSettings, Pictures, prompts_of
-from diffplug.training.earlier_student import student_file
 from diffplug.training.network import Network
 from diffplug.training.noise_path import NoisePath, edges
 from diffplug.training.student import Sampling
 from diffplug.training.trajectories import TeacherSettings, Trajectories, TrajectoryStore
 from diffplug.training.tuner import Tuner
 from diffplug.training.tuners.by_name import check_tuner, tuner_of
+from diffplug.training.tuners.earlier_student import student_file
 from diffplug.training.tuners.settings import TunerSettings
 from diffplug.training.validation import ValidationSettings
 

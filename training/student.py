@@ -13,8 +13,8 @@ from torch import Tensor
 from diffplug.latents import decode
 from diffplug.plug import plug
 from diffplug.seeds import Seeds
-from diffplug.training.conditions import quiet
 from diffplug.training.noise_path import NoisePath
+from diffplug.watch import quiet
 
 __all__ = ["Drawn", "Sampling", "draw"]
 

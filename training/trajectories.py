@@ -33,9 +33,10 @@ from diffplug.plug import plug
 from diffplug.samplers import by_name as stock
 from diffplug.samplers.fingerprint import conditioning_fingerprint, fingerprint
 from diffplug.seeds import Seeds
-from diffplug.training.conditions import Conditions, encode, one_denoiser, quiet
+from diffplug.training.conditions import Conditions, encode, one_denoiser
 from diffplug.training.noise_path import NoisePath
 from diffplug.training.precision import autocast
+from diffplug.watch import quiet
 
 __all__ = ["PART", "TeacherSettings", "Trajectories", "TrajectoryStore"]
 

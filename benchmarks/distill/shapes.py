@@ -19,8 +19,9 @@ from diffplug.plug import plug
 from diffplug.samplers.few_step.plug import FewStep
 from diffplug.seeds import Seeds
 from diffplug.shapes import grade, sample_prompts
-from diffplug.training.conditions import one_denoiser, quiet
+from diffplug.training.conditions import one_denoiser
 from diffplug.training.precision import autocast
+from diffplug.watch import quiet
 
 GUIDANCE = 5.0
 STOCK: dict[str, Any] = {

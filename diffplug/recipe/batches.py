@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from diffplug.intercept import original_class
 from diffplug.network.denoiser import count_network
 from diffplug.network.memory import is_out_of_memory, release_memory
 from diffplug.plug import plug
-from diffplug.watch import CURE, Watch
+from diffplug.watch import CURE, Watch, quiet
 
 if TYPE_CHECKING:
     from diffplug.recipe.recipe import Recipe
@@ -192,14 +191,3 @@ def guided(pipe: Any, guidance: float | None) -> bool:
     """Return whether the last call ran a conditional and an unconditional row for each picture."""
     said = getattr(pipe, "do_classifier_free_guidance", None)
     return bool(said) if said is not None else guidance is not None and guidance > 1
-
-
-@contextmanager
-def quiet(pipe: Any) -> Iterator[None]:
-    """The pipeline's own progress bar is off inside the block."""
-    before = dict(getattr(pipe, "_progress_bar_config", None) or {})
-    pipe.set_progress_bar_config(**{**before, "disable": True})
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(**before)

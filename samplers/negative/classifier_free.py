@@ -23,6 +23,7 @@ from diffplug.intercept import (
     intercept_step,
     undo_all,
 )
+from diffplug.network.call_rows import SHARED, cut_rows, rows_of
 from diffplug.network.denoiser import denoisers, wrap_forward
 from diffplug.samplers.negative.call import (
     denoiser_class,
@@ -183,38 +184,16 @@ class _Interval:
             if self.clock.calls % 2 or self.kept is None:
                 self.kept = forward(*args, **kwargs)
             return self.kept
-        n = _rows(args, kwargs)
+        n = rows_of(args, kwargs)
         some = {
-            name: value if name in _SHARED else self._half(name, value, n) for name, value in kwargs.items()
+            name: value if name in SHARED else self._half(name, value, n) for name, value in kwargs.items()
         }
         return _both(forward(*[self._half("", value, n) for value in args], **some))
 
     def _half(self, name: str, value: Any, n: int) -> Any:
         """Return the positive rows of an argument; AnimateDiff's text has a row for each frame."""
         own = len(value) if name == "encoder_hidden_states" and isinstance(value, Tensor) else n
-        return _cut(value, slice(0, own // 2) if self.positive_first else slice(own // 2, own), own)
-
-
-_SHARED = ("img_ids", "txt_ids", "image_rotary_emb")
-
-
-def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    return next(
-        len(v)
-        for v in (*args, *kwargs.values())
-        if isinstance(v, list) or (isinstance(v, Tensor) and v.ndim > 1)
-    )
-
-
-def _cut(value: Any, part: slice, n: int) -> Any:
-    """Return the rows of an argument at any depth; what has not n rows stays as it is."""
-    if isinstance(value, Tensor):
-        return value[part] if value.ndim and len(value) == n else value
-    if isinstance(value, list) and len(value) == n and all(isinstance(item, Tensor) for item in value):
-        return value[part]
-    if type(value) in (list, tuple):
-        return type(value)(_cut(item, part, n) for item in value)
-    return {name: _cut(item, part, n) for name, item in value.items()} if type(value) is dict else value
+        return cut_rows(value, slice(0, own // 2) if self.positive_first else slice(own // 2, own), own)
 
 
 def _both(out: Any) -> Any:

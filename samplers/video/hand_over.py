@@ -1,7 +1,7 @@
 """How the last frames of a clip are handed to the next: one adapter for each kind of pipeline.
 
     image      one frame as `image=`              Wan, HunyuanVideo, CogVideoX, LTX, Kandinsky 5, Sana, SVD
-    I2V video      p frames as `video=`               Cosmos, Moving Shapes
+    video      p frames as `video=`               Cosmos, Moving Shapes
     ltx        p = 1 + 8 m frames as a condition  LTXConditionPipeline
     vace       p frames, the rest masked          WanVACEPipeline
     latents    p = 1 + 4 m frames, no decoding    Wan 2.2 TI2V (`expand_timesteps`), experimental

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffplug.network.call_rows import SHARED, cut_rows, rows_of
 from diffplug.network.denoiser import denoisers, wrap_forward
-
-_SHARED = ("img_ids", "txt_ids", "image_rotary_emb")  # positions, the same for all rows
 
 
 @contextmanager
@@ -77,8 +76,8 @@ class Portions:
             try:
                 return whole(*args, **kwargs)
             except torch.OutOfMemoryError:
-                self._halve(_rows(args, kwargs))
-        n, start = _rows(args, kwargs), 0
+                self._halve(rows_of(args, kwargs))
+        n, start = rows_of(args, kwargs), 0
         parts: list[Any] = []
         while start < n or not parts:
             limit = n if self.limit is None else self.limit
@@ -104,29 +103,8 @@ def _of_rows(
     """Return what a forward gives for some rows of n."""
     if part.start == 0 and part.stop >= n:
         return whole(*args, **kwargs)
-    some = {k: v if k in _SHARED else _cut(v, part, n) for k, v in kwargs.items()}
-    return whole(*[_cut(value, part, n) for value in args], **some)
-
-
-def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Return how many rows a call has: those of its first argument that is a batch."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.ndim > 1:
-            return len(value)
-        if isinstance(value, list) and value and isinstance(value[0], Tensor):
-            return len(value)
-    return 0
-
-
-def _cut(value: Any, part: slice, n: int) -> Any:
-    """Return the rows of an argument, tensors with n of them at any depth; anything else as it is."""
-    if isinstance(value, Tensor):
-        return value[part] if value.ndim and len(value) == n else value
-    if isinstance(value, list) and len(value) == n and all(isinstance(item, Tensor) for item in value):
-        return value[part]
-    if type(value) in (list, tuple):
-        return type(value)(_cut(item, part, n) for item in value)
-    return {k: _cut(v, part, n) for k, v in value.items()} if type(value) is dict else value
+    some = {k: v if k in SHARED else cut_rows(v, part, n) for k, v in kwargs.items()}
+    return whole(*[cut_rows(value, part, n) for value in args], **some)
 
 
 def _joined(parts: list[Any]) -> Any:

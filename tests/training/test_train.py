@@ -192,7 +192,10 @@ def test_the_command_trains_and_prints_code(tmp_path: Path, cache: Path, as_loud
         (["trajectory", "--set", "model=nowhere"], "unknown model 'nowhere'"),
         (["trajectory", "--resume"], "nothing to resume"),
         (["trajectory", "--set", "data.prompts=gone.txt"], "there is no file 'gone.txt'"),
-        (["trajectory", "--set", "student.start=gone"], "neither a folder with a recipe.json nor a few-step name"),
+        (
+            ["trajectory", "--set", "student.start=gone"],
+            "neither a folder with a recipe.json nor a few-step name",
+        ),
         (["trajectory", "--set", "tuner.extract=4"], "extract is for tuner.kind=full"),
         (
             ["trajectory", "--set", "tuner.targets=['to_w']"],

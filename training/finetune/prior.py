@@ -19,7 +19,7 @@ from diffplug.files import atomic_path, output_folder
 from diffplug.plug import plug
 from diffplug.samplers.fingerprint import fingerprint
 from diffplug.seeds import Seeds
-from diffplug.training.conditions import Conditions, quiet
+from diffplug.training.conditions import Conditions
 from diffplug.training.data import DataSettings, prompts_of
 from diffplug.training.finetune.buckets import Size
 from diffplug.training.finetune.pictures import (
@@ -30,6 +30,7 @@ from diffplug.training.finetune.pictures import (
     pixel_step,
     read_buckets,
 )
+from diffplug.watch import quiet
 
 __all__ = ["prior_buckets", "prior_prompts"]
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from diffplug.training.conditions import one_denoiser
-from diffplug.training.earlier_student import student_file
 from diffplug.training.tuner import Tuner
 from diffplug.training.tuners.by_name import tuner_of
+from diffplug.training.tuners.earlier_student import student_file
 from diffplug.training.tuners.extract import extract_lora
 from diffplug.training.tuners.full import FullTuner
 from diffplug.training.tuners.lora import LoraTuner, lora_scales, write_lora

@@ -23,10 +23,11 @@ from diffplug.samplers.negative.speedupnet import SpeedUpNet
 from diffplug.samplers.negative.state import NegativeState
 from diffplug.samplers.negative.sun_adapter import SunAdapter, put_on
 from diffplug.seeds import Seeds
-from diffplug.training.conditions import encode, one_denoiser, quiet
+from diffplug.training.conditions import encode, one_denoiser
 from diffplug.training.noise_path import NoisePath
 from diffplug.training.speedupnet.guidance_states import GuidanceStates, StateSettings, TextNetwork, collect
 from diffplug.training.speedupnet.negatives import Pairs
+from diffplug.watch import quiet
 
 __all__ = ["AdapterScore", "gap", "rollouts", "score_adapter"]
 
