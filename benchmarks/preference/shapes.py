@@ -66,6 +66,7 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
         {"tuner": {"kind": "lora", "rank": 16, "extract": None}, "optimizer": {"lr": 5e-4}},
     ),
     "pso-cool": ("pso", {"optimizer": {"lr": 3e-5}, "run": {"batch": 64, "updates": 40}}),
+    "pso-wide": ("pso", {"objective": {"candidates": 4}, "run": {"updates": 80}}),
     "pso-no-anchor": ("pso", {"objective": {"anchor": 0.0}}),
     "pso-clip": ("pso", {"objective": {"reward": "shapes-clip"}}),
     "random": ("pso", {"objective": {"reward": f"{__file__}:coin"}}),
