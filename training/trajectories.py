@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -200,7 +201,8 @@ class TrajectoryStore:
     def keep_right(self, reward: str, least: float = 1.0, count: int | None = None) -> float:
         """Keep the trajectories whose last picture scores at least `least`; return their share.
 
-        The scores are kept beside the parts, so that only new pictures are scored.
+        Pictures of the empty prompt are kept: there is nothing that they could be right about. The scores
+        are kept beside the parts, so that only new pictures are scored.
         """
         count = self.count() if count is None else count
         scores = [score for number in range(-(-count // PART)) for score in self._scores(number, reward)]
@@ -233,8 +235,10 @@ class TrajectoryStore:
         images = decode(self.pipe, last.to(device, self._decoder_dtype()), **size).cpu()
         images = images[:, images.shape[1] // 2] if images.ndim == 5 else images
         prompts = [self.prompt(number * PART + i) for i in range(len(last))]
-        scores = rewards.score(reward, images, prompts)
-        return [-1e30 if score != score else float(score) for score in scores]
+        told = [i for i, prompt in enumerate(prompts) if prompt]
+        given = rewards.score(reward, images[told], [prompts[i] for i in told]).tolist() if told else []
+        judged = {i: _LOST if math.isnan(score) else score for i, score in zip(told, given, strict=True)}
+        return [judged.get(i, _KEPT) for i in range(len(prompts))]
 
     def _decoder_dtype(self) -> torch.dtype:
         vae = getattr(self.pipe, "vae", None)
@@ -264,6 +268,10 @@ class TrajectoryStore:
             Conditions.cat([conditions for _, conditions in parts])[rows],
             [self.prompt(i) for i in kept],
         )
+
+
+_KEPT, _LOST = 1e30, -1e30
+"""Scores, which JSON can hold, of a picture that no reward judges and of one that a reward rates NaN."""
 
 
 class _Recorder(StepInterceptor):

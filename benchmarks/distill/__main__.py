@@ -2,6 +2,7 @@
 
     python -m benchmarks.distill shapes                 what ships, against stock and searched solvers
     python -m benchmarks.distill bars                   students trained now, within ten CPU minutes each
+    python -m benchmarks.distill keep                   a student that keeps guidance and negative prompts
     python -m benchmarks.distill toy --seeds 3          segmented consistency on eight Gaussians
     python -m benchmarks.distill one-step               score distillation with and without its regression
     python -m benchmarks.distill contest --seconds 60   objectives at equal seconds
@@ -82,6 +83,15 @@ def run_bars(told: argparse.Namespace) -> None:
     kept("bars", [{**vars(r), "training_seconds": seconds} for r, seconds in found])
 
 
+def run_keep(told: argparse.Namespace) -> None:
+    """A student that keeps guidance, beside DDIM with as many rows of the network."""
+    pipe = opened("shapes", "cpu")
+    test, _ = shapes.prepared(pipe, told.prompts)
+    found = training.keeping(pipe, test, told.out, told.cache)
+    shown([shapes.of_solver(pipe, "DDIM", 4, test), *(r for r, _ in found)])
+    kept("keep", [{**vars(r), "training_seconds": seconds} for r, seconds in found])
+
+
 def run_toy(told: argparse.Namespace) -> None:
     """Segmented consistency on the toy."""
     tables = toy.consistency(told.out / "toy", told.seeds)
@@ -150,6 +160,7 @@ def run_overhead(told: argparse.Namespace) -> None:
 RUNS = {
     "shapes": run_shapes,
     "bars": run_bars,
+    "keep": run_keep,
     "toy": run_toy,
     "one-step": run_one_step,
     "contest": run_contest,

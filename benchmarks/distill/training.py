@@ -6,6 +6,7 @@ import functools
 import itertools
 import time
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ def bars(pipe: Any, test: Test, folder: Path, cache: Path) -> list[tuple[Row, fl
         if steps > 1:
             found.append((of_student(pipe, student, steps, test, eta=1.0), spent[name]))
     return found
+
+
+def keeping(pipe: Any, test: Test, folder: Path, cache: Path) -> list[tuple[Row, float]]:
+    """Train a student for 4 evaluations that keeps guidance, and return its row and one drawn with eta 1."""
+    changes = ["student.steps=4", "student.guidance=5.0", "teacher.keep=0", "run.updates=400"]
+    student, clock = run("trajectory", changes, folder / "keeping", cache)
+    rows = [of_student(pipe, student, 4, test, eta=eta) for eta in (0.0, 1.0)]
+    return [(replace(r, name=f"{r.name}, guided", rows=8), clock.seconds) for r in rows]
 
 
 def contest(

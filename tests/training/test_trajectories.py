@@ -90,6 +90,18 @@ def test_a_reward_keeps_the_right_ones_and_scores_are_kept(
 
 
 @pytest.mark.pipe
+def test_a_reward_is_not_asked_about_the_empty_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrajectoryStore, "prompt", lambda self, i: "" if i % 2 else PROMPTS[0])
+    one = store(tmp_path)
+    one.fill(4)
+    asked: list[str] = []
+    scores = one._scored(0, lambda images, prompts: asked.extend(prompts) or torch.full((len(images),), -1.0))
+    assert set(asked) == {PROMPTS[0]} and scores[0] == -1 and scores[1] > 1e20
+
+
+@pytest.mark.pipe
 def test_states_of_other_conventions_are_the_models_own(tmp_path: Path) -> None:
     """Euler's larger states become those of DDIM; both go down the same straight lines of the same model."""
     stores = {}
