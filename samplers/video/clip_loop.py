@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -126,15 +126,8 @@ class ClipLoop:
     def _made(self, state: LoopState, call: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the clip of a call and what it leaves; the adapter itself remembers nothing."""
         carried = dict(state.carried)
-        carries = hasattr(self.adapter, "carried")
-        if carries:
-            self.adapter.carried = carried
-        try:
-            with self.anchored(carried):
-                return self.adapter.clip(state.tail, self.clip_frames, call), carried
-        finally:
-            if carries:
-                self.adapter.carried = {}
+        with _carrying(self.adapter, carried), self.anchored(carried):
+            return self.adapter.clip(state.tail, self.clip_frames, call), carried
 
     def _prompt(self, state: LoopState) -> str | None:
         """Return the prompt of the next clip: the one that holds at its first new frame."""
@@ -164,6 +157,19 @@ class ClipLoop:
             carried=carried,
             report=report,
         )
+
+
+@contextmanager
+def _carrying(adapter: Any, carried: dict[str, Tensor]) -> Iterator[None]:
+    """A block in which a hand-over that passes on more than frames has what the clip before left."""
+    carries = hasattr(adapter, "carried")
+    if carries:
+        adapter.carried = carried
+    try:
+        yield
+    finally:
+        if carries:
+            adapter.carried = {}
 
 
 def _timed(report: DriftReport, seconds: float, rewards: list[float], select: Any) -> DriftReport:
