@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from diffplug import rewards
-from diffplug.call_arguments import asked
 from diffplug.checks import check_whole
 from diffplug.intercept import original_class
 from diffplug.pictures import raw_pictures, score_pictures, to_tensor
@@ -29,6 +28,7 @@ from diffplug.plug import plug
 from diffplug.recipe import Recipe
 from diffplug.registry import sampler
 from diffplug.samplers.video.chain_size import picture_size, trimmed
+from diffplug.samplers.video.clip_length import clip_frames_of
 from diffplug.samplers.video.drift import DriftReport
 from diffplug.samplers.video.hand_over import hand_over
 from diffplug.samplers.video.long_video import LongVideo
@@ -176,7 +176,7 @@ class ImageThenVideo:
             arguments = {**call, "generator": torch.Generator().manual_seed(seed)}
             text = _prompted(self.i2v, prompt)
             arguments |= {} if text is None else {"prompt": text}
-            frames = arguments.pop("num_frames", None) or _usual_frames(self.i2v)
+            frames = clip_frames_of(self.i2v, arguments.pop("num_frames", None))
             clip = self.adapter.clip(picture[None], frames, arguments)
             return clip, DriftReport(clips=(clip_statistics(clip),))
 
@@ -211,13 +211,6 @@ def _offloads(pipe: Any) -> bool:
 def _prompted(pipe: Any, prompt: str) -> str | None:
     """Return the prompt of a pipeline that takes one; None for Stable Video Diffusion."""
     return prompt if "prompt" in inspect.signature(original_class(pipe).__call__).parameters else None
-
-
-def _usual_frames(pipe: Any) -> int:
-    from diffplug.samplers.video.long_video import clip_frames_of
-
-    frames = asked(pipe, {}, "num_frames")
-    return frames if isinstance(frames, int) else clip_frames_of(pipe, None)
 
 
 def _told_size(pipe: Any, size: tuple[int, int]) -> dict[str, int]:

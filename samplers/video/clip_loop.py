@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffplug.samplers.video.drift import DriftReport
+from diffplug.samplers.video.float_pictures import pil_picture
 from diffplug.samplers.video.hand_over import HandOver
 from diffplug.samplers.video.seams import joined_frames, match_clip, measured_join
 from diffplug.video.statistics import clip_statistics
@@ -35,8 +37,8 @@ class LoopState:
     """What a long video is continued from.
 
     clip: number of the next clip. emitted: frames that are out. tail: the last p frames of the clip before,
-    [p, 3, h, w]. first: the first frame of all. selection: what the
-    selector goes on with. report: what happened so far.
+    [p, 3, h, w]. first: the first frame of all. selection: what the selector goes on with. report: what
+    happened so far. carried: what else the clip before left, tensors by name.
     """
 
     clip: int = 0
@@ -45,11 +47,15 @@ class LoopState:
     first: Tensor | None = None
     selection: Mapping[str, Any] | None = None
     report: DriftReport = field(default_factory=DriftReport)
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ClipLoop:
-    """One long video in the making; see `LongVideo` for what the settings mean."""
+    """One long video in the making; see `LongVideo` for what the settings mean.
+
+    anchored: a block in which a clip is made, given what the clip before left.
+    """
 
     adapter: HandOver
     length: int
@@ -59,6 +65,7 @@ class ClipLoop:
     match: str | None
     match_strength: float
     reference: bool
+    anchored: Callable[[dict[str, Tensor]], AbstractContextManager[None]]
     select: Any
     prompts: Mapping[int, str]
     seed: int
@@ -72,26 +79,27 @@ class ClipLoop:
                 self.select.compare_with(state.report.clips[0])
         while state.emitted < self.length:
             began = perf_counter()
-            clip, rewards = self._drawn(state)
+            clip, carried, rewards = self._drawn(state)
             if state.tail is not None and self.match is not None:
                 first = state.report.clips[0]
                 clip = match_clip(clip, state.tail, first, self.match, self.match_strength)
-            frames, state = self._joined(clip, state)
+            frames, state = self._joined(clip, carried, state)
             if self.select is not None:
                 state = replace(state, selection=self.select.state())
                 self.select.compare_with(state.report.clips[0])
             state = replace(state, report=_timed(state.report, perf_counter() - began, rewards, self.select))
             yield frames, state
 
-    def _drawn(self, state: LoopState) -> tuple[Tensor, list[float]]:
-        """Return the next clip, and the rewards of its candidates where it was selected."""
+    def _drawn(self, state: LoopState) -> tuple[Tensor, dict[str, Tensor], list[float]]:
+        """Return the next clip, what it leaves, and the rewards of its candidates where it was selected."""
         if self.select is None:
-            return self._candidate(state, 0), []
-        clips = [self._candidate(state, j) for j in range(self.select.candidates)]
+            return *self._candidate(state, 0), []
+        drawn = [self._candidate(state, j) for j in range(self.select.candidates)]
+        clips = [clip for clip, _ in drawn]
         kept, rewards = self.select.choose(clips, self._prompt(state) or "", clip_seed(self.seed, state.clip))
-        return clips[kept], rewards
+        return *drawn[kept], rewards
 
-    def _candidate(self, state: LoopState, number: int) -> Tensor:
+    def _candidate(self, state: LoopState, number: int) -> tuple[Tensor, dict[str, Tensor]]:
         call = dict(self.call)
         seed = clip_seed(self.seed, state.clip, number)
         call["generator"] = torch.Generator().manual_seed(seed)
@@ -101,8 +109,8 @@ class ClipLoop:
             for name in ("image", "video", "conditions", "mask"):
                 call.pop(name, None)
         if self.reference and state.first is not None:
-            call["reference_images"] = _picture(state.first)
-        clip = self.adapter.clip(state.tail, self.clip_frames, call)
+            call["reference_images"] = pil_picture(state.first)
+        clip, carried = self._made(state, call)
         if len(clip) != self.clip_frames:
             raise ValueError(
                 f"a clip has {len(clip)} frames, {self.clip_frames} were asked for: give clip_frames= a "
@@ -113,14 +121,20 @@ class ClipLoop:
                 f"clip {state.clip} has frames of {tuple(clip.shape[2:])} pixels, the prefix "
                 f"{tuple(state.tail.shape[2:])}: give the call height and width"
             )
-        return clip
+        return clip, carried
+
+    def _made(self, state: LoopState, call: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the clip of a call and what it leaves; the adapter itself remembers nothing."""
+        carried = dict(state.carried)
+        with _carrying(self.adapter, carried), self.anchored(carried):
+            return self.adapter.clip(state.tail, self.clip_frames, call), carried
 
     def _prompt(self, state: LoopState) -> str | None:
         """Return the prompt of the next clip: the one that holds at its first new frame."""
         new = state.clip * (self.clip_frames - self.overlap) + (self.overlap if state.clip else 0)
         return next((text for frame, text in reversed([*self.prompts.items()]) if frame <= new), None)
 
-    def _joined(self, clip: Tensor, state: LoopState) -> tuple[Tensor, LoopState]:
+    def _joined(self, clip: Tensor, carried: dict[str, Tensor], state: LoopState) -> tuple[Tensor, LoopState]:
         """Return the frames that a clip adds, and the state after it.
 
         With seam="keep" the last p frames are out at once, for no later clip changes them.
@@ -140,18 +154,25 @@ class ClipLoop:
             emitted=state.emitted + len(frames),
             tail=clip[-p:].clone(),
             first=first.clone(),
+            carried=carried,
             report=report,
         )
+
+
+@contextmanager
+def _carrying(adapter: Any, carried: dict[str, Tensor]) -> Iterator[None]:
+    """A block in which a hand-over that passes on more than frames has what the clip before left."""
+    carries = hasattr(adapter, "carried")
+    if carries:
+        adapter.carried = carried
+    try:
+        yield
+    finally:
+        if carries:
+            adapter.carried = {}
 
 
 def _timed(report: DriftReport, seconds: float, rewards: list[float], select: Any) -> DriftReport:
     more = (*report.rewards, tuple(rewards)) if rewards else report.rewards
     weight = getattr(select, "log_weight", None)
     return replace(report, seconds=(*report.seconds, seconds), rewards=more, log_weight=weight)
-
-
-def _picture(frame: Tensor) -> Any:
-    """Return a frame [3, h, w] as a PIL picture, which is all that reference pictures may be."""
-    from PIL import Image
-
-    return Image.fromarray((frame.clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy())

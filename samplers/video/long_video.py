@@ -21,19 +21,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffplug.call_arguments import asked
 from diffplug.checks import check_whole
 from diffplug.registry import unknown
-from diffplug.samplers.video.anchor import ANCHORS, first_embeddings
+from diffplug.samplers.video.anchor import ANCHORS, EMBEDDINGS, embeds_pictures, first_embeddings
+from diffplug.samplers.video.clip_length import clip_frames_of
 from diffplug.samplers.video.clip_loop import ClipLoop, LoopState
 from diffplug.samplers.video.drift import DriftReport
 from diffplug.samplers.video.hand_over import HandOver
 from diffplug.samplers.video.hand_over import hand_over as fitting_hand_over
+from diffplug.samplers.video.latent_hand_over import LATENTS
 from diffplug.samplers.video.seams import MATCHES, SEAMS
-from diffplug.samplers.video.window_plan import latents_of, temporal_compression
 from diffplug.seeds import picture_seeds
 
-__all__ = ["LongVideo", "LongVideoResult", "Selector", "clip_frames_of"]
+__all__ = ["LongVideo", "LongVideoResult", "Selector"]
 
 
 class Selector(Protocol):
@@ -75,11 +75,12 @@ class LongVideo:
     seam: where clips meet, show "keep" the earlier clip's frames, "new" the later's, or "fade" between them.
     match: bring colours of later clips to those of the first ("anchor") or of the frames handed over
     ("prefix"); off by default, since it also undoes real changes. anchor: "embeds" shows every clip the
-    picture embedding of the first (Wan 2.1 I2V, SVD), "frame" its first frame as a reference (VACE).
+    picture embedding of the first (Wan 2.1, SkyReels V2, HunyuanVideo 1.5, SVD), "frame" its first frame as a
+    reference (VACE).
     select: draws `select.candidates` clips at every join and keeps one. hand_over: another adapter than the
     one that fits the pipeline.
 
-    Raises ValueError, before any work, for lengths that do not fit the model's temporal compression, prefixes
+    Raises ValueError, before any work, for lengths that the model does not make, prefixes
     that it was not trained with, and pipelines that loop by themselves or take no first frames.
     """
 
@@ -121,16 +122,12 @@ class LongVideo:
             raise ValueError(
                 f"overlap={self.overlap} leaves a clip of {self.clip_frames} frames nothing new: take less"
             )
-        if self.adapter.name == "latents" and self.overlap > 1 and self.select is not None:
-            raise ValueError(
-                "a hand-over of latents keeps one clip's: select= needs overlap=1 with this model"
-            )
         if self.anchor == "frame" and self.adapter.name != "vace":
             raise ValueError("anchor='frame' is for pipelines that take reference pictures (WanVACEPipeline)")
-        if self.anchor == "embeds" and getattr(self.pipe, "image_encoder", None) is None:
+        if self.anchor == "embeds" and not embeds_pictures(self.pipe):
             raise ValueError(
-                f"anchor='embeds': {type(self.pipe).__name__} embeds no picture; it is for Wan 2.1 I2V and "
-                "SVD"
+                f"anchor='embeds': {type(self.pipe).__name__} embeds no picture; it is for Wan 2.1, SkyReels "
+                "V2 and HunyuanVideo 1.5 I2V, and for SVD"
             )
         kind = getattr(getattr(self.pipe, "vae", None), "dtype", torch.float32)
         if kind != torch.float32 and self.adapter.name != "latents":
@@ -176,14 +173,10 @@ class LongVideo:
         loop, state = self._loop(prompt, arguments), LoopState()
         place = VideoFolder.of(Path(folder), self._request(prompt, arguments))
         state = place.resumed(state)
-        if self.adapter.name == "latents" and self.overlap > 1 and 0 < state.emitted < self.length:
-            raise ValueError(
-                f"{str(folder)!r}: latents are not kept on disk, so this video cannot be resumed"
-            )
-        with self._anchored(state):
-            for frames, after in loop.run(state):
-                place.add(frames, after)
-                state = after
+        self._check_resumed(folder, state)
+        for frames, after in loop.run(state):
+            place.add(frames, after)
+            state = after
         place.finish(state.report)
         return state.report
 
@@ -193,10 +186,9 @@ class LongVideo:
         loop = self._loop(prompt, arguments)
 
         def made() -> Iterator[Tensor]:
-            with self._anchored(LoopState()):
-                for frames, after in loop.run(LoopState()):
-                    reports.append(after.report)
-                    yield from frames
+            for frames, after in loop.run(LoopState()):
+                reports.append(after.report)
+                yield from frames
 
         return made()
 
@@ -207,7 +199,7 @@ class LongVideo:
         if not isinstance(seed, int):
             raise ValueError(f"seed={seed!r}: a long video has one seed, a whole number")
         picture_seeds(seed)
-        for name in ("generator", "latents", "num_frames", "output_type", "return_dict"):
+        for name in ("generator", "latents", "num_frames", "frames", "output_type", "return_dict"):
             if name in call:
                 raise ValueError(f"{name}= is decided by LongVideo, clip by clip: leave it out")
         self._check_first(call)
@@ -220,6 +212,7 @@ class LongVideo:
             match=self.match,
             match_strength=self.match_strength,
             reference=self.anchor == "frame",
+            anchored=self._anchored,
             select=self.select,
             prompts=_prompts(prompt, prompts, self.length),
             seed=seed,
@@ -228,19 +221,26 @@ class LongVideo:
 
     def _check_first(self, call: Mapping[str, Any]) -> None:
         """Raise ValueError where the first clip of a picture-to-video model has no picture."""
-        given = any(call.get(name) is not None for name in ("image", "video", "conditions"))
-        if self.adapter.name in ("image", "latents") and not given:
+        takes = getattr(self.adapter, "begins_with", ())
+        if takes and all(call.get(name) is None for name in takes):
             raise ValueError(
-                f"{type(self.pipe).__name__} needs a picture to begin with: give image=, or draw one first "
-                "with ImageThenVideo"
+                f"{type(self.pipe).__name__} needs a picture to begin with: give "
+                f"{' or '.join(f'{name}=' for name in takes)}, or draw one first with ImageThenVideo"
             )
 
-    def _anchored(self, state: LoopState) -> AbstractContextManager[None]:
-        if self.anchor != "embeds":
-            return nullcontext()
-        if state.clip:
-            raise ValueError("anchor='embeds' is not kept on disk: start this video anew")
-        return first_embeddings(self.pipe)
+    def _anchored(self, carried: dict[str, Tensor]) -> AbstractContextManager[None]:
+        return first_embeddings(self.pipe, carried) if self.anchor == "embeds" else nullcontext()
+
+    def _check_resumed(self, folder: str | Path, state: LoopState) -> None:
+        """Raise ValueError for a begun video whose folder does not hold what the next clip needs."""
+        needed = [EMBEDDINGS] if self.anchor == "embeds" else []
+        needed += [LATENTS] if self.adapter.name == "latents" and self.overlap > 1 else []
+        lost = [name for name in needed if name not in state.carried]
+        if state.clip and state.emitted < self.length and lost:
+            raise ValueError(
+                f"{str(folder)!r} was begun by a version that kept no {lost[0]}, so it cannot be resumed: "
+                "take another folder"
+            )
 
     def _request(self, prompt: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a folder is asked for; two equal ones are the same video."""
@@ -254,18 +254,6 @@ class LongVideo:
         model = type(self.pipe).__name__
         told = {key: described(value) for key, value in arguments.items()}
         return {"frames": self.length, **settings, "select": select, "model": model, "prompt": prompt, **told}
-
-
-def clip_frames_of(pipe: Any, given: int | None) -> int:
-    """Return the frames of one clip, checked against the model's temporal compression."""
-    frames = asked(pipe, {}, "num_frames") if given is None else given
-    if frames is None:
-        frames = getattr(getattr(getattr(pipe, "unet", None), "config", None), "num_frames", None)
-    if frames is None:
-        raise ValueError(f"{type(pipe).__name__} has no number of frames of its own: give clip_frames=")
-    check_whole("clip_frames", frames)
-    latents_of(frames, temporal_compression(pipe), "clip_frames")
-    return int(frames)
 
 
 def _overlap(adapter: HandOver, given: int | None) -> int:

@@ -3,7 +3,7 @@
 request.json            what was asked for
 frames/000000.png ...   the frames, numbered from 0
 state.json              clips done, frames out, the report; written last
-tail-N.safetensors      the frames that clip N is given, as floats
+tail-N.safetensors      what clip N is given: frames as floats, latents, embeddings of an anchor
 report.json             once the video is whole
 """
 
@@ -74,9 +74,9 @@ class VideoFolder:
             kept = load_file(self._tail(state["clip"]))
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{str(self.path)!r} is damaged ({error}): remove it and start anew") from error
+        tail, first = kept.pop("tail"), kept.pop("first")
         report = DriftReport.from_mapping(state["report"])
-        clip, emitted = state["clip"], state["emitted"]
-        return LoopState(clip, emitted, kept["tail"], kept["first"], state["selection"], report)
+        return LoopState(state["clip"], state["emitted"], tail, first, state["selection"], report, kept)
 
     def add(self, frames: Tensor, after: LoopState) -> None:
         """Write the frames that a clip added, then the state: a kill in between repeats the clip."""
@@ -86,7 +86,8 @@ class VideoFolder:
             atomic_write(self.frame(number), _png(frame))
         assert after.tail is not None and after.first is not None  # noqa: S101 -- there was a clip
         with atomic_path(self._tail(after.clip)) as temporary:
-            save_file({"tail": after.tail.contiguous(), "first": after.first.contiguous()}, temporary)
+            kept = {**after.carried, "tail": after.tail, "first": after.first}
+            save_file({name: value.cpu().contiguous() for name, value in kept.items()}, temporary)
         done = {"clip": after.clip, "emitted": after.emitted, "selection": after.selection}
         write_json(self.path / "state.json", {**done, "report": after.report.as_mapping()})
         self._tail(after.clip - 1).unlink(missing_ok=True)
