@@ -179,7 +179,8 @@ class Job:
         tuner.attach(one_denoiser(self.pipe))
         if file is not None:
             tuner.load(file)
-        return tuner  # type: ignore[no-any-return]
+        attached: Tuner = tuner
+        return attached
 
     @cached_property
     def network(self) -> Network:
