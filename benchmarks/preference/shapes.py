@@ -67,6 +67,7 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "pso-cool": ("pso", {"optimizer": {"lr": 3e-5}, "run": {"batch": 64, "updates": 40}}),
     "pso-wide": ("pso", {"objective": {"candidates": 4}, "run": {"updates": 80}}),
+    "pso-large": ("pso", {"optimizer": {"lr": 7e-5}, "run": {"batch": 256, "updates": 60}}),
     "pso-no-anchor": ("pso", {"objective": {"anchor": 0.0}}),
     "pso-clip": ("pso", {"objective": {"reward": "shapes-clip"}}),
     "random": ("pso", {"objective": {"reward": f"{__file__}:coin"}}),
