@@ -213,8 +213,10 @@ def _beginning(
     if image is not None:
         from PIL import Image, UnidentifiedImageError
 
+        from diffplug.pictures import coloured
+
         try:
-            return {"image": Image.open(image).convert("RGB")}
+            return {"image": coloured(Image.open(image))}
         except (OSError, UnidentifiedImageError) as error:
             raise ValueError(f"--image {str(image)!r} cannot be read as a picture: {error}") from error
     from diffplug.cli.pipeline import load_pipeline
