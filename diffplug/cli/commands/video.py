@@ -173,6 +173,10 @@ def _prompts(prompt: str, at: Sequence[str] | None) -> dict[str, Any]:
         frame, colon, words = text.partition(":")
         if not colon or not frame.strip().isdigit() or not words.strip():
             raise ValueError(f"--at {text!r}: write the frame, a colon and the prompt, as '96:a lake'")
+        if int(frame) in told:
+            raise ValueError(
+                f"--at {text!r}: frame {int(frame)} has the prompt {told[int(frame)]!r} already: give one"
+            )
         told[int(frame)] = words.strip()
     return {"prompts": told}
 
