@@ -1,4 +1,4 @@
-"""A pipeline's pictures as one tensor, and their scores in portions that fit into memory."""
+"""Picture files as RGB, a pipeline's pictures as one tensor, and their scores in portions that fit memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,25 @@ import torch
 from torch import Tensor
 
 _FIELDS = ("images", "frames", "videos")
+
+
+def coloured(image: Any) -> Any:
+    """Return a PIL image as RGB, as it is meant to be seen.
+
+    Upright by its EXIF; 16 bits a pixel scaled to 8, which PIL would cut off at 255; what is transparent on
+    white, where PIL would show the colour behind it.
+    """
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):
+        grey = np.asarray(upright).astype(np.float64) / 257
+        return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    pixels = upright.convert("RGBA")
+    white = Image.new("RGBA", pixels.size, "white")
+    return Image.alpha_composite(white, pixels).convert("RGB")
 
 
 def raw_pictures(output: Any) -> Any:

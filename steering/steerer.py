@@ -161,6 +161,7 @@ class Steerer:
         Raises ValueError for options of this steerer that mean nothing in a loop.
         """
         refuse_in_a_loop(self, SCORING, NETWORK)
+        check_whole("groups", groups)
         return Crowd(
             self.seeded(seeds, groups),
             groups=groups,

@@ -66,6 +66,8 @@ def test_windows_and_pictures_from_the_command_line(tmp_path: Path) -> None:
         (("--overlap", 3), "continues 1, 4 frames"),
         (("--seam", "kep"), "keep"),
         (("--at", "lake"), "a colon"),
+        (("--at", "0:a lake"), "frame 0 has the prompt"),
+        (("--at", "8:a lake", "--at", "8:a sea"), "frame 8 has the prompt 'a lake' already"),
         (("--at", "99:lake", "--frames", 20), "99 is no frame"),
         (("--image", "/nowhere.png"), "cannot be read"),
         (("--width", 64), "takes no width"),

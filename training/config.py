@@ -11,6 +11,7 @@ nearest known name; a value of the wrong type is refused with its place in the t
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -162,6 +163,9 @@ def settings(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     from pydantic import TypeAdapter, ValidationError
 
     _refuse_unknown(cls, values, where)
+    for name, value in _leaves(values, where):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}: give a finite number")
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:

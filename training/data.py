@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from diffplug.files import atomic_path, output_folder
+from diffplug.pictures import coloured
 from diffplug.samplers.fingerprint import conditioning_fingerprint
 from diffplug.training.conditions import Conditions, encode
 
@@ -132,11 +133,8 @@ def captioned_files(folder: Path) -> list[tuple[Path, str]]:
     """Return the pictures of a folder with their captions; ValueError where there are none."""
     if not folder.is_dir():
         raise ValueError(f"data.pictures: there is no folder {str(folder)!r}")
-    table = folder / "metadata.jsonl"
-    if table.exists():
-        return [
-            _entry(folder, line, i) for i, line in enumerate(table.read_text("utf-8").splitlines(), 1) if line
-        ]
+    if (folder / "metadata.jsonl").exists():
+        return _listed(folder)
     found = [(p, p.with_suffix(".txt")) for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
     if not found or not all(text.exists() for _, text in found):
         raise ValueError(
@@ -146,16 +144,38 @@ def captioned_files(folder: Path) -> list[tuple[Path, str]]:
     return [(picture, text.read_text("utf-8").strip()) for picture, text in found]
 
 
+def _listed(folder: Path) -> list[tuple[Path, str]]:
+    table = folder / "metadata.jsonl"
+    try:
+        lines = table.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data.pictures: {str(table)!r} is no UTF-8 text: save it as such") from error
+    entries = [_entry(folder, line, i) for i, line in enumerate(lines, 1) if line.strip()]
+    if not entries:
+        raise ValueError(
+            f"data.pictures: {str(table)!r} lists no pictures: write a line for each, or remove it and put a "
+            ".txt beside each picture"
+        )
+    return entries
+
+
 def _entry(folder: Path, line: str, number: int) -> tuple[Path, str]:
     from diffplug.files import safe_join
 
     try:
         values = json.loads(line)
-        return safe_join(folder, *Path(values["file_name"]).parts), str(values["text"])
+        picture, text = safe_join(folder, *Path(values["file_name"]).parts), values["text"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"data.pictures: line {number} of metadata.jsonl needs file_name and text ({error})"
         ) from error
+    if not isinstance(text, str) or not picture.is_file():
+        wrong = f"the text {text!r}" if not isinstance(text, str) else f"no picture {values['file_name']!r}"
+        raise ValueError(
+            f"data.pictures: line {number} of metadata.jsonl has {wrong}: give a file of {str(folder)!r} and "
+            "its caption"
+        )
+    return picture, text.strip()
 
 
 def size_of(pipe: Any) -> int:
@@ -173,7 +193,7 @@ def _encoded(pipe: Any, path: Path, size: int) -> Tensor:
     from PIL import Image, ImageOps
 
     with Image.open(path) as image:
-        square = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size))
+        square = ImageOps.fit(coloured(image), (size, size))
     x = torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     vae = pipe.vae
     z = vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mean

@@ -245,6 +245,12 @@ class Job:
     def check(self) -> None:
         """Raise ValueError for settings that the model, its timesteps or files cannot serve."""
         told, start = self.config.tuner, self.config.student.start
+        reads = getattr(self.method, "reads_pictures", None)
+        if self.config.data.pictures is not None and not (reads and reads(self)):
+            raise ValueError(
+                f"data.pictures would do nothing: this run of {self.name} does not train on pictures "
+                "(finetune does)"
+            )
         edges(NoisePath.of(self.pipe.scheduler), self.config.student.steps)
         check_tuner(told, one_denoiser(self.pipe))
         if start is not None and not hasattr(self.method, "tuner_of"):

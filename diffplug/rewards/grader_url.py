@@ -98,7 +98,10 @@ class GraderReward:
         if not numbers or len(scores) != count:
             given = f"{len(scores)} scores" if numbers else "scores that are no numbers"
             raise self._trouble(f"answered with {given} for {count} pictures")
-        return [math.nan if one is None else float(one) for one in scores]
+        try:
+            return [math.nan if one is None else float(one) for one in scores]
+        except OverflowError:
+            raise self._trouble("answered with a whole number too large for a score") from None
 
     def _trouble(self, what: str) -> ConnectionError:
         return ConnectionError(

@@ -81,7 +81,7 @@ def load_sara(
     that something else has changed since (a fused LoRA).
     """
     delta = source if isinstance(source, SparseDelta) else load_delta(source)
-    _check_scale(scale)
+    check_scale(scale)
     told = name or ("delta" if isinstance(source, SparseDelta) else _stem(source))
     modules = _matched(target, delta)
     for component, module in modules.items():
@@ -94,15 +94,17 @@ def load_sara(
 def set_sara_scale(target: Any, scales: Mapping[str, float] | float) -> None:
     """Change the scales of deltas, by name or all alike; 0 gives back the base to the bit.
 
-    Raises ValueError, with nothing changed, for a name that is not loaded.
+    Raises ValueError, with nothing changed, for a name that is not loaded, or where none is.
     """
     records = _records(target)
     names = sorted({name for _, record in records for name in record.on})
+    if not names and not isinstance(scales, Mapping):
+        raise ValueError("no SaRA delta is loaded: load one first by load_sara")
     wanted = dict(scales) if isinstance(scales, Mapping) else dict.fromkeys(names, scales)
     for name, scale in wanted.items():
         if name not in names:
             raise unknown("SaRA delta", name, names, "Load it first by load_sara.")
-        _check_scale(scale)
+        check_scale(scale)
     for module, record in records:
         _check_untouched(module, record)
     for module, record in records:
@@ -140,7 +142,8 @@ def _stem(path: str | os.PathLike[str]) -> str:
     return Path(path).name.removesuffix(ENDING)
 
 
-def _check_scale(scale: Any) -> None:
+def check_scale(scale: Any) -> None:
+    """Raise ValueError for a scale that is no finite number."""
     if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not abs(scale) < float("inf"):
         raise ValueError(f"scale is {scale!r}: give a finite number, 1 as trained")
 

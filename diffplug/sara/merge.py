@@ -7,6 +7,7 @@ drops entries at random and enlarges the rest.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from diffplug.sara.file import load_delta
 
 __all__ = ["METHODS", "merge_sara"]
 
+_DENSITY = 0.5
 METHODS = ("sum", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 
 
@@ -28,7 +30,7 @@ def merge_sara(
     weights: Sequence[float] | None = None,
     *,
     method: str = "sum",
-    density: float = 0.5,
+    density: float = _DENSITY,
     seed: int = 0,
 ) -> SparseDelta:
     """Return one delta made of several of the same base.
@@ -38,6 +40,8 @@ def merge_sara(
     seed: of what DARE drops. Raises ValueError for fewer than two deltas, other numbers of weights, an
     unknown method, a density outside (0, 1], and deltas of different bases.
     """
+    if isinstance(sources, (str, os.PathLike)):
+        raise ValueError(f"{os.fspath(sources)!r} is one file: give a list of two or more")
     deltas = [one if isinstance(one, SparseDelta) else load_delta(one) for one in sources]
     told = [1.0] * len(deltas) if weights is None else [float(w) for w in weights]
     if len(deltas) < 2 or len(told) != len(deltas):
@@ -46,6 +50,12 @@ def merge_sara(
         )
     if method not in METHODS:
         raise unknown("way of merging", method, list(METHODS))
+    if any(not math.isfinite(w) for w in told):
+        raise ValueError(f"weights are {told}: give finite numbers")
+    if method == "sum" and density != _DENSITY:
+        raise ValueError(
+            f"density={density} would do nothing with method='sum': leave it out, or take 'ties'"
+        )
     if not 0 < density <= 1:
         raise ValueError(f"density must be above 0 and at most 1, got {density}")
     keys = sorted({(component, name) for one in deltas for component, name, _ in one.entries()})

@@ -8,7 +8,7 @@ from typing import Any
 from diffplug.intercept import Undo
 from diffplug.sara.delta import SparseDelta
 from diffplug.sara.file import load_delta
-from diffplug.sara.loaded import load_sara, loaded_sara, unload_sara
+from diffplug.sara.loaded import check_scale, load_sara, loaded_sara, unload_sara
 
 __all__ = ["SaRAWeights"]
 
@@ -21,7 +21,7 @@ class SaRAWeights:
 
     source: the file, or a `SparseDelta`. scale: of the differences, 1 as trained. name, any_base: as in
     `load_sara`. Costs nothing at inference: the weights themselves are changed. Raises ValueError for a
-    damaged file at once, and for a model that it does not belong to when it is plugged.
+    damaged file or scale at once, and for a model that it does not belong to when it is plugged.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class SaRAWeights:
         *,
         any_base: bool = False,
     ) -> None:
+        check_scale(scale)
         self.source, self.scale, self.any_base = source, scale, any_base
         self.delta = source if isinstance(source, SparseDelta) else load_delta(source)
         self.name = name
@@ -40,7 +41,12 @@ class SaRAWeights:
         """Put the delta on the pipeline; return the function that takes it off."""
         source = self.source if isinstance(self.source, SparseDelta) else self.delta
         name = load_sara(pipe, source, self.scale, self._name(pipe), any_base=self.any_base)
-        return lambda: unload_sara(pipe, name)
+
+        def undo() -> None:
+            if name in loaded_sara(pipe):  # unload_sara in the block may have taken it off
+                unload_sara(pipe, name)
+
+        return undo
 
     def _name(self, pipe: Any) -> str:
         """Return the name that was given, or the file's, numbered where that is taken."""

@@ -14,6 +14,7 @@ are then copies of a particle, and no likelihood of a step is needed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -144,6 +145,12 @@ class Crowd:
         """
         self._check_end()
         self.nest.check(state, "state")
+        if idle := self.nest.idle():
+            warnings.warn(
+                f"shared path {idle[0]!r} named nothing in any step: write it as the loop calls it, or leave "
+                "it out",
+                stacklevel=2,
+            )
         things, rated = self._rated(lambda: state if clean is None else clean(state), "the end")
         self.finished = True
         particles, k = self.population.filter, self.particles

@@ -25,6 +25,12 @@ class Nest:
 
     def __init__(self, rows: int, shared: tuple[str, ...] = ()) -> None:
         self.rows, self.shared = rows, shared
+        self.met: set[str] = set()
+
+    def idle(self) -> list[str]:
+        """Return the shared paths that nothing has had so far, but for those below another one."""
+        below = {p for p in self.shared for q in self.shared if p.startswith(f"{q}.")}
+        return [path for path in self.shared if path not in self.met | below]
 
     def check(self, value: Any, path: str) -> None:
         """Raise ValueError, with its path, for a part that has no row for every particle."""
@@ -50,7 +56,10 @@ class Nest:
 
     def _changed(self, value: Any, path: str, change: Callable[[Any], Any]) -> Any:
         """Return the nest with a change made to every part that has a row for each particle."""
-        if path in self.shared or isinstance(value, _SAME_FOR_ALL):
+        if path in self.shared:
+            self.met.add(path)
+            return value
+        if isinstance(value, _SAME_FOR_ALL):
             return value
         if isinstance(value, (Tensor, np.ndarray)):
             self._check_rows(value, path)

@@ -53,6 +53,14 @@ class Until:
         if self.seconds is not None and self.seconds <= 0:
             raise ValueError(f"seconds={self.seconds}: give a time above 0, or None")
 
+    def check_within(self, reward: Any) -> None:
+        """Raise ValueError for a wanted reward that this one cannot reach."""
+        best = getattr(reward, "best", None)
+        if self.enough is not None and isinstance(best, (int, float)) and self.enough > best:
+            raise ValueError(
+                f"enough={self.enough} would never be reached: this reward is at most {best:g}, give that"
+            )
+
     def __bool__(self) -> bool:
         return self.enough is not None or self.seconds is not None
 

@@ -59,6 +59,7 @@ class BestOfN(Steerer):
 
     def _check_early_end(self) -> None:
         """Raise ValueError for options that contradict an early end, or do nothing without one."""
+        self.until.check_within(self.reward)
         if self.batch is not None:
             check_whole("batch", self.batch)
             if self.batch > self.particles:

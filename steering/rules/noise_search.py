@@ -62,7 +62,7 @@ class NoiseSearch(Steerer):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "judge", checked_judge(self.judge))
-        Until(self.enough, self.seconds)
+        Until(self.enough, self.seconds).check_within(self.reward)
         check_whole("rounds", self.rounds)
         check_number("radius", self.radius)
         check_seed(self.seed)

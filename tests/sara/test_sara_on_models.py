@@ -203,6 +203,31 @@ def test_names() -> None:
         set_sara_scale(model, {"stile": 1.0})
     with pytest.raises(ValueError, match="unknown SaRA delta"):
         unload_sara(model, "other")
+    with pytest.raises(ValueError, match="no SaRA delta is loaded"):
+        set_sara_scale(_model(), 0.5)
+    for scale in (float("nan"), "1"):
+        with pytest.raises(ValueError, match="give a finite number"):
+            SaRAWeights(delta, scale=scale)  # type: ignore[arg-type]
+
+
+def test_a_plug_whose_delta_was_taken_off_inside() -> None:
+    model, delta = _model(), _trained(1)[1]
+    before = _state(model)
+    undo = SaRAWeights(delta).attach(model)
+    unload_sara(model)
+    undo()
+    assert _same(model, before)
+
+
+def test_two_tuners_on_one_model_are_refused() -> None:
+    model = _model()
+    first = SaRA(model, density=0.1)
+    with pytest.raises(ValueError, match="another SaRA trains"):
+        SaRA(model, density=0.1)
+    first.detach()
+    SaRA(model, density=0.1).detach()
+    with pytest.raises(ValueError, match=r"as pipe\.unet"):
+        SaRA(tiny("sd15"))
 
 
 def test_weights_that_something_else_has_changed_are_not_undone() -> None:
@@ -237,7 +262,10 @@ def test_merging() -> None:
         ({"sources": [one]}, "two deltas or more"),
         ({"sources": [one, other], "weights": [1.0]}, "a weight each"),
         ({"sources": [one, other], "method": "tise"}, "Did you mean 'ties'"),
-        ({"sources": [one, other], "density": 0.0}, "density must be above 0"),
+        ({"sources": [one, other], "method": "ties", "density": 0.0}, "density must be above 0"),
+        ({"sources": [one, other], "density": 0.1}, "would do nothing with method='sum'"),
+        ({"sources": [one, other], "weights": [1.0, float("nan")]}, "finite"),
+        ({"sources": "a.sara.safetensors"}, "is one file"),
     ):
         with pytest.raises(ValueError, match=message):
             merge_sara(**bad)  # type: ignore[arg-type]

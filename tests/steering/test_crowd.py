@@ -505,3 +505,14 @@ def test_samples_follow_the_weights() -> None:
 def test_arguments_that_mean_nothing_are_refused(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_idle_shared_paths_and_odd_numbers_of_groups() -> None:
+    crowd = fk().crowd(steps=1, shared=("state.tabel",))
+    state = {"x": crowd.normal(1), "table": 3}
+    state, _ = crowd.at(0, state, clean=lambda state, out: state["x"])
+    with pytest.warns(UserWarning, match="shared path 'state.tabel' named nothing"):
+        crowd.finish(state, clean=lambda state: state["x"])
+    for groups in (1.5, "2", 0):
+        with pytest.raises(ValueError, match="groups=.*whole number"):
+            fk().crowd(steps=1, groups=groups)  # type: ignore[arg-type]

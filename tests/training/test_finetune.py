@@ -141,6 +141,10 @@ def test_from_a_folder_to_pictures(folder: Path, tmp_path: Path) -> None:
     assert loaded_sara(pipe) == {}
 
 
+def listed(folder: Path, lines: str) -> None:
+    (folder / "metadata.jsonl").write_text(lines)
+
+
 @pytest.mark.pipe
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -150,6 +154,14 @@ def test_from_a_folder_to_pictures(folder: Path, tmp_path: Path) -> None:
         (lambda f: (f / "0.txt").write_bytes(b"\xff\xfe\xff"), "no UTF-8"),
         (lambda f: (f / "0.png").write_bytes(b"no picture"), "cannot be read as a picture"),
         (lambda f: [p.unlink() for p in f.iterdir()], "holds no pictures"),
+        (lambda f: listed(f, '{"file_name": "0.png", "text": ""}'), "'0.png' has no caption"),
+        (
+            lambda f: listed(f, '{"file_name": "0.png", "text": null}'),
+            "line 1 of metadata.jsonl has the text",
+        ),
+        (lambda f: listed(f, '{"file_name": "7.png", "text": "x"}'), "has no picture '7.png'"),
+        (lambda f: listed(f, ""), "lists no pictures"),
+        (lambda f: (f / "metadata.jsonl").write_bytes(b"\xff\xfe"), "no UTF-8"),
     ],
 )
 def test_bad_folders_are_one_line(folder: Path, change: Any, message: str, tmp_path: Path) -> None:
@@ -170,6 +182,10 @@ def test_bad_folders_are_one_line(folder: Path, change: Any, message: str, tmp_p
         (["--tuner", "sara", "--set", "tuner.density=0"], "density must be above 0"),
         (["--pictures", "elsewhere"], "two folders"),
         (["--set", "objective.triger=x"], "objective.trigger"),
+        (["--set", "objective.guidance=nan"], "objective.guidance is nan"),
+        (["--set", "objective.prior_weight=2"], "would do nothing without objective.prior"),
+        (["--set", "objective.snr_floor=1"], "would do nothing without objective.snr_gamma"),
+        (["--set", "data.prompts=x.txt"], "data.prompts='x.txt' would do nothing"),
     ],
 )
 def test_bad_options_are_one_line(folder: Path, words: list[str], message: str, tmp_path: Path) -> None:
@@ -185,6 +201,11 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
             app, ["train", "finetune", str(tmp_path / told), "-o", str(tmp_path / "run")]
         )
         assert done.exit_code == 2 and message in done.output.replace("\n", " ")
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    done = CliRunner().invoke(
+        app, ["train", "finetune", str(tmp_path / "one.png"), "-o", str(tmp_path / "run")]
+    )
+    assert done.exit_code == 2 and "give the folder that it is in" in done.output.replace("\n", " ")
     done = CliRunner().invoke(app, ["train", "finetune", "-o", str(tmp_path / "run")])
     assert done.exit_code == 2 and "Give their folder" in done.output.replace("\n", " ")
 
@@ -196,3 +217,11 @@ def test_captions(folder: Path) -> None:
     assert [text for _, text in found][2] == "sketch, a thing" and len(found) == 4
     with pytest.raises(ValueError, match="no folder"):
         captions_of(folder / "missing")
+    listed(folder, '{"file_name": "0.png", "text": ""}\n{"file_name": "1.png", "text": "a dot"}')
+    assert [text for _, text in captions_of(folder, caption="a thing")] == ["a thing", "a dot"]
+
+
+@pytest.mark.pipe
+def test_pictures_for_a_method_without_are_refused(folder: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["train", "trajectory", str(folder), "-o", str(tmp_path / "run")])
+    assert done.exit_code == 2 and "data.pictures would do nothing" in done.output.replace("\n", " ")

@@ -147,7 +147,7 @@ def _optuna() -> Any:
         import optuna
     except ImportError as error:
         raise ValueError('diffplug train choose needs Optuna: pip install "diffplug[search]"') from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial that is stopped is no failure
     return optuna
 
 

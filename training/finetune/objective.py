@@ -71,6 +71,10 @@ class FinetuneSettings:
             raise ValueError(f"snr_gamma must be above 0, got {self.snr_gamma:g}: leave it out for none")
 
 
+_NEEDED = {"prior_count": "prior", "prior_share": "prior", "prior_weight": "prior", "snr_floor": "snr_gamma"}
+"""Settings, and the one without which they would do nothing."""
+
+
 class Finetune(Objective):
     """Trains `network` on buckets of pictures, and on those of a prior beside them.
 
@@ -143,6 +147,11 @@ class Finetune(Objective):
         return list(dict.fromkeys(text for _, text in pairs_of(job)))
 
     @staticmethod
+    def reads_pictures(job: Any) -> bool:
+        """They are what is learnt."""
+        return True
+
+    @staticmethod
     def sampling(job: Any) -> Sampling:
         """Return how the result is drawn with: guided, in any usual number of steps."""
         return Sampling(job.path, STEPS, 0.0, _guidance(job), default=25)
@@ -157,6 +166,13 @@ class Finetune(Objective):
             raise ValueError(
                 "student.steps and student.guidance are for distillation: see objective.guidance"
             )
+        if told.data.prompts != defaults.data.prompts:
+            raise ValueError(
+                f"data.prompts={told.data.prompts!r} would do nothing: captions are beside the pictures"
+            )
+        idle = _idle(job)
+        if idle:
+            raise ValueError(f"{idle[0]} would do nothing without {idle[1]}: set that too, or leave it out")
         prior = job.objective.prior
         if prior is None:
             return
@@ -278,6 +294,15 @@ def pairs_of(job: Any) -> list[tuple[Path, str]]:
     if job.config.data.pictures is None:
         raise ValueError("which pictures? Give their folder: diffplug train finetune FOLDER")
     return captions_of(Path(job.config.data.pictures), job.objective.caption, job.objective.trigger)
+
+
+def _idle(job: Any) -> tuple[str, str] | None:
+    """Return a setting that would do nothing, and what it needs; None where each does something."""
+    told, plain = job.objective, FinetuneSettings()
+    for name, needed in _NEEDED.items():
+        if getattr(told, needed) is None and getattr(told, name) != getattr(plain, name):
+            return f"objective.{name}", f"objective.{needed}"
+    return None
 
 
 def _size(job: Any) -> int:

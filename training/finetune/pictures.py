@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffplug.files import atomic_path, output_folder
 from diffplug.messages import reason
+from diffplug.pictures import coloured
 from diffplug.samplers.fingerprint import conditioning_fingerprint
 from diffplug.training.conditions import Conditions, encode, one_denoiser
 from diffplug.training.data import SUFFIXES, captioned_files
@@ -47,7 +48,7 @@ def captions_of(folder: Path, caption: str = "", trigger: str = "") -> list[tupl
     if not folder.is_dir():
         raise ValueError(f"there is no folder {str(folder)!r}: give one with pictures and a .txt beside each")
     if (folder / "metadata.jsonl").exists():
-        pairs = captioned_files(folder)
+        pairs = [(picture, _given(picture, text, caption)) for picture, text in captioned_files(folder)]
     else:
         found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
         if not found:
@@ -64,10 +65,15 @@ def _caption(picture: Path, caption: str) -> str:
         own = text.read_text("utf-8-sig").strip() if text.exists() else ""
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(text)!r} is no UTF-8 text: save it as such") from error
+    return _given(picture, own, caption)
+
+
+def _given(picture: Path, own: str, caption: str) -> str:
+    """Return a picture's own caption, or that of all; ValueError where there is neither."""
     if not own and not caption:
         raise ValueError(
-            f"{picture.name!r} has no caption: write one into {text.name!r}, or give one for all by "
-            "objective.caption"
+            f"{picture.name!r} has no caption: write one into {picture.with_suffix('.txt').name!r} (or "
+            "metadata.jsonl, where there is one), or give one for all by objective.caption"
         )
     return own or caption
 
@@ -155,7 +161,7 @@ def encoded(pipe: Any, path: Path, size: Size) -> Tensor:
     from PIL import Image, ImageOps
 
     with Image.open(path) as image:
-        fitted = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), size)
+        fitted = ImageOps.fit(coloured(image), size)
     x = torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     vae = pipe.vae
     z = vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mean

@@ -121,6 +121,11 @@ class SegmentedConsistency(Objective):
         return job.objective.source == "trajectories" or job.config.data.pictures is None
 
     @staticmethod
+    def reads_pictures(job: Any) -> bool:
+        """They may be what is noised."""
+        return bool(job.objective.source == "latents")
+
+    @staticmethod
     def needs_null(job: Any) -> bool:
         """The base teaches with guidance, but where its steps are read from trajectories."""
         told: ConsistencySettings = job.objective

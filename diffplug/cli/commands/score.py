@@ -115,11 +115,13 @@ def _batches(files: Sequence[Path], size: int) -> Iterator[tuple[list[Path], Any
 def _opened(path: Path) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
+    from diffplug.pictures import coloured
+
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
             if image.width * image.height > _LARGEST:
                 raise ValueError(f"it has {image.width}x{image.height} pixels")
-            return image.convert("RGB")
+            return coloured(image)
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a picture: {error}") from error
 

@@ -80,6 +80,8 @@ def _told(
     method: str, config: Path | None, pictures: Path | None, tuner: str | None
 ) -> tuple[Path | None, list[str]]:
     """Return the config file, and the changes that folder and tuner stand for."""
+    if config is not None and config.is_file() and config.suffix.lower() in _PICTURES:
+        raise ValueError(f"{str(config)!r} is one picture: give the folder that it is in")
     meant = (
         method in _OF_PICTURES and config is not None and config.suffix != ".toml" and not config.is_file()
     )
@@ -93,6 +95,8 @@ def _told(
 
 _OF_PICTURES = ("finetune", "choose")
 """Methods whose second word is a folder of pictures, unless it is a file."""
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 _COLUMNS = (
     TextColumn("{task.description}", markup=False),

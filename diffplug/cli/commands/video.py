@@ -173,6 +173,10 @@ def _prompts(prompt: str, at: Sequence[str] | None) -> dict[str, Any]:
         frame, colon, words = text.partition(":")
         if not colon or not frame.strip().isdigit() or not words.strip():
             raise ValueError(f"--at {text!r}: write the frame, a colon and the prompt, as '96:a lake'")
+        if int(frame) in told:
+            raise ValueError(
+                f"--at {text!r}: frame {int(frame)} has the prompt {told[int(frame)]!r} already: give one"
+            )
         told[int(frame)] = words.strip()
     return {"prompts": told}
 
@@ -213,8 +217,10 @@ def _beginning(
     if image is not None:
         from PIL import Image, UnidentifiedImageError
 
+        from diffplug.pictures import coloured
+
         try:
-            return {"image": Image.open(image).convert("RGB")}
+            return {"image": coloured(Image.open(image))}
         except (OSError, UnidentifiedImageError) as error:
             raise ValueError(f"--image {str(image)!r} cannot be read as a picture: {error}") from error
     from diffplug.cli.pipeline import load_pipeline

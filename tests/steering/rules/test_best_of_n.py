@@ -187,3 +187,12 @@ def test_embeddings_and_given_latents_go_with_their_prompts(pipe: Any) -> None:
 def test_early_ends_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BestOfN(dark, **options)
+
+
+def test_an_early_end_that_cannot_come_is_refused() -> None:
+    from diffplug.steering import NoiseSearch
+
+    for rule in (BestOfN, NoiseSearch):
+        with pytest.raises(ValueError, match="would never be reached: this reward is at most 1"):
+            rule("shapes", particles=2, enough=1.5)
+        rule("shapes", particles=2, enough=1.0)

@@ -38,6 +38,7 @@ from diffplug.training.tuners.sara.select import choose, choose_per_layer, parse
 
 __all__ = ["DENSITY", "SaRA"]
 
+_TAKEN = "_diffplug_sara_trains"
 DENSITY = 0.058  # 50 million weights of Stable Diffusion 1.5
 
 
@@ -54,7 +55,8 @@ class SaRA:
     keeps the trained matrices of low rank. seed: of the score "random".
 
     Raises ValueError, with nothing changed, for quantised or meta weights, fused LoRAs, wrapped models, names
-    that match nothing, and sizes out of range. Warns of a model that is compiled as a whole.
+    that match nothing, sizes out of range, whole pipelines, and weights that another SaRA trains. Warns of a
+    model that is compiled as a whole.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class SaRA:
             raise ValueError(
                 "give one of density, budget and threshold: each of them says how many are trained"
             )
+        if hasattr(components, "components"):
+            raise ValueError("a whole pipeline, decoder and all: give what is to learn, as pipe.unet")
         self.modules = checked(components_of(components))
         self.progressive = Progressive.of(progressive, score)
         self.rank = RankTerm(float(rank)) if isinstance(rank, (int, float)) else rank
@@ -152,10 +156,15 @@ class SaRA:
     def _hook(self) -> None:
         """Freeze all that is not trained, and stand at every gradient and every forward."""
         trained = {entry.weight: entry for entry in self.entries}
+        if any(hasattr(weight, _TAKEN) for weight in trained):
+            raise ValueError(
+                "another SaRA trains these weights already: call its detach(), or load the model anew"
+            )
         for parameter in self._flags:
             parameter.requires_grad_(parameter in trained)
         for weight, entry in trained.items():
             weight.grad = None
+            setattr(weight, _TAKEN, True)
             self._hooks.append(weight.register_post_accumulate_grad_hook(self._gatherer(entry)))
             self._hooks.append(entry.vector.register_post_accumulate_grad_hook(self._marker(entry)))
         for module in self.modules.values():
@@ -270,6 +279,8 @@ class SaRA:
         self.sync()
         while self._hooks:
             self._hooks.pop().remove()
+        for entry in self.entries:
+            vars(entry.weight).pop(_TAKEN, None)
         for parameter, flag in self._flags.items():
             parameter.requires_grad_(flag)
 
