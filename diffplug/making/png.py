@@ -117,6 +117,8 @@ def read_texts(path: str | Path) -> dict[str, str]:
 
     Raises ValueError for a file that is no PNG or damaged, ReadError for one that cannot be read.
     """
+    if Path(path).is_dir():
+        raise ReadError(path, "it is a folder: give its pictures, as in FOLDER/*.png")
     if not Path(path).is_file():
         raise ReadError(path, "there is no such file")
     try:

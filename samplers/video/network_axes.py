@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffplug.registry import unknown
 
 __all__ = ["NETWORKS", "Axes", "VideoCall", "axes_of"]
 
@@ -106,11 +105,9 @@ def axes_of(module: Any) -> Axes:
         if cls.__name__ in NETWORKS:
             _check_time_patches(_bare(module))
             return NETWORKS[cls.__name__]
-    raise unknown(
-        "video network",
-        type(_bare(module)).__name__,
-        sorted(NETWORKS),
-        "Which of its axes is time is not guessed.",
+    raise ValueError(
+        f"{type(_bare(module)).__name__} is no video network that is known, and which of its axes is time is "
+        f"not guessed. Known: {', '.join(sorted(NETWORKS))}"
     )
 
 

@@ -116,6 +116,8 @@ def test_what_is_no_png_is_named(tmp_path: Path) -> None:
         read_settings(tmp_path / "a.png")
     with pytest.raises(OSError, match="there is no such file"):
         read_settings(tmp_path / "b.png")
+    with pytest.raises(OSError, match="it is a folder: give its pictures"):
+        read_settings(tmp_path)
 
 
 @given(st.integers(0, 400), st.integers(0, 255))
