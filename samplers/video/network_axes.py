@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 __all__ = ["NETWORKS", "Axes", "VideoCall", "axes_of"]
 
 Arguments = dict[str, Any]
