@@ -244,16 +244,17 @@ class LongVideo:
 
     def _request(self, prompt: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a folder is asked for; two equal ones are the same video."""
-        from diffplug.samplers.video.video_folder import described
+        from diffplug.samplers.video.request import described, sampled_by
 
         settings = {
             name: getattr(self, name)
             for name in ("clip_frames", "overlap", "seam", "match", "match_strength", "anchor")
         }
-        select = None if self.select is None else repr(self.select)
+        select = None if self.select is None else described(self.select)
         model = type(self.pipe).__name__
         told = {key: described(value) for key, value in arguments.items()}
-        return {"frames": self.length, **settings, "select": select, "model": model, "prompt": prompt, **told}
+        how = {"select": select, "model": model, "sampler": sampled_by(self.pipe)}
+        return {"frames": self.length, **settings, **how, "prompt": prompt, **told}
 
 
 def _overlap(adapter: HandOver, given: int | None) -> int:

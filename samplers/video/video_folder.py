@@ -9,7 +9,6 @@ report.json             once the video is whole
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from torch import Tensor
 from diffplug.files import atomic_path, atomic_write, output_folder, read_json, sweep_temporaries, write_json
 from diffplug.samplers.video.clip_loop import LoopState
 from diffplug.samplers.video.drift import DriftReport
+from diffplug.samplers.video.request import described
 
-__all__ = ["VideoFolder", "described"]
+__all__ = ["VideoFolder"]
 
 
 @dataclass(frozen=True)
@@ -102,21 +102,6 @@ class VideoFolder:
 
     def _tail(self, clip: int) -> Path:
         return self.path / f"tail-{clip}.safetensors"
-
-
-def described(value: Any) -> Any:
-    """Return an argument as JSON can hold it; pictures and tensors by a hash of their content."""
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): described(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [described(one) for one in value]
-    if isinstance(value, Tensor):
-        return "tensor " + hashlib.sha256(value.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
-    if isinstance(value, Image.Image):
-        return "picture " + hashlib.sha256(value.convert("RGB").tobytes()).hexdigest()[:16]
-    return repr(value)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,63 @@
+"""What makes two requests for a video folder the same one, and what makes them two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from diffusers import UniPCMultistepScheduler
+
+import diffplug
+from diffplug.samplers.video import LongVideo
+from diffplug.samplers.video.request import described, sampled_by
+
+
+class Judge:
+    """A reward that is an object; its repr has an address in it."""
+
+    def __call__(self, pictures: Any, prompts: Any) -> Any:
+        return pictures.mean((1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    found = diffplug.load("moving-shapes")
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+def test_large_arrays_are_told_apart() -> None:
+    one, two = np.zeros((2, 64, 64, 3)), np.zeros((2, 64, 64, 3))
+    two[1, 30, 30] = 1.0  # repr would leave it out
+    assert described(one) == described(one.copy())
+    assert described(one) != described(two)
+
+
+def test_objects_are_the_same_in_every_process() -> None:
+    assert described([Judge()]) == described([Judge()])
+    assert " at 0x" not in described(Judge())
+
+
+def test_another_scheduler_or_shift_is_another_request(pipe: Any) -> None:
+    usual = sampled_by(pipe)
+    assert usual == sampled_by(pipe)
+    with diffplug.plug(pipe, UniPCMultistepScheduler):
+        assert sampled_by(pipe) != usual
+    assert sampled_by(pipe) == usual
+    other = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=1.5)
+    with diffplug.plug(pipe, other):
+        assert sampled_by(pipe) != usual
+
+
+def test_a_folder_of_another_sampler_is_refused(pipe: Any, tmp_path: Path) -> None:
+    """A finished video of another sampler was handed out as the one that was asked for."""
+    long = LongVideo(pipe, frames=3, overlap=1)
+    long.write(tmp_path / "v", "a red circle", num_inference_steps=1)
+    long.write(tmp_path / "v", "a red circle", num_inference_steps=1)
+    with (
+        diffplug.plug(pipe, UniPCMultistepScheduler),
+        pytest.raises(ValueError, match=r"holds another video \(sampler: .*take another folder"),
+    ):
+        long.write(tmp_path / "v", "a red circle", num_inference_steps=1)
