@@ -41,7 +41,7 @@ def described(value: Any) -> Any:
 
 
 def sampled_by(pipe: Any) -> list[Any]:
-    """Return what a pipeline samples with: its scheduler, a hash of the scheduler's settings, and its plugs."""
+    """Return what a pipeline samples with: its scheduler, a hash of that one's settings, its plugs."""
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None:
         return []

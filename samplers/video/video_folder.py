@@ -41,7 +41,7 @@ class VideoFolder:
         """
         output_folder(path)
         asked, file = _plain(request), path / "request.json"
-        if file.exists():
+        if file.exists() and _begun(path):
             there = read_json(file)
             found = [
                 f"{key}: {there.get(key)!r} there, {asked.get(key)!r} here"
@@ -53,7 +53,7 @@ class VideoFolder:
                     f"{str(path)!r} holds another video ({'; '.join(found[:3])}): take another folder, or "
                     "ask for the same"
                 )
-        elif any(path.iterdir()):
+        elif not file.exists() and any(path.iterdir()):
             raise ValueError(f"{str(path)!r} is not empty and holds no video: take another folder")
         else:
             write_json(file, asked)
@@ -102,6 +102,11 @@ class VideoFolder:
 
     def _tail(self, clip: int) -> Path:
         return self.path / f"tail-{clip}.safetensors"
+
+
+def _begun(path: Path) -> bool:
+    """Return whether a frame was ever written: a request that failed before binds the folder to nothing."""
+    return (path / "state.json").exists() or any((path / "frames").glob("*.png"))
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,3 +61,22 @@ def test_a_folder_of_another_sampler_is_refused(pipe: Any, tmp_path: Path) -> No
         pytest.raises(ValueError, match=r"holds another video \(sampler: .*take another folder"),
     ):
         long.write(tmp_path / "v", "a red circle", num_inference_steps=1)
+
+
+def test_an_unknown_argument_is_refused_before_the_folder_is_made(pipe: Any, tmp_path: Path) -> None:
+    long = LongVideo(pipe, frames=3, overlap=1)
+    with pytest.raises(ValueError, match="MovingShapesPipeline takes no bogus: leave it out"):
+        long.write(tmp_path / "v", "a red circle", bogus=1)
+    assert not (tmp_path / "v").exists()
+
+
+def test_a_request_that_failed_before_its_first_frame_leaves_the_folder_free(
+    pipe: Any, tmp_path: Path
+) -> None:
+    long = LongVideo(pipe, frames=3, overlap=1)
+    with pytest.raises(ValueError, match="one clip at a time"):
+        long.write(tmp_path / "v", "a red circle", num_inference_steps=1, num_videos_per_prompt=2)
+    long.write(tmp_path / "v", "a red circle", num_inference_steps=1)
+    assert len(list((tmp_path / "v" / "frames").glob("*.png"))) == 3
+    with pytest.raises(ValueError, match="holds another video"):
+        long.write(tmp_path / "v", "a blue square", num_inference_steps=1)
