@@ -24,6 +24,7 @@ from torch import Tensor
 
 from diffplug.checks import check_whole
 from diffplug.intercept import original_class
+from diffplug.plug import plugs_on
 from diffplug.registry import unknown
 from diffplug.samplers.video.anchor import ANCHORS, EMBEDDINGS, embeds_pictures, first_embeddings
 from diffplug.samplers.video.clip_length import clip_frames_of
@@ -224,7 +225,7 @@ class LongVideo:
 
     def _check_known(self, call: Mapping[str, Any]) -> None:
         """Raise ValueError for an argument that the pipeline's call does not take."""
-        if self.pipe is None:
+        if self.pipe is None or plugs_on(self.pipe):  # plugs may take arguments of their own
             return
         known = inspect.signature(original_class(self.pipe).__call__).parameters
         if any(one.kind is one.VAR_KEYWORD for one in known.values()):

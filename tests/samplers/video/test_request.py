@@ -10,6 +10,7 @@ import pytest
 from diffusers import UniPCMultistepScheduler
 
 import diffplug
+from diffplug.intercept import intercept_call
 from diffplug.samplers.video import LongVideo
 from diffplug.samplers.video.request import described, sampled_by
 
@@ -80,3 +81,17 @@ def test_a_request_that_failed_before_its_first_frame_leaves_the_folder_free(
     assert len(list((tmp_path / "v" / "frames").glob("*.png"))) == 3
     with pytest.raises(ValueError, match="holds another video"):
         long.write(tmp_path / "v", "a blue square", num_inference_steps=1)
+
+
+def test_a_plug_may_take_arguments_that_the_pipeline_does_not(pipe: Any) -> None:
+    class Takes:
+        def attach(self, pipe: Any) -> Any:
+            def without(call: Any, kwargs: dict[str, Any]) -> Any:
+                kwargs.pop("bogus")
+                return call(**kwargs)
+
+            return intercept_call(pipe, without)
+
+    with diffplug.plug(pipe, Takes()):
+        result = LongVideo(pipe, frames=3, overlap=1)("a red circle", num_inference_steps=1, bogus=1)
+    assert len(result.frames) == 3
