@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffplug.demos.batch.manifest import ManifestError, Row
 from diffplug.recipe import Recipe
+from diffplug.registry import sampler_steps
 
 __all__ = ["Picture", "Plan", "Shard", "digest", "picture_id", "plan"]
 
@@ -167,11 +169,20 @@ class _Groups:
             name, value = next(iter(steering.items()))
             raise ValueError(f"{name} {value} acts only with a steerer: add steer='fk', or leave it out")
         given = {name: self.settings[name] for name in _SETTINGS if name in self.settings}
+        if row.sampler is not None and _says_steps(row.sampler):
+            given.pop("steps", None)  # the row says them by its sampler
         values = {**given, **own, **steering}
         if steer:
             values = {**{n: self.settings[n] for n in _STEERING if n in self.settings}, **values}
             values["steer"] = steer
         return {n: float(v) + 0.0 if n in _FLOATS and v is not None else v for n, v in values.items()}
+
+
+def _says_steps(name: str) -> bool:
+    """Return whether a sampler's name says its steps; what it cannot be is told by the recipe."""
+    with suppress(ValueError, OSError):
+        return sampler_steps(name) is not None
+    return False
 
 
 def _pictures(row: Row, line: int, group: int, text: str, seed: int) -> Iterator[Picture]:

@@ -87,10 +87,10 @@ def test_a_plug_may_take_arguments_that_the_pipeline_does_not(pipe: Any) -> None
     class Takes:
         def attach(self, pipe: Any) -> Any:
             def without(call: Any, kwargs: dict[str, Any]) -> Any:
-                kwargs.pop("bogus")
+                assert kwargs.pop("bogus") == 1
                 return call(**kwargs)
 
-            return intercept_call(pipe, without)
+            return intercept_call(pipe, without, takes=("bogus",))
 
     with diffplug.plug(pipe, Takes()):
         result = LongVideo(pipe, frames=3, overlap=1)("a red circle", num_inference_steps=1, bogus=1)
