@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from diffusers import UniPCMultistepScheduler
 
 import diffplug
 from diffplug.intercept import intercept_call
+from diffplug.samplers.negative import NegativeGuidance
 from diffplug.samplers.video import LongVideo
 from diffplug.samplers.video.request import described, sampled_by
 
@@ -95,3 +97,15 @@ def test_a_plug_may_take_arguments_that_the_pipeline_does_not(pipe: Any) -> None
     with diffplug.plug(pipe, Takes()):
         result = LongVideo(pipe, frames=3, overlap=1)("a red circle", num_inference_steps=1, bogus=1)
     assert len(result.frames) == 3
+
+
+def test_a_negative_prompt_acts_on_every_clip_and_leaves_no_trace(pipe: Any) -> None:
+    long = LongVideo(pipe, frames=18, overlap=4)
+
+    def made(**call: Any) -> Any:
+        return long("a red circle", num_inference_steps=1, **call).frames
+
+    before = made()
+    with diffplug.plug(pipe, NegativeGuidance("nag")):
+        assert not torch.equal(made(negative_prompt="blue"), made(negative_prompt="a green cross"))
+    assert torch.equal(made(), before)
