@@ -154,6 +154,11 @@ def _records(pipe: Any) -> Sequence[_Record]:
     return plugged.records if plugged is not None and plugged.owner == id(pipe) else ()
 
 
+def plugs_on(pipe: Any) -> list[Any]:
+    """Return what is plugged into a pipeline at present, in the order of attaching."""
+    return [record.plug for record in _records(pipe)]
+
+
 def plugged_names(pipe: Any) -> list[str]:
     """Return the names of what is plugged into a pipeline at present."""
     return [_name(record.plug) for record in _records(pipe)]

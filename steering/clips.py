@@ -74,7 +74,7 @@ class ClipSelection:
     reward: a reward, its name or a spec; one that rates pictures gives the mean over the frames. candidates:
     clips drawn at every join (each costs a call of the pipeline). rule: "softmax" draws one with probability
     proportional to exp(strength v), and keeps an importance weight; "greedy" takes the best. strength: of the
-    softmax; v is the mean reward of the clips so far.
+    softmax alone; v is the mean reward of the clips so far.
     Raises ValueError for unknown names and bad numbers.
     """
 
@@ -96,6 +96,11 @@ class ClipSelection:
             isinstance(self.strength, (int, float)) and math.isfinite(self.strength) and self.strength >= 0
         ):
             raise ValueError(f"strength={self.strength!r}: it must be a finite number of at least 0")
+        if self.rule == "greedy" and self.strength != type(self).strength:
+            raise ValueError(
+                f"strength={self.strength!r} does nothing with rule='greedy': leave it out, or take "
+                "rule='softmax'"
+            )
         if self.candidates == 1:
             raise ValueError("candidates=1 selects nothing: take 2 or more, or leave select= out")
         self._rated = rewards.get(self.reward) if isinstance(self.reward, str) else self.reward

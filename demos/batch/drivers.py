@@ -19,7 +19,7 @@ from typing import Any
 from diffplug.demos.batch.failures import TooManyFailures
 from diffplug.demos.batch.job import Job
 from diffplug.demos.batch.plan import Shard
-from diffplug.demos.batch.render import Outcome, Tell, Worker
+from diffplug.demos.batch.render import Outcome, RefusedRecipes, Tell, Worker
 from diffplug.demos.batch.work import sweep
 from diffplug.recipe import Recipe
 
@@ -71,7 +71,8 @@ def run(
 
     workers: processes of this machine, each with its own copy of the model. rank, world: which of several
     starters this one is; it begins at its place in the list, and those above 0 do not wait for the others.
-    Raises Stopped where the environment makes it impossible to go on.
+    Raises Stopped where the environment makes it impossible to go on, and RefusedRecipes for what the
+    pipeline does not take.
     """
     if workers > 1:
         return list(_local(job, model, shards, recipes, workers, tell))
@@ -165,6 +166,8 @@ def _listen(processes: dict[Connection, Any], tell: Tell, ended: list[str]) -> I
                 continue
             if isinstance(message, Outcome):
                 yield message
+            elif isinstance(message, RefusedRecipes):
+                raise message
             elif isinstance(message, str):
                 processes.pop(line).join()
                 ended.append(message)
@@ -181,7 +184,7 @@ def _serve(order: _Order, line: Connection) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    said = ""
+    said: str | RefusedRecipes = ""
     try:
         tell = lambda kind, n, of: line.send((kind, n, of))  # noqa: E731
         worker = Worker(order.job, order.model, order.recipes, rank=order.rank, tell=tell)
@@ -192,7 +195,9 @@ def _serve(order: _Order, line: Connection) -> None:
         said = f"stop: {error}"
     except KeyboardInterrupt:
         said = "it was interrupted"
+    except RefusedRecipes as error:
+        said = error
     except Exception as error:  # the others may do better
         said = f"{type(error).__name__}: {error}"
-    with suppress(OSError):
+    with suppress(OSError, KeyboardInterrupt):  # the starter may be gone, or be ending this process
         line.send(said)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffplug.demos.batch.manifest import ManifestError, Row
 from diffplug.recipe import Recipe
+from diffplug.registry import sampler_steps
 
 __all__ = ["Picture", "Plan", "Shard", "digest", "picture_id", "plan"]
 
@@ -58,6 +60,11 @@ class Plan:
     first_double: tuple[int, int] | None = None
     asked: int = field(default=0)
 
+    def line_of(self, recipe: Recipe) -> int:
+        """Return the first line that asks for a recipe of this plan."""
+        groups = {number for number, one in enumerate(self.recipes) if one == recipe}
+        return next(picture.line for picture in self.pictures if picture.group in groups)
+
 
 def plan(
     source: str | Path,
@@ -73,7 +80,8 @@ def plan(
     settings: for rows that say nothing, by the names of a row; those of steering act on rows that steer.
     model: name and version of the model as text; it is part of every id. seed: enters into the seeds of rows
     that name none, which follow from their content. shard: mean number of pictures of one. Raises
-    ManifestError for a recipe that cannot be, with the line of its first row.
+    ManifestError for a recipe that cannot be, with the line of its first row, and ValueError for settings of
+    steering where no row steers.
     """
     groups = _Groups(model, settings or {})
     found = Plan([], groups.recipes, [])
@@ -95,6 +103,12 @@ def plan(
             found.pictures.append(picture)
     if problems:
         raise ManifestError(problems[:20], max(0, len(problems) - 20))
+    idle = [name for name in _STEERING if name in groups.settings]
+    if settings and idle and not any(recipe.steer for recipe in groups.recipes):
+        raise ValueError(
+            f"--{idle[0]} {settings[idle[0]]} acts only with a steerer, and no row has one: add --steer fk, "
+            "or leave it out"
+        )
     found.shards = list(_shards(found.pictures, groups.recipes, shard))
     return found
 
@@ -149,14 +163,26 @@ class _Groups:
     def _values(self, row: Row) -> dict[str, Any]:
         """Return the settings of a row, its own first; -0.0 and whole floats are one number each."""
         own = {name: value for name in _SETTINGS if (value := getattr(row, name)) is not None}
-        steering = {name: value for name in _STEERING if (value := getattr(row, name)) is not None}
+        steering = {name: value for name in _STEERING if (value := getattr(row, name)) not in (None, {})}
         steer = row.steer if row.steer is not None else self.settings.get("steer")
+        if steering and not steer:
+            name, value = next(iter(steering.items()))
+            raise ValueError(f"{name} {value} acts only with a steerer: add steer='fk', or leave it out")
         given = {name: self.settings[name] for name in _SETTINGS if name in self.settings}
+        if row.sampler is not None and _says_steps(row.sampler):
+            given.pop("steps", None)  # the row says them by its sampler
         values = {**given, **own, **steering}
         if steer:
             values = {**{n: self.settings[n] for n in _STEERING if n in self.settings}, **values}
             values["steer"] = steer
         return {n: float(v) + 0.0 if n in _FLOATS and v is not None else v for n, v in values.items()}
+
+
+def _says_steps(name: str) -> bool:
+    """Return whether a sampler's name says its steps; what it cannot be is told by the recipe."""
+    with suppress(ValueError, OSError):
+        return sampler_steps(name) is not None
+    return False
 
 
 def _pictures(row: Row, line: int, group: int, text: str, seed: int) -> Iterator[Picture]:

@@ -50,6 +50,17 @@ class Outcome:
     host: str = field(default_factory=socket.gethostname)
 
 
+class RefusedRecipes(ValueError):
+    """What the pipeline does not take: `problems`, each a recipe and what is wrong with it."""
+
+    def __init__(self, problems: list[tuple[Recipe, str]]) -> None:
+        self.problems = problems
+        super().__init__(problems)  # as pickle gives it back
+
+    def __str__(self) -> str:
+        return "; ".join(text for _, text in self.problems[:3])
+
+
 class Worker:
     """Makes shards, one call each; the model is loaded when the first one needs it.
 
@@ -106,10 +117,20 @@ class Worker:
         """Load the pipeline for the first shard, and ask it about every recipe."""
         if self._pipe is None:
             pipe = self.model.load(self.rank)
-            for recipe in self.recipes:
-                recipe.check(pipe)
+            self._check(pipe)
             self._held = [rewards.get(recipe.reward) for recipe in self.recipes if recipe.steer]
             self._pipe = pipe
+
+    def _check(self, pipe: Any) -> None:
+        """Raise RefusedRecipes for what the pipeline does not take."""
+        problems = []
+        for recipe in self.recipes:
+            try:
+                recipe.check(pipe)
+            except ValueError as error:
+                problems.append((recipe, str(error)))
+        if problems:
+            raise RefusedRecipes(problems)
 
     def _make(self, shard: Shard, cut: str, key: str, work: Work) -> Outcome:
         outcome = Outcome(cut)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diffplug.messages import shown
 from diffplug.registry import unknown
 
 __all__ = ["BATCH", "Budget", "Decisions", "Gradient", "Pairs", "Runs", "Settings"]
@@ -150,9 +152,26 @@ class Settings:
     def of(cls, **given: Any) -> Settings:
         """Return the settings of flat keywords; ValueError names the nearest one for an unknown one."""
         known = {each.name: name for name, group in GROUPS.items() for each in fields(group)}
+        kinds = {each.name: str(each.type) for group in GROUPS.values() for each in fields(group)}
         sorted_: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
         for name, value in given.items():
             if name not in known:
                 raise unknown("setting of a search", name, list(known))
+            _check_kind(name, value, kinds[name])
             sorted_[known[name]][name] = value
         return cls(**{name: group(**sorted_[name]) for name, group in GROUPS.items()})
+
+
+def _check_kind(name: str, value: Any, kind: str) -> None:
+    """Raise ValueError for a setting that is not the number, or True or False, of its field's annotation."""
+    wanted, _, optional = kind.partition(" | ")
+    types: dict[str, tuple[tuple[type, ...], str]] = {
+        "int": ((Integral,), "a whole number"),
+        "float": ((Real,), "a number"),
+        "bool": ((bool, np.bool_), "True or False"),
+    }
+    if wanted not in types or (optional and value is None):
+        return
+    right, words = types[wanted]
+    if not isinstance(value, right) or (isinstance(value, bool) and wanted != "bool"):
+        raise ValueError(f"{name}={shown(value)}: give {words}")

@@ -11,6 +11,7 @@ it saw two clips ago it has forgotten. `report` says what that did to colours an
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor
 
 from diffplug.checks import check_whole
+from diffplug.intercept import original_class
+from diffplug.plug import plugs_on
 from diffplug.registry import unknown
 from diffplug.samplers.video.anchor import ANCHORS, EMBEDDINGS, embeds_pictures, first_embeddings
 from diffplug.samplers.video.clip_length import clip_frames_of
@@ -202,6 +205,7 @@ class LongVideo:
         for name in ("generator", "latents", "num_frames", "frames", "output_type", "return_dict"):
             if name in call:
                 raise ValueError(f"{name}= is decided by LongVideo, clip by clip: leave it out")
+        self._check_known(call)
         self._check_first(call)
         return ClipLoop(
             adapter=self.adapter,
@@ -218,6 +222,17 @@ class LongVideo:
             seed=seed,
             call=call,
         )
+
+    def _check_known(self, call: Mapping[str, Any]) -> None:
+        """Raise ValueError for an argument that the pipeline's call does not take."""
+        if self.pipe is None or plugs_on(self.pipe):  # plugs may take arguments of their own
+            return
+        known = inspect.signature(original_class(self.pipe).__call__).parameters
+        if any(one.kind is one.VAR_KEYWORD for one in known.values()):
+            return
+        for name in call:
+            if name not in known:
+                raise ValueError(f"{original_class(self.pipe).__name__} takes no {name}: leave it out")
 
     def _check_first(self, call: Mapping[str, Any]) -> None:
         """Raise ValueError where the first clip of a picture-to-video model has no picture."""
@@ -244,16 +259,17 @@ class LongVideo:
 
     def _request(self, prompt: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a folder is asked for; two equal ones are the same video."""
-        from diffplug.samplers.video.video_folder import described
+        from diffplug.samplers.video.request import described, sampled_by
 
         settings = {
             name: getattr(self, name)
             for name in ("clip_frames", "overlap", "seam", "match", "match_strength", "anchor")
         }
-        select = None if self.select is None else repr(self.select)
+        select = None if self.select is None else described(self.select)
         model = type(self.pipe).__name__
         told = {key: described(value) for key, value in arguments.items()}
-        return {"frames": self.length, **settings, "select": select, "model": model, "prompt": prompt, **told}
+        how = {"select": select, "model": model, "sampler": sampled_by(self.pipe)}
+        return {"frames": self.length, **settings, **how, "prompt": prompt, **told}
 
 
 def _overlap(adapter: HandOver, given: int | None) -> int:

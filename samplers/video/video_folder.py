@@ -9,7 +9,6 @@ report.json             once the video is whole
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from torch import Tensor
 from diffplug.files import atomic_path, atomic_write, output_folder, read_json, sweep_temporaries, write_json
 from diffplug.samplers.video.clip_loop import LoopState
 from diffplug.samplers.video.drift import DriftReport
+from diffplug.samplers.video.request import described
 
-__all__ = ["VideoFolder", "described"]
+__all__ = ["VideoFolder"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class VideoFolder:
         """
         output_folder(path)
         asked, file = _plain(request), path / "request.json"
-        if file.exists():
+        if file.exists() and _begun(path):
             there = read_json(file)
             found = [
                 f"{key}: {there.get(key)!r} there, {asked.get(key)!r} here"
@@ -53,7 +53,7 @@ class VideoFolder:
                     f"{str(path)!r} holds another video ({'; '.join(found[:3])}): take another folder, or "
                     "ask for the same"
                 )
-        elif any(path.iterdir()):
+        elif not file.exists() and any(path.iterdir()):
             raise ValueError(f"{str(path)!r} is not empty and holds no video: take another folder")
         else:
             write_json(file, asked)
@@ -104,19 +104,9 @@ class VideoFolder:
         return self.path / f"tail-{clip}.safetensors"
 
 
-def described(value: Any) -> Any:
-    """Return an argument as JSON can hold it; pictures and tensors by a hash of their content."""
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): described(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [described(one) for one in value]
-    if isinstance(value, Tensor):
-        return "tensor " + hashlib.sha256(value.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
-    if isinstance(value, Image.Image):
-        return "picture " + hashlib.sha256(value.convert("RGB").tobytes()).hexdigest()[:16]
-    return repr(value)
+def _begun(path: Path) -> bool:
+    """Return whether a frame was ever written: a request that failed before binds the folder to nothing."""
+    return (path / "state.json").exists() or any((path / "frames").glob("*.png"))
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

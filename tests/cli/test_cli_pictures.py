@@ -115,6 +115,18 @@ def test_score_takes_pictures_of_any_size_and_their_prompt(tmp_path: Path) -> No
     assert result.exit_code == 2 and "3.png' cannot be read as a picture" in result.stderr
 
 
+def test_score_says_where_the_pictures_of_a_folder_are_and_what_is_none(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "one.png").write_bytes(b"")
+    (tmp_path / "six.json").write_text("{}")
+    deeper, other = (
+        CliRunner().invoke(cli.app, ["score", str(path), "--reward", "jpeg"])
+        for path in (tmp_path, tmp_path / "six.json")
+    )
+    assert deeper.exit_code == 2 and "give the folders in it that do" in " ".join(deeper.stderr.split())
+    assert other.exit_code == 2 and "cannot be read as a picture" in " ".join(other.stderr.split())
+
+
 def test_paths_in_tables_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     deep = Path("out") / ("x" * 70)

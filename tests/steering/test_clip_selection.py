@@ -114,3 +114,8 @@ def test_steady_can_be_added_to_a_reward_of_pictures() -> None:
 def test_bad_selections_are_refused_at_once(options: dict[str, object], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         ClipSelection(**options)  # type: ignore[arg-type]
+
+
+def test_a_strength_that_greedy_choice_would_ignore_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"strength=3.0 does nothing with rule='greedy'"):
+        ClipSelection("steady", candidates=2, rule="greedy", strength=3.0)

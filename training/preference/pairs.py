@@ -53,7 +53,7 @@ def read_pairs(source: str | Path) -> list[Pair]:
     if not path.is_file():
         raise ValueError(
             f"objective.pairs: {str(source)!r} is neither a .jsonl or .parquet file nor a folder with "
-            "pairs.jsonl"
+            "pairs.jsonl: give one, as --set objective.pairs=votes.parquet (diffplug votes export writes it)"
         )
     rows = list(_parquet(path) if path.suffix == ".parquet" else _lines(path))
     pairs = _without_contradictions([pair for row, where in rows if (pair := _pair(row, path, where))])

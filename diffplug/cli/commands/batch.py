@@ -123,7 +123,13 @@ def batch(
     plan = _plan(manifest, job, _settings(values), seed)
     if dry_run:
         return _tell_plan(job, plan, json=json)
-    status = _run(job, used, plan, silent=json, as_json=json, how=values)
+    from diffplug.demos.batch.render import RefusedRecipes
+
+    try:
+        status = _run(job, used, plan, silent=json, as_json=json, how=values)
+    except RefusedRecipes as error:
+        lines = [f"{manifest}:{plan.line_of(recipe)}: {text}" for recipe, text in error.problems]
+        raise _refused(lines[:20], len(lines[20:])) from None
     raise typer.Exit(status)
 
 
@@ -147,11 +153,7 @@ def _plan(manifest: Path, job: Job, settings: dict[str, Any], seed: int) -> Plan
             manifest, read_manifest(manifest), model=job.model, settings=settings, seed=seed, shard=job.shard
         )
     except ManifestError as error:
-        for line in error.problems:
-            typer.secho(f"error: {' '.join(line.split())}", fg="red", err=True)
-        if error.more:
-            typer.secho(f"error: and {error.more} more", fg="red", err=True)
-        raise typer.Exit(BAD_INPUT) from None
+        raise _refused(error.problems, error.more) from None
     if found.first_double is not None:
         place, before = found.first_double
         typer.secho(
@@ -161,6 +163,15 @@ def _plan(manifest: Path, job: Job, settings: dict[str, Any], seed: int) -> Plan
             err=True,
         )
     return found
+
+
+def _refused(problems: list[str], more: int = 0) -> typer.Exit:
+    """Print what is wrong with a manifest, a line each, and return the end of the command."""
+    for line in problems:
+        typer.secho(f"error: {' '.join(line.split())}", fg="red", err=True)
+    if more:
+        typer.secho(f"error: and {more} more", fg="red", err=True)
+    return typer.Exit(BAD_INPUT)
 
 
 def _tell_plan(job: Job, plan: Plan, *, json: bool) -> None:

@@ -68,7 +68,9 @@ def _files(given: Sequence[Path]) -> list[Path]:
             sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
         )
         if not inside:
-            raise ValueError(f"{str(path)!r} holds no pictures ({', '.join(_SUFFIXES)})")
+            deeper = next((p.parent for p in sorted(path.glob("*/*")) if p.suffix.lower() in _SUFFIXES), None)
+            hint = "" if deeper is None else f": give the folders in it that do, such as {str(deeper)!r}"
+            raise ValueError(f"{str(path)!r} holds no pictures ({', '.join(_SUFFIXES)}){hint}")
         found += inside
     return list(dict.fromkeys(found))
 
@@ -77,6 +79,8 @@ def _told(files: list[Path], prompt: str | None, *, named: set[Path]) -> tuple[l
     """Return pictures and prompts; those of folders that say none are passed over, with a warning."""
     found = {path: prompt or _prompt(path) for path in files}
     silent = [path for path in files if not found[path]]
+    for path in named & set(silent):
+        _opened(path)  # what is no picture is told as that
     if silent and (len(silent) == len(files) or named & set(silent)):
         raise ValueError(f"{str(silent[0])!r} does not say its prompt: give --prompt")
     if silent:

@@ -250,6 +250,7 @@ def _windowed(
     from diffplug.plug import plug
     from diffplug.samplers.video import DriftReport, Windows
     from diffplug.samplers.video.clip_loop import LoopState
+    from diffplug.samplers.video.request import sampled_by
     from diffplug.samplers.video.video_folder import VideoFolder
     from diffplug.video.statistics import clip_statistics
 
@@ -257,7 +258,8 @@ def _windowed(
     if not slash or not size.strip().isdigit() or not overlap.strip().isdigit():
         raise ValueError(f"--windows {windows!r}: write FRAMES/OVERLAP, as 16/8")
     settings = Windows(frames=int(size), overlap=int(overlap), noise=noise)
-    request = {"frames": frames, "windows": windows, "noise": noise, "prompt": prompt, "seed": seed, **call}
+    asked = {"frames": frames, "windows": windows, "noise": noise, "prompt": prompt, "seed": seed}
+    request = {**asked, "model": type(pipe).__name__, "sampler": sampled_by(pipe), **call}
     place = VideoFolder.of(out, request)
     state = place.resumed(LoopState())
     if state.emitted:

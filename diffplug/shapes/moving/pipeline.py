@@ -119,9 +119,9 @@ class MovingShapesPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return MovingShapesOutput(frames=frames) if return_dict else (frames,)
 
-    def encode_prompt(self, prompts: list[str]) -> Tensor:
+    def encode_prompt(self, prompt: list[str]) -> Tensor:
         """Return the states of the text encoder, [n, 32, 128]."""
-        ids = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        ids = self.tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt").input_ids
         states: Tensor = self.text_encoder(ids.to(self._execution_device)).last_hidden_state
         return states.to(self.transformer.dtype)
 

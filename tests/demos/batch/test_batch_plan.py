@@ -136,3 +136,10 @@ def test_a_hundred_thousand_rows_are_read_and_cut_in_seconds(tmp_path: Path) -> 
     start = process_time()
     plan(path, read_manifest(path), model="m")
     assert process_time() - start < 20
+
+
+def test_a_sampler_that_says_its_steps_is_not_asked_for_the_commands() -> None:
+    (few,) = _plan({"prompt": "x", "sampler": "shapes@4"}, settings={"steps": 6}).recipes
+    assert few.steps == 4
+    with pytest.raises(ManifestError, match="says 4 steps, steps=6"):
+        _plan({"prompt": "x", "sampler": "shapes@4", "steps": 6})

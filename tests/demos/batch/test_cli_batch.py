@@ -113,6 +113,9 @@ def test_a_dry_run_checks_and_makes_nothing(tmp_path: Path) -> None:
         (["x"], ["--engine", "dask"], "take local or ray"),
         (["x"], ["--model", "nobody"], "unknown model 'nobody'"),
         ([{"prompt": "x", "strength": 1.0}], [], "acts only with a steerer"),
+        (["x", {"prompt": "x", "reward": "shapes"}], [], "m.jsonl:2: reward shapes acts only with a steerer"),
+        ([{"prompt": "x", "particles": 8}], [], "m.jsonl:1: particles 8 acts only with a steerer"),
+        (["x"], ["--reward", "jpeg"], "--reward jpeg acts only with a steerer, and no row has one"),
     ],
 )
 def test_bad_input_is_a_line_and_status_2(
@@ -124,12 +127,15 @@ def test_bad_input_is_a_line_and_status_2(
     assert not list(tmp_path.glob("out/shard-*"))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 def test_what_the_pipeline_does_not_take_is_refused_before_the_first_picture(
-    tmp_path: Path, tiny_folder: Path
+    tmp_path: Path, tiny_folder: Path, workers: int
 ) -> None:
-    manifest = _manifest(tmp_path / "m.jsonl", [{"prompt": "x", "sampler": "euler", "eta": 0.5}])
-    status, _, error = _run(manifest, "--model", tiny_folder, "-o", tmp_path / "out")
-    assert status == 2 and "eta 0.5 does nothing" in error
+    rows = [{"prompt": "y"}, {"prompt": "x", "sampler": "euler", "eta": 0.5}, {"prompt": "x", "width": 9}]
+    words = [_manifest(tmp_path / "m.jsonl", rows), "--model", tiny_folder, "--workers", workers]
+    status, _, error = _run(*words, "-o", tmp_path / "out")
+    assert status == 2 and "Traceback" not in error
+    assert "m.jsonl:2: eta 0.5 does nothing" in error and "m.jsonl:3: width 9 is no multiple" in error
 
 
 def test_a_full_disk_is_a_line_and_status_3_and_room_lets_it_go_on(
