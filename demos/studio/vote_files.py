@@ -19,6 +19,8 @@ def read_votes(path: Path) -> list[dict[str, Any]]:
     Raises ReadError for a file that cannot be read, and ValueError with file and line for what is no vote.
     """
     path = path / "votes.jsonl" if path.is_dir() else path
+    if not path.exists():
+        raise ReadError(path, "there is no such file; the Vote tab of `diffplug demo -o FOLDER` writes one")
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -194,6 +194,8 @@ def test_votes_are_rows_with_the_labels_of_what_was_shown(
     (tmp_path / "votes.jsonl").write_text('{"prompt": "x"}\n')
     with pytest.raises(ValueError, match=r"votes.jsonl:1: this is no vote"):
         read_votes(votes.path)
+    with pytest.raises(OSError, match="there is no such file; the Vote tab"):
+        read_votes(tmp_path / "gone")
 
 
 def _train_on(folder: Path, row: dict[str, Any], labels: tuple[float, float]) -> None:
