@@ -6,7 +6,8 @@ import json
 import os
 import random
 import stat
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,17 @@ def test_statistics_tell_when_they_are_damaged_and_are_readable(tmp_path: Path) 
         refused(lambda: ModelStatistics.load(path), "s.safetensors")
 
 
+@pytest.fixture
+def usual_depth() -> Iterator[None]:
+    """Python's own recursion limit: libraries raise it."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
+
+
 @pytest.mark.law
+@pytest.mark.usefixtures("usual_depth")
 def test_messages_quote_a_little_of_what_is_long() -> None:
     deep: Any = []
     for _ in range(5000):

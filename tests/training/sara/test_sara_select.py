@@ -195,7 +195,7 @@ def test_an_optimiser_of_the_dense_parameters_is_refused() -> None:
 def test_a_model_compiled_as_a_whole_is_warned_of() -> None:
     model = network(torch.float32)
     with pytest.warns(UserWarning, match="compile_repeated_blocks"):
-        SaRA(torch.compile(model, backend="eager"), density=0.1)
+        SaRA(torch.compile(model, backend="eager"), density=0.1).detach()
     model.compile(backend="eager")
     with pytest.warns(UserWarning, match="compiled as a whole"):
         SaRA(model, density=0.1)
