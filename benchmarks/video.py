@@ -139,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command(__name__)
     parser.add_argument("--only", choices=PARTS, action="append", help="One part; may be given often.")
     parser.add_argument("--videos", type=int, default=8, help="Videos of every scheme on Moving Shapes.")
+    parser.add_argument("--picture", default="shapes@1", help="Sampler of the pictures of `chain`.")
     parser.add_argument("--sheet", type=Path, help="Write a sheet of the schemes instead.")
     parser.add_argument("--animation", type=Path, help="Write an animated sheet instead.")
     parser.add_argument("--plot", type=Path, help="Plot the closed form that was measured before instead.")

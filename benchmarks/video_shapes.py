@@ -99,15 +99,16 @@ def chain_figures(told: Any) -> dict[str, Any]:
     """Return facts of clips chosen by their picture and of clips chosen as clips, at network seconds.
 
     Four candidates either way; the reward is the grader's, on the first picture or on all frames. Pictures
-    take one evaluation (`shapes@1`), clips twenty guided steps: a picture costs a fortieth of a clip, as with
-    the large models of the kind.
+    take one evaluation unless told otherwise, clips twenty guided steps: a picture costs a fortieth of a
+    clip, as with the large models of the kind.
     """
     still, moving = load("shapes"), _model()
     still.set_progress_bar_config(disable=True)
     prompts = sample_prompts(told.videos, seed=3, kind="one", split="test")
     call = {"num_inference_steps": 20, "guidance_scale": 3.0}
-    first = ImageThenVideo(still, moving, picture="sampler=shapes@1", pictures=4, reward="shapes")
-    one = ImageThenVideo(still, moving, picture="sampler=shapes@1")
+    picture = f"sampler={told.picture}"
+    first = ImageThenVideo(still, moving, picture=picture, pictures=4, reward="shapes")
+    one = ImageThenVideo(still, moving, picture=picture)
     rows = {"no selection": (one, 1), "pictures, then one clip": (first, 1), "clips": (one, 4)}
     return {name: _chain_row(still, moving, chain, n, prompts, call) for name, (chain, n) in rows.items()}
 

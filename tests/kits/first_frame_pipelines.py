@@ -11,7 +11,6 @@ from diffusers import (
     AutoencoderKLCosmos,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLHunyuanVideo15,
-    AutoencoderKLWan,
     ClassifierFreeGuidance,
     CogVideoXImageToVideoPipeline,
     CogVideoXTransformer3DModel,
@@ -37,7 +36,6 @@ from diffusers import (
     WanImageToVideoPipeline,
     WanTransformer3DModel,
 )
-from torch import Tensor
 from transformers import (
     ByT5Tokenizer,
     CLIPImageProcessor,
@@ -57,15 +55,14 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+from video_pipelines import WAN, picture, wan_parts, wan_vae
 
 from diffplug.testing import tiny
 from diffplug.testing.encoders import clip_encoder, gemma_encoder, qwen_vl_encoder, t5_encoder
 from diffplug.testing.tokenizers import clip_tokenizer, gemma_tokenizer, qwen_tokenizer, t5_tokenizer
 
-
-def picture(size: int, seed: int = 0) -> Tensor:
-    """A picture [1, 3, size, size] in [0, 1]."""
-    return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(seed))
+PICTURED: dict[str, Any] = {**WAN, "in_channels": 36}
+"""A Wan network that is told a picture in channels."""
 
 
 def _quiet(pipe: Any) -> Any:
@@ -79,52 +76,24 @@ def _quiet(pipe: Any) -> Any:
     return pipe
 
 
-def _wan_vae() -> AutoencoderKLWan:
-    return AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
-
-
-_WAN: dict[str, Any] = {
-    "patch_size": (1, 2, 2),
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "in_channels": 36,
-    "out_channels": 16,
-    "text_dim": 32,
-    "freq_dim": 32,
-    "ffn_dim": 32,
-    "num_layers": 1,
-    "rope_max_seq_len": 64,
-}
-
-
 def wan22_i2v() -> WanImageToVideoPipeline:
     """Wan 2.2 A14B: one transformer for much noise, another for little; no picture embeddings."""
     return WanImageToVideoPipeline(
-        tokenizer=t5_tokenizer(),
-        text_encoder=t5_encoder(umt5=True),
-        vae=_wan_vae(),
-        scheduler=_unipc(),
-        transformer=WanTransformer3DModel(**_WAN),
-        transformer_2=WanTransformer3DModel(**_WAN),
+        **wan_parts(),
+        transformer=WanTransformer3DModel(**PICTURED),
+        transformer_2=WanTransformer3DModel(**PICTURED),
         boundary_ratio=0.9,
     )
 
 
 def skyreels_i2v() -> SkyReelsV2ImageToVideoPipeline:
-    network = SkyReelsV2Transformer3DModel(**_WAN, image_dim=32, added_kv_proj_dim=24)
+    network = SkyReelsV2Transformer3DModel(**PICTURED, image_dim=32, added_kv_proj_dim=24)
     return SkyReelsV2ImageToVideoPipeline(
-        tokenizer=t5_tokenizer(),
-        text_encoder=t5_encoder(umt5=True),
+        **wan_parts(),
         image_encoder=CLIPVisionModelWithProjection(_clip_vision(32)),
         image_processor=CLIPImageProcessor(size=32, crop_size=32),
         transformer=network,
-        vae=_wan_vae(),
-        scheduler=_unipc(),
     )
-
-
-def _unipc() -> UniPCMultistepScheduler:
-    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
 def _clip_vision(size: int) -> CLIPVisionConfig:
@@ -326,7 +295,7 @@ def sana_i2v() -> SanaImageToVideoPipeline:
     return SanaImageToVideoPipeline(
         tokenizer=gemma_tokenizer(),
         text_encoder=gemma_encoder(),
-        vae=_wan_vae(),
+        vae=wan_vae(),
         transformer=network,
         scheduler=FlowMatchEulerDiscreteScheduler(),
     )
@@ -402,7 +371,7 @@ def cosmos2() -> Cosmos2VideoToWorldPipeline:
         text_encoder=t5_encoder(),
         tokenizer=t5_tokenizer(),
         transformer=_cosmos_network(16),
-        vae=_wan_vae(),
+        vae=wan_vae(),
         scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
         safety_checker=Guardrail(),
     )
@@ -413,7 +382,7 @@ def cosmos25() -> Cosmos2_5_PredictBasePipeline:
         text_encoder=qwen_vl_encoder(),
         tokenizer=qwen_tokenizer(),
         transformer=_cosmos_network(16, text_embed_dim=16),
-        vae=_wan_vae(),
+        vae=wan_vae(),
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
         safety_checker=Guardrail(),
     )

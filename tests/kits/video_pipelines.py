@@ -26,7 +26,7 @@ from diffplug.testing import tiny
 from diffplug.testing.encoders import t5_encoder
 from diffplug.testing.tokenizers import t5_tokenizer
 
-_WAN: dict[str, Any] = {
+WAN: dict[str, Any] = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 2,
     "attention_head_dim": 12,
@@ -55,15 +55,22 @@ def _quiet(pipe: Any) -> Any:
     return pipe
 
 
-def _wan_parts() -> dict[str, Any]:
+def wan_parts() -> dict[str, Any]:
+    """What all of Wan's pipelines have beside a network."""
     return {
         "tokenizer": t5_tokenizer(),
         "text_encoder": t5_encoder(umt5=True),
-        "vae": AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
-        "scheduler": UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
+        "vae": wan_vae(),
+        "scheduler": flow_unipc(),
     }
+
+
+def wan_vae() -> AutoencoderKLWan:
+    return AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+
+
+def flow_unipc() -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
 def wan_i2v() -> WanImageToVideoPipeline:
@@ -78,10 +85,10 @@ def wan_i2v() -> WanImageToVideoPipeline:
         patch_size=8,
         projection_dim=32,
     )
-    network = WanTransformer3DModel(**{**_WAN, "in_channels": 36, "image_dim": 32, "added_kv_proj_dim": 24})
+    network = WanTransformer3DModel(**{**WAN, "in_channels": 36, "image_dim": 32, "added_kv_proj_dim": 24})
     return _quiet(
         WanImageToVideoPipeline(
-            **_wan_parts(),
+            **wan_parts(),
             transformer=network,
             image_encoder=CLIPVisionModel(config),
             image_processor=CLIPImageProcessor(size=32, crop_size=32),
@@ -94,15 +101,15 @@ def wan_ti2v() -> WanImageToVideoPipeline:
     torch.manual_seed(0)
     return _quiet(
         WanImageToVideoPipeline(
-            **_wan_parts(), transformer=WanTransformer3DModel(**_WAN), expand_timesteps=True
+            **wan_parts(), transformer=WanTransformer3DModel(**WAN), expand_timesteps=True
         )
     )
 
 
 def wan_vace() -> WanVACEPipeline:
     torch.manual_seed(0)
-    network = WanVACETransformer3DModel(**{**_WAN, "num_layers": 2}, vace_layers=[0, 1], vace_in_channels=96)
-    return _quiet(WanVACEPipeline(**_wan_parts(), transformer=network))
+    network = WanVACETransformer3DModel(**{**WAN, "num_layers": 2}, vace_layers=[0, 1], vace_in_channels=96)
+    return _quiet(WanVACEPipeline(**wan_parts(), transformer=network))
 
 
 def ltx_condition() -> LTXConditionPipeline:
