@@ -31,12 +31,11 @@ def plug(pipe: Any, *plugs: Any) -> Attachment:
     are attached first, the others in the order given; they are taken off in reverse, also after an exception,
     and also when a later plug cannot be attached. Attachments nest.
 
-    A pipeline serves one call at a time: a server takes a copy for each request, which shares the weights,
+    A pipeline serves one call at a time: a server takes a sibling for each request, which shares the weights,
     and plugs into that. Inside a `with` block calls from other threads are refused.
 
         def answer(prompt):
-            mine = copy.copy(pipe)
-            mine.scheduler = copy.deepcopy(pipe.scheduler)
+            mine = diffplug.sibling(pipe)
             with plug(mine, Solver("six.json")):
                 return mine(prompt, num_inference_steps=6).images[0]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from diffplug.loading import sibling
 from diffplug.plug import plug
 from diffplug.samplers import DCSolver, DCSolverScheduler, Solver, SolverScheduler
 from diffplug.samplers.schedule import presets
@@ -98,13 +99,12 @@ def test_skip_coefficients_are_not_lost_in_silence() -> None:
 
 
 @pytest.mark.pipe
-def test_a_server_takes_a_copy_for_each_request() -> None:
+def test_a_server_takes_a_sibling_for_each_request() -> None:
     pipe = tiny("sd15")
     weights = {name: weight.data_ptr() for name, weight in pipe.unet.named_parameters()}
 
     def answer(scale: float) -> torch.Tensor:
-        mine = copy.copy(pipe)
-        mine.scheduler = copy.deepcopy(pipe.scheduler)
+        mine = sibling(pipe)
         with plug(mine, Solver([LOW, HIGH])):
             assert {n: w.data_ptr() for n, w in mine.unet.named_parameters()} == weights
             return torch.as_tensor(call(mine, scale))

@@ -141,10 +141,14 @@ def test_a_request_has_a_time_limit_and_errors_give_the_pipeline_back() -> None:
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "sd3", "ddpm", "wan"])
-def test_siblings_share_weights_and_no_scheduler(name: str) -> None:
+def test_siblings_share_weights_and_neither_scheduler_nor_tokenizers(name: str) -> None:
     pipe = tiny(name)
     twin = sibling(pipe)
     assert type(twin) is type(pipe) and twin.scheduler is not pipe.scheduler
+    for part, one in pipe.components.items():
+        if one is not None:
+            own = part == "scheduler" or part.startswith("tokenizer")
+            assert (getattr(twin, part) is not one) is own, part
     assert twin.config.get("_name_or_path") == pipe.config.get("_name_or_path")
     network = "unet" if hasattr(pipe, "unet") else "transformer"
     assert getattr(twin, network) is getattr(pipe, network)
