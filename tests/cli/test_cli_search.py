@@ -103,6 +103,23 @@ def test_fits_write_a_schedule_and_their_progress_goes_once_it_is_safe(
     assert SolverSchedule.load(out).nfe == 2
 
 
+def test_each_number_of_steps_has_a_file_of_progress(tmp_path: Path) -> None:
+    words = [
+        *SMALL,
+        "--steps",
+        "2,3",
+        "--stages",
+        "grid",
+        "--budget",
+        "12",
+        "--progress",
+        tmp_path / "p.json",
+    ]
+    done = call(*words, "-o", tmp_path / "s.json")
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in tmp_path.glob("*.json")} == {"s-2.json", "s-3.json"}
+
+
 def test_a_preset_is_moved_up_a_reward_and_the_result_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +146,9 @@ def test_a_preset_is_moved_up_a_reward_and_the_result_again(
     ("words", "said"),
     [
         (["--steps", "5,x"], "steps '5,x': give whole numbers from 2 to 100"),
+        (["--steps", "4,4"], "from 2 to 100, each once"),
+        (["--progress", "p.txt"], "--progress 'p.txt': without the stage decisions give a .json file"),
+        (["--progress", "p.json", "--stages", "decisions", "--budget", "120"], "give a .db or .log file"),
         (["--steps", "1"], "steps '1': give whole numbers from 2 to 100"),
         (["--for", "lpips"], "metric 'lpips' is unknown: write one of error"),
         (["--set", "method=s4", "--stages", "decisions"], "unknown search method 's4'. Did you mean 's3'"),

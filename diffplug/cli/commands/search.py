@@ -58,7 +58,10 @@ Set = Annotated[
 ]
 Place = Annotated[
     str | None,
-    typer.Option(help="File of progress (.json; with decisions .db or .log), or a database's URL."),
+    typer.Option(
+        help="File of progress (.json, -4, -5, ... are added for several; with decisions .db or .log), or a "
+        "database's URL."
+    ),
 ]
 
 
@@ -109,9 +112,8 @@ def search(
     names = None if stages is None else [name.strip() for name in stages.split(",") if name.strip()]
     chosen, shares = budgeted(budget, names)
     options = Settings.of(**{"pairs": pairs, "seed": seed, **shares, **given})
-    files = {n: out if len(counts) == 1 else out.with_stem(f"{out.stem}-{n}") for n in counts}
-    kind = "db" if "decisions" in chosen else "json"
-    places = {n: progress or path.with_suffix(f".progress.{kind}") for n, path in files.items()}
+    files = _files(out, counts)
+    places = _places(progress, files, database="decisions" in chosen)
     known = _starts(start or [], counts)
     pipe, words = pipe_and_prompts(model, device, dtype, prompts, max(4 * pairs, 12), seed)
     guidance = with_few_step(pipe, few_step, guidance)
@@ -134,11 +136,35 @@ def search(
 
 
 def _counts(text: str) -> list[int]:
-    parts = {part.strip() for part in text.split(",")}
-    counts = sorted(int(part) for part in parts if part.isdecimal())
+    parts = [part.strip() for part in text.split(",")]
+    counts = sorted({int(part) for part in parts if part.isdecimal()})
     if len(counts) < len(parts) or not all(2 <= n <= 100 for n in counts):
-        raise ValueError(f"steps {text!r}: give whole numbers from 2 to 100, such as 5 or 4,5,6,8")
+        raise ValueError(f"steps {text!r}: give whole numbers from 2 to 100, each once, such as 5 or 4,5,6,8")
     return counts
+
+
+def _files(path: Path, counts: list[int]) -> dict[int, Path]:
+    """Return a file for each number of steps: the one given, or its name with -4, -5, ... for several."""
+    return {n: path if len(counts) == 1 else path.with_stem(f"{path.stem}-{n}") for n in counts}
+
+
+def _places(progress: str | None, files: dict[int, Path], *, database: bool) -> dict[int, Any]:
+    """Return where each search keeps how far it came; a database holds all of them, a JSON file holds one."""
+    if progress is None:
+        kind = "db" if database else "json"
+        return {n: path.with_suffix(f".progress.{kind}") for n, path in files.items()}
+    from diffplug.samplers.search.decisions.study import JOURNALS, is_file
+
+    file, kind = is_file(progress), Path(progress).suffix
+    if database:
+        if file and kind not in (".db", *JOURNALS):
+            raise ValueError(
+                f"--progress {progress!r}: with the stage decisions give a .db or .log file, or a URL"
+            )
+        return dict.fromkeys(files, progress)
+    if not file or kind != ".json":
+        raise ValueError(f"--progress {progress!r}: without the stage decisions give a .json file")
+    return dict(_files(Path(progress), list(files)))
 
 
 def _given(words: list[str]) -> dict[str, Any]:
