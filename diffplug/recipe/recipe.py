@@ -115,7 +115,10 @@ class Recipe:
         for name, side in (("width", self.width), ("height", self.height)):
             if side is not None and side % factor:
                 raise ValueError(f"{name} {side} is no multiple of {factor}: take {side - side % factor}")
-        with plug(pipe, *self._sampler(pipe)):
+        for one in (plugs := self._sampler(pipe)):
+            if hasattr(one, "check_call"):
+                one.check_call(pipe, call)
+        with plug(pipe, *plugs):
             scheduler, config = original_class(pipe.scheduler), pipe.scheduler.config
         if scheduler.__name__ == "PNDMScheduler" and self.steps < 4 and not config.get("skip_prk_steps"):
             raise ValueError(f"PNDM needs 4 steps or more, got {self.steps}")

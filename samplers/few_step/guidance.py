@@ -48,10 +48,21 @@ def guidance_call(row: Row, pipe: Any, scale: float | None = None) -> dict[str, 
 
 
 def check_guidance(row: Row, pipe: Any, kwargs: Mapping[str, Any], wanted: Mapping[str, float]) -> None:
-    """Raise ValueError for guidance in a call that a row cannot take; a scale within reason is let through.
+    """Raise ValueError for guidance that a row cannot take, and warn of a scale that it was not made for.
 
     wanted: what `guidance_call` gave. A value that means the same (0 or 1 where guidance is off) passes.
     """
+    refuse_guidance(row, pipe, kwargs, wanted)
+    for name, right in wanted.items():
+        value = kwargs.get(name)
+        low, high = row.guidance_range or (right, right)
+        if row.guidance != "off" and value is not None and value != right and not low <= value <= high:
+            span = f"{low:g} to {high:g}" if high > low else f"{right:g}"
+            warnings.warn(f"{name}={value}: {row.name} was made for {span}", stacklevel=5)
+
+
+def refuse_guidance(row: Row, pipe: Any, kwargs: Mapping[str, Any], wanted: Mapping[str, float]) -> None:
+    """Raise ValueError for guidance that would run the network twice a step for a row that runs it once."""
     for name in _SECOND:
         value = kwargs.get(name)
         if row.rows == 1 and name not in wanted and isinstance(value, (int, float)) and value > 1:
@@ -60,19 +71,11 @@ def check_guidance(row: Row, pipe: Any, kwargs: Mapping[str, Any], wanted: Mappi
             )
     for name, right in wanted.items():
         value = kwargs.get(name)
-        if value is None or value == right:
-            continue
-        if row.guidance == "off" and not _runs(name, value, pipe):
-            continue
-        if row.guidance == "off":
+        if row.guidance == "off" and value not in (None, right) and _runs(name, value, pipe):
             raise ValueError(
                 f"{name}={value} would run {row.name} twice a step and guide what was distilled with "
                 f"guidance already: leave it out, or insist with FewStep({row.name!r}, guidance={value})"
             )
-        low, high = row.guidance_range or (right, right)
-        if not low <= value <= high:
-            span = f"{low:g} to {high:g}" if high > low else f"{right:g}"
-            warnings.warn(f"{name}={value}: {row.name} was made for {span}", stacklevel=5)
 
 
 def _runs(name: str, value: float, pipe: Any) -> bool:

@@ -14,6 +14,7 @@ from diffplug.samplers.few_step import lookup
 from diffplug.samplers.few_step.catalogue import MERGES, Row
 from diffplug.samplers.few_step.checkpoint import Installed, Paths, Strength, install
 from diffplug.samplers.few_step.families import denoiser_name, family_of, unwrapped
+from diffplug.samplers.few_step.guidance import guidance_call, refuse_guidance
 from diffplug.samplers.few_step.run import FewStepCall, FewStepSteps
 from diffplug.samplers.few_step.schedule import scheduler_for, takes_eta
 from diffplug.scheduler.plug import swap
@@ -70,6 +71,11 @@ class FewStep:
     def row_for(self, pipe: Any) -> Row:
         """Return the row that is taken on a pipeline; ValueError when none fits."""
         return lookup.row_for(self.name, family_of(pipe), self.steps, self._rows)
+
+    def check_call(self, pipe: Any, kwargs: Mapping[str, Any]) -> None:
+        """Raise ValueError for guidance in a call's arguments that the row cannot take, before any call."""
+        row = self.row_for(pipe)
+        refuse_guidance(row, pipe, kwargs, guidance_call(row, pipe, self.guidance))
 
     def attach(self, pipe: Any) -> Undo:
         """Put everything on the pipeline; return the function that takes it off, exactly."""

@@ -12,6 +12,7 @@ does.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -143,6 +144,12 @@ class Windows:
         long = isinstance(frames, int) and frames > self.frames
         if long:
             latents_of(frames, ratio, "num_frames")
+        elif isinstance(frames, int):
+            warnings.warn(
+                f"Windows(frames={self.frames}) does nothing for {frames} frames, which fit into one: ask "
+                "for more frames, or leave it out",
+                stacklevel=4,
+            )
         given = [one for one in (*_PICTURES, *_prefixes(pipe)) if kwargs.get(one) is not None]
         if given and long and not self.keep_first:
             raise ValueError(

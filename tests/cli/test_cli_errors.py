@@ -153,6 +153,7 @@ def test_foreign_code_that_leaves_ends_in_a_line(tmp_path: Path) -> None:
         (["compare", "a", "--run", "negative_prompt='a, b"], "the quote ' is not closed"),
         (["show", "nowhere.png"], "cannot read 'nowhere.png'"),
         (["score", "nowhere", "--reward", "jpeg"], "'nowhere' does not exist"),
+        (["score", ".", "--reward", "jpge"], "unknown reward 'jpge'. Did you mean 'jpeg'"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffplug.loading import load
 from diffplug.recipe import Recipe
 from diffplug.registry import STEERERS
 from diffplug.samplers import GRIDS, PRESETS
@@ -121,6 +122,13 @@ def test_arguments_the_pipeline_does_not_take_are_refused(pipe: Any) -> None:
         Recipe(steps=2, eta=1.0).run(tiny("flux"), ["a"], [0])
     with pytest.raises(ValueError, match="2 prompts and 1 seeds"):
         Recipe(steps=2).run(pipe, ["a", "b"], [0])
+
+
+def test_guidance_that_a_few_step_sampler_cannot_take_is_refused_before_any_call() -> None:
+    shapes = load("shapes")
+    Recipe(sampler="shapes@4", guidance=1.0).check(shapes)
+    with pytest.raises(ValueError, match=r"guidance_scale=6.0 would run shapes-4 twice a step"):
+        Recipe(sampler="shapes@4", guidance=6.0).check(shapes)
 
 
 @pytest.mark.pipe

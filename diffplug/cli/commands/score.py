@@ -40,9 +40,12 @@ def score(
 
     Example: `diffplug score out --reward shapes --reward jpeg`
     """
+    from diffplug import rewards
     from diffplug.cli.asked import ready_reward
     from diffplug.placing import device_of, hush
 
+    for name in reward:
+        rewards.get(name)  # refuses unknown ones before any picture is read
     files, prompts = _told(_files(pictures), prompt, named=set(pictures))
     where = device_of(device)
     hush()

@@ -38,7 +38,8 @@ def test_a_window_as_long_as_the_video_changes_no_bit(name: str) -> None:
     pipe, (window, overlap, _) = tiny(name), FAMILIES[name]
     network = getattr(pipe, "transformer", None) or pipe.unet
     before, kinds = call(name, pipe, window), (type(pipe), type(network), set(vars(network)))
-    with plug(pipe, Windows(frames=window, overlap=overlap)):
+    idle = pytest.warns(UserWarning, match=f"does nothing for {window} frames, which fit into one")
+    with plug(pipe, Windows(frames=window, overlap=overlap)), idle:
         inside = call(name, pipe, window)
     assert torch.equal(inside, before)
     assert (type(pipe), type(network), set(vars(network))) == kinds
