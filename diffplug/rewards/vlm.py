@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffplug.checks import check_whole
+from diffplug.rewards.networks.checkpoints import hub_file
 
 QUESTION = 'Does this picture show "{prompt}"? Answer with one word, yes or no.'
 _YES, _NO = ("yes", "Yes", " yes", " Yes", "YES"), ("no", "No", " no", " No", "NO")
@@ -103,6 +105,8 @@ class VlmReward:
     def _load(self) -> tuple[Any, Any, list[list[int]]]:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        if not Path(self.model).is_dir():  # without a connection each of many files would be tried again
+            hub_file(self.model, "config.json", "the vision-language model")
         try:
             processor = AutoProcessor.from_pretrained(self.model)
             model = AutoModelForImageTextToText.from_pretrained(

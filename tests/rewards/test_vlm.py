@@ -79,4 +79,6 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         rewards.get("vlm")
     with pytest.raises(ValueError, match="does not load as a vision-language model"):
         VlmReward(str(tmp_path)).prepare()
+    with pytest.raises(ValueError, match="'config.json' of the hub repository 'owner/none' is not here"):
+        VlmReward("owner/none").prepare()
     assert isinstance(rewards.get("vlm:some/folder"), VlmReward)  # nothing is loaded yet
