@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from diffplug.apply import apply as apply
     from diffplug.apply import restore as restore
     from diffplug.loading import load as load
-    from diffplug.loading import sibling as sibling
+    from diffplug.network.siblings import sibling as sibling
     from diffplug.plug import plug as plug
 
 __version__ = "0.2.0"
@@ -30,7 +30,7 @@ _FUNCTIONS = {
     "load": "diffplug.loading",
     "plug": "diffplug.plug",
     "restore": "diffplug.apply",
-    "sibling": "diffplug.loading",
+    "sibling": "diffplug.network.siblings",
 }
 _MODULES = (
     "files",

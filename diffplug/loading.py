@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,7 @@ from diffplug.registry import unknown
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["embedded_name", "load", "shapes_folder", "sibling"]
+__all__ = ["embedded_name", "load", "shapes_folder"]
 
 _HINT = "Or give a folder with a model_index.json, or a hub id such as 'owner/name'."
 
@@ -45,41 +43,6 @@ def embedded_name(pipe: Any) -> str | None:
     """The name of the embedded model that a pipeline was loaded from, None for any other pipeline."""
     home = getattr(pipe, "name_or_path", None) or ""
     return "shapes" if home and Path(home) == shapes_folder() else None
-
-
-def sibling(pipe: Any) -> Any:
-    """Return a pipeline with the same weights, and a scheduler and tokenizers of its own, for another thread.
-
-    It costs milliseconds, and tens of them for each large tokenizer. Tokenizers cannot be shared: a fast one
-    writes each call's padding into itself, and another thread's prompt then has the wrong length. What is
-    plugged into one of the two is not in the other. Raises ValueError while something is plugged into the
-    pipeline, for the copy would keep half of it.
-    """
-    from diffplug.plug import plugged_names
-
-    if names := plugged_names(pipe):
-        raise ValueError(f"{', '.join(names)} is plugged in: undo it before the pipeline is copied")
-    accepted = inspect.signature(type(pipe).__init__).parameters
-    settings = {name: value for name, value in pipe.config.items() if name in accepted}
-    changing = _changed_by_a_call()
-    own = {
-        name: copy.deepcopy(part)
-        for name, part in pipe.components.items()
-        if name == "scheduler" or isinstance(part, changing)
-    }
-    twin = type(pipe)(**{**settings, **pipe.components, **own})
-    if (name := pipe.config.get("_name_or_path")) is not None:
-        twin.register_to_config(_name_or_path=name)
-    twin.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
-    return twin
-
-
-def _changed_by_a_call() -> tuple[type, ...]:
-    """The kinds of parts that a call of the pipeline writes into."""
-    from diffusers import SchedulerMixin
-    from transformers import PreTrainedTokenizerBase, ProcessorMixin
-
-    return SchedulerMixin, PreTrainedTokenizerBase, ProcessorMixin
 
 
 def _shapes(**options: Any) -> DiffusionPipeline:

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from diffplug.demos.studio.limits import SECONDS
-from diffplug.loading import sibling
+from diffplug.network.siblings import sibling
 
 __all__ = ["Control", "Pool", "Stopped"]
 

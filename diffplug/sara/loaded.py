@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffplug.network.shared_weights import own_weights
 from diffplug.registry import unknown
 from diffplug.sara.delta import Delta, SparseDelta, print_places
 from diffplug.sara.file import ENDING, load_delta
@@ -46,10 +47,18 @@ class _On:
 
 @dataclass
 class _Record:
-    """What a module remembers: the deltas by name, and the originals (index, values) by parameter name."""
+    """What a module remembers: the deltas by name, and the originals (index, values) by parameter name.
 
+    share_again: makes it share its weights with the networks of sibling pipelines again, if it did before.
+    """
+
+    share_again: Callable[[], None] = lambda: None
     on: dict[str, _On] = field(default_factory=dict)
     originals: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Record:
+        """Return the record of a sibling's network; what it shares has deltas on, so there is no way back."""
+        return _Record(on=dict(self.on), originals=dict(self.originals))
 
     def entries(self, parameter: str) -> tuple[Tensor, Tensor]:
         """Return where a parameter differs from its base, int64, and the values it should have there."""
@@ -236,8 +245,10 @@ def _check_untouched(module: nn.Module, record: _Record) -> None:
 
 
 def _add(module: nn.Module, name: str, one: _On) -> None:
+    record = vars(module).get(_KEY)
+    if record is None:
+        record = vars(module)[_KEY] = _Record(own_weights(module))
     weights = named_weights(module)
-    record = vars(module).setdefault(_KEY, _Record())
     for parameter, delta in one.deltas.items():
         _widen(record, parameter, weights[parameter], delta.index.long())
     record.on[name] = one
@@ -256,6 +267,7 @@ def _widen(record: _Record, parameter: str, weight: Tensor, index: Tensor) -> No
 
 
 def _write(module: nn.Module, record: _Record) -> None:
+    own_weights(module)
     weights = named_weights(module)
     for parameter in record.originals:
         write_at(weights[parameter], *record.entries(parameter))
@@ -271,4 +283,5 @@ def _shrink(module: nn.Module, record: _Record) -> None:
         kept = torch.isin(index, torch.cat(used))
         record.originals[parameter] = (index[kept], before[kept])
     if not record.on:
+        record.share_again()
         del vars(module)[_KEY]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffplug.intercept import Undo
+from diffplug.network.shared_weights import own_weights
 from diffplug.samplers.few_step.lora_file import Layer, LoRA, plain_modules
 
 ROUNDING = 0.05  # share of a change that may be lost to the precision of the weights
@@ -32,11 +33,14 @@ def fuse(module: nn.Module, layers: Mapping[str, Layer], strength: float) -> Und
     The originals are kept on the CPU, so that the undo gives back the same bits. An error on the way leaves
     the weights as they were.
     """
-    modules = plain_modules(module)
-    kept: list[_Kept] = []
+    if not layers:
+        return lambda: None
+    modules, kept = plain_modules(module), list[_Kept]()
+    share_again = own_weights(module)
 
     def undo() -> None:
         put_back(kept)
+        share_again()
 
     try:
         for name, layer in layers.items():
@@ -84,7 +88,7 @@ def replace_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -
         here, there = tuple(getattr(part, attribute).shape), tuple(state[name].shape)
         if here != there:
             raise ValueError(f"{what} is for another model: {name!r} is {there} in the file, {here} here")
-    kept: list[_Kept] = []
+    kept, share_again = list[_Kept](), own_weights(module)
     for name, (part, attribute) in own.items():
         target = getattr(part, attribute)
         kept.append(_Kept(part, attribute, target.detach().to("cpu", copy=True)))
@@ -92,6 +96,7 @@ def replace_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -
 
     def undo() -> None:
         put_back(kept)
+        share_again()
 
     return undo
 

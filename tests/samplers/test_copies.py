@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from diffplug.loading import sibling
+from diffplug.network.siblings import sibling
 from diffplug.plug import plug
 from diffplug.samplers import DCSolver, DCSolverScheduler, Solver, SolverScheduler
 from diffplug.samplers.schedule import presets

@@ -15,10 +15,6 @@ from diffplug.demos.batch.plan import plan
 from diffplug.demos.studio.pool import Pool
 from diffplug.demos.studio.studio import Cell, Made, Step
 from diffplug.demos.studio.votes import Pair, Votes, export_votes, read_votes
-from diffplug.loading import sibling
-from diffplug.network.denoiser import count_network
-from diffplug.plug import plug
-from diffplug.seeds import Seeds
 from diffplug.testing import tiny
 from diffplug.training.preference.pairs import read_pairs
 from tests.demos.studio.studio_parts import data, made, studio
@@ -138,35 +134,6 @@ def test_a_request_has_a_time_limit_and_errors_give_the_pipeline_back() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         list(pool.run(broken))
     assert pool.free == 1
-
-
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "sd3", "ddpm", "wan"])
-def test_siblings_share_weights_and_neither_scheduler_nor_tokenizers(name: str) -> None:
-    pipe = tiny(name)
-    twin = sibling(pipe)
-    assert type(twin) is type(pipe) and twin.scheduler is not pipe.scheduler
-    for part, one in pipe.components.items():
-        if one is not None:
-            own = part == "scheduler" or part.startswith("tokenizer")
-            assert (getattr(twin, part) is not one) is own, part
-    assert twin.config.get("_name_or_path") == pipe.config.get("_name_or_path")
-    network = "unet" if hasattr(pipe, "unet") else "transformer"
-    assert getattr(twin, network) is getattr(pipe, network)
-    if name != "ddpm":
-        with plug(pipe, Seeds(0)), pytest.raises(ValueError, match="Seeds is plugged in"):
-            sibling(pipe)
-
-
-def test_counts_are_of_ones_own_thread() -> None:
-    pipe = tiny("sd15")
-    twin = sibling(pipe)
-    arguments = {"prompt": "x", "num_inference_steps": 2, "output_type": "latent"}
-    other = threading.Thread(target=lambda: twin(**{**arguments, "num_inference_steps": 3}))
-    with count_network(pipe) as count:
-        other.start()
-        other.join()
-        pipe(**arguments)
-    assert count.calls == 2
 
 
 @pytest.mark.parametrize(
