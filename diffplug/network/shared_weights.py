@@ -44,10 +44,9 @@ def own_weights(network: nn.Module) -> Callable[[], None]:
     copies: dict[int, Tensor] = {}
     before: list[tuple[dict[str, Any], str, Tensor]] = []
     for module in network.modules():
-        for table in (module._parameters, module._buffers):
-            for name, value in table.items():
-                if getattr(value, _SHARED, False):
-                    before.append((table, name, value))
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
+            before += [(table, name, one) for name, one in table.items() if getattr(one, _SHARED, False)]
     for table, name, value in before:
         if id(value) not in copies:
             copies[id(value)] = _copied(value)
