@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from diffplug.checks import finite
-from diffplug.intercept import PipelineCall, Undo, intercept_call, undo_all
+from diffplug.intercept import PipelineCall, Undo, intercept_call, interceptors, undo_all
 from diffplug.loading import embedded_name, shapes_folder
 from diffplug.network.denoiser import denoisers
+from diffplug.samplers.few_step.run import FewStepCall
 from diffplug.samplers.fingerprint import architecture, fingerprint
 from diffplug.samplers.negative.call import (
     NEGATIVES,
@@ -50,10 +51,11 @@ class SpeedUpNet:
     more. norm: of the public form (see `load_adapter`).
 
     A call without `negative_prompt` is guided away from the empty prompt, as guidance is, or where the
-    adapter's figures speak against it (`meta.empty` is "off") not at all, with a warning. Raises
-    ValueError, before anything is changed, for files that are not whole and for adapters of another base;
-    in a call for guidance above 1 with the public adapter, which has its own baked in. Warns of other
-    weights than those it was trained on, and of guidance scales outside of its range.
+    adapter's figures speak against it (`meta.empty` is "off", as on a few-step student) not at all, with a
+    warning if the call asks for guidance. Raises ValueError, before anything is changed, for files that are
+    not whole and for adapters of another base; in a call for guidance above 1 with the public adapter, which
+    has its own baked in. Warns of other weights than those it was trained on, and of guidance scales outside
+    of its range.
     """
 
     slot = "negative prompt"
@@ -134,7 +136,14 @@ class SpeedUpNet:
                 "prompt does nothing",
                 stacklevel=5,
             )
-        if w == 1 or self.strength == 0 or self._leaves_empty(told, adapter):
+        if w == 1 or self.strength == 0:
+            return call(**rest)
+        if _leaves_empty(told, adapter):
+            if (name := guidance_argument(call.pipe)) and (call.asked.get(name) or 0) > 1:
+                warnings.warn(
+                    f"{name}={call.asked[name]:g} does nothing: this adapter is off without a negative prompt",
+                    stacklevel=5,
+                )
             return call(**rest)
         with encoding(call.pipe, told or {"negative_prompt": ""}, rest, state):
             state.guidance = w
@@ -158,13 +167,14 @@ class SpeedUpNet:
             )
         return w
 
-    def _leaves_empty(self, told: Mapping[str, Any], adapter: SunAdapter) -> bool:
-        """Return whether a call has no negative prompt and the adapter is off for those."""
-        empty = all(isinstance(value, (str, list)) and not any(value) for value in told.values())
-        return empty and adapter.meta.empty == "off"
-
     def __repr__(self) -> str:
         return f"SpeedUpNet({str(self.adapter)!r})"
+
+
+def _leaves_empty(told: Mapping[str, Any], adapter: SunAdapter) -> bool:
+    """Return whether a call has no negative prompt and the adapter is off for those."""
+    empty = all(isinstance(value, (str, list)) and not any(value) for value in told.values())
+    return empty and adapter.meta.empty == "off"
 
 
 def _check_base(meta: AdapterMeta, pipe: Any) -> None:
@@ -191,6 +201,13 @@ def _check_base(meta: AdapterMeta, pipe: Any) -> None:
 
 
 def shipped_adapter(pipe: Any) -> Path | None:
-    """Return the adapter in the package for the embedded model that a pipeline is, None for other models."""
-    file = shapes_folder().parent / "few_step" / "speedupnet.safetensors"
-    return file if embedded_name(pipe) == "shapes" and file.is_file() else None
+    """Return the adapter in the package for the embedded model that a pipeline is, None for other models.
+
+    Under the four-step student it is the one that was trained on it.
+    """
+    if embedded_name(pipe) != "shapes":
+        return None
+    rows = {each.row.name for each in interceptors(pipe) if isinstance(each, FewStepCall)}
+    name = "speedupnet-4" if rows & {"shapes-4", "shapes-4-pso"} else "speedupnet"
+    file = shapes_folder().parent / "few_step" / f"{name}.safetensors"
+    return file if file.is_file() else None

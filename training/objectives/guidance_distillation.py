@@ -35,8 +35,10 @@ class DistillationSettings:
 
     layout: "large" (queries and output layers of its own) or "small". gate: width of the gates. guidance:
     range of w. evenness: g, from 0 to 1. floor: f. default: guidance scale of calls that ask for none.
-    start: file of an adapter to go on from. consistency: evaluations of stage 2 (see
-    `multi_step_consistency`), 0 for stage 1; blend: weight of stage 1's loss in it.
+    start: file of an adapter to go on from, or "shipped" for the package's own. consistency: evaluations of
+    stage 2 (see `multi_step_consistency`), 0 for stage 1; blend: weight of stage 1's loss in it. student: of
+    stage 2, a few-step name ("hyper-sd") or the folder of a recipe: the adapter is trained on the model with
+    that checkpoint in it, the teacher stays the model without; None trains it on the model itself.
     """
 
     layout: Literal["large", "small"] = "large"
@@ -48,6 +50,7 @@ class DistillationSettings:
     start: str | None = None
     consistency: int = 0
     blend: float = 0.25
+    student: str | None = None
     states: StateSettings = field(default_factory=StateSettings)
     negatives: NegativeSettings = field(default_factory=NegativeSettings)
 
@@ -58,6 +61,16 @@ class DistillationSettings:
             raise ValueError(f"evenness must be from 0 to 1, got {self.evenness}")
         if self.consistency < 0 or self.blend < 0:
             raise ValueError(f"consistency and blend are at least 0, got {self.consistency}, {self.blend}")
+        if self.student is not None and not self.consistency:
+            raise ValueError(
+                f"objective.student={self.student!r} is for the second stage: set objective.consistency to "
+                "its evaluations, or leave it out"
+            )
+        if self.student is not None and self.blend:
+            raise ValueError(
+                f"objective.blend={self.blend:g} would make a few-step student repeat guidance, which it has "
+                "in it: set it to 0"
+            )
         if self.consistency and (not self.states.rollouts or self.states.steps % self.consistency):
             raise ValueError(
                 f"consistency={self.consistency} needs states.rollouts, and "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ from typing import Any
 import torch
 
 from diffplug.files import atomic_write, output_folder, write_json
+from diffplug.plug import plug
 from diffplug.samplers.few_step.families import family_of
+from diffplug.samplers.few_step.plug import FewStep
 from diffplug.samplers.fingerprint import architecture, fingerprint
 from diffplug.samplers.negative.call import guidance_argument
+from diffplug.samplers.negative.speedupnet import shipped_adapter
 from diffplug.samplers.negative.state import NegativeState
 from diffplug.samplers.negative.sun_adapter import AdapterMeta, SunAdapter, put_on
 from diffplug.samplers.negative.sun_file import load_adapter, save_adapter
 from diffplug.training.conditions import Conditions, encode, one_denoiser
-from diffplug.training.objectives.guidance_distillation import GuidanceDistillation
+from diffplug.training.objectives.guidance_distillation import DistillationSettings, GuidanceDistillation
 from diffplug.training.objectives.multi_step_consistency import MultiStepConsistency
 from diffplug.training.precision import autocast
 from diffplug.training.speedupnet.adapter_score import AdapterScore, score_adapter
@@ -57,28 +61,27 @@ def train_adapter(
     dtype = torch.bfloat16 if job.config.run.precision == "bf16" else None
     form, _ = encode(job.pipe, job.prompts[:1])
     network, state = TextNetwork(denoiser, job.path, form), NegativeState()
-    adapter = _adapter(job)
-    with autocast(denoiser, dtype):
+    start = shipped_adapter(job.pipe) if settings.start == "shipped" else settings.start
+    with ExitStack() as changes:
+        changes.enter_context(autocast(denoiser, dtype))
         states = _states(job, network, on_progress)
-        undo = put_on(adapter, denoiser, state)
-        try:
-            objective = MultiStepConsistency if settings.consistency else GuidanceDistillation
-            trainer = Trainer(
-                objective(network, adapter, state, states, settings),
-                job.config.run,
-                job.config.optimizer,
-                folder=folder,
-                config=job.mapping(),
-                resume=resume,
-                minutes=_left(began, minutes),
-                cpu=job.device == "cpu",
-                on_update=lambda update, told: on_progress(
-                    "updates", update + 1, job.config.run.updates, told
-                ),
-            )
-            result = trainer.run()
-        finally:
-            undo()
+        if settings.student is not None:
+            changes.enter_context(plug(job.pipe, _student(settings)))
+        adapter = _adapter(job, start)
+        changes.callback(put_on(adapter, denoiser, state))
+        objective = MultiStepConsistency if settings.consistency else GuidanceDistillation
+        trainer = Trainer(
+            objective(network, adapter, state, states, settings),
+            job.config.run,
+            job.config.optimizer,
+            folder=folder,
+            config=job.mapping(),
+            resume=resume,
+            minutes=_left(began, minutes),
+            cpu=job.device == "cpu",
+            on_update=lambda update, told: on_progress("updates", update + 1, job.config.run.updates, told),
+        )
+        result = trainer.run()
     if result.stopped:
         return Trained(None, result.updates, None, time.monotonic() - began)
     adapter.load_state_dict(result.weights["adapter"])
@@ -105,14 +108,26 @@ def _check(job: Any) -> None:
             raise ValueError(
                 f"the table [{table}] does nothing for speedupnet: leave it out (see [objective])"
             )
+    if job.objective.student is not None:
+        _student(job.objective).row_for(job.pipe)  # refuses what has no row for this model and these steps
+    if job.objective.start == "shipped" and shipped_adapter(job.pipe) is None:
+        raise ValueError("objective.start='shipped': the package has no adapter of this model; give a file")
     if job.config.run.gradient_checkpointing:
         raise ValueError(
             "run.gradient_checkpointing is not for speedupnet: an adapter's prompts are gone when it asks"
         )
 
 
-def _adapter(job: Any) -> SunAdapter:
-    """Return the adapter to train, on the device, its weights float32."""
+def _student(settings: DistillationSettings) -> FewStep:
+    """Return the plug that puts the student's weights into the model, and nothing else."""
+    return FewStep(str(settings.student), steps=settings.consistency, schedule=False)
+
+
+def _adapter(job: Any, start: str | Path | None) -> SunAdapter:
+    """Return the adapter to train, on the device, its weights float32. start: file of one to go on from.
+
+    A few-step student has guidance in it already, so without a negative prompt its adapter stays off.
+    """
     denoiser, settings = one_denoiser(job.pipe), job.objective
     low, high = settings.guidance
     meta = AdapterMeta(
@@ -122,13 +137,14 @@ def _adapter(job: Any) -> SunAdapter:
         guidance=settings.default,
         guidance_range=(low, high),
         steps=(settings.consistency,) if settings.consistency else (),
+        empty="adapter" if settings.student is None else "off",
         model=fingerprint(job.pipe),
         architecture=architecture(job.pipe),
     )
     torch.manual_seed(job.config.run.seed)
     adapter = SunAdapter.beside(denoiser, meta, gate=settings.gate)
-    if settings.start is not None:
-        adapter.load_state_dict(load_adapter(settings.start, denoiser).state_dict())
+    if start is not None:
+        adapter.load_state_dict(load_adapter(str(start), denoiser).state_dict())
     return adapter.to(job.device, torch.float32).requires_grad_(True)
 
 
@@ -182,6 +198,9 @@ def _write(job: Any, adapter: SunAdapter, folder: Path, seconds: float) -> None:
 
 
 def _scored(job: Any, adapter: SunAdapter) -> AdapterScore | None:
+    """Return how near the adapter is to guidance; None where guidance of its own network says nothing."""
+    if job.objective.student is not None:
+        return None
     words = replace(job.objective.negatives, empty=0.0)
     pairs = draw_pairs(job.prompts[-_SCORED:], words, job.config.run.seed + 1)
     kept = [(a, b) for a, b in zip(pairs.positive, pairs.negative, strict=True) if b]
@@ -207,10 +226,7 @@ def _card(job: Any, adapter: SunAdapter, score: AdapterScore | None, seconds: fl
             f"speedupnet` ({job.config.run.updates} updates, {seconds:.0f} s).",
             "",
             "```python",
-            "from diffplug.samplers import SpeedUpNet",
-            "",
-            f'with diffplug.plug(pipe, SpeedUpNet("{FILE}")):',
-            '    image = pipe("...", negative_prompt="...", guidance_scale=5).images[0]',
+            *_python(job.objective),
             "```",
             "",
             *([] if score is None else [f"Measured: {score}.", ""]),
@@ -222,6 +238,20 @@ def _card(job: Any, adapter: SunAdapter, score: AdapterScore | None, seconds: fl
             "",
         ]
     )
+
+
+def _python(settings: DistillationSettings) -> list[str]:
+    """Return the lines that use an adapter."""
+    names, plugs, scale = "SpeedUpNet", f'SpeedUpNet("{FILE}")', f", guidance_scale={settings.default:g}"
+    if settings.student is not None:  # which takes no guidance of a call; the adapter has its own
+        names, scale = "FewStep, SpeedUpNet", ""
+        plugs = f'FewStep("{settings.student}", steps={settings.consistency}), {plugs}'
+    return [
+        f"from diffplug.samplers import {names}",
+        "",
+        f"with diffplug.plug(pipe, {plugs}):",
+        f'    image = pipe("...", negative_prompt="..."{scale}).images[0]',
+    ]
 
 
 class SpeedUpNetDistillation(GuidanceDistillation):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 from diffplug import plug
+from diffplug.samplers import FewStep
 from diffplug.samplers.negative.speedupnet import SpeedUpNet
 from diffplug.samplers.negative.state import NegativeState
 from diffplug.samplers.negative.sun_adapter import SunAdapter, put_on
+from diffplug.samplers.negative.sun_file import load_adapter
+from diffplug.seeds import Seeds
 from diffplug.testing import tiny
 from diffplug.training.conditions import encode
 from diffplug.training.config import OptimizerSettings, RunSettings
@@ -205,6 +209,36 @@ def test_a_whole_run_leaves_a_file_that_plugs_in(tiny_folder: Path, tmp_path: Pa
 
 
 @pytest.mark.pipe
+def test_an_adapter_is_trained_on_a_few_step_student_whose_teacher_is_the_base(tmp_path: Path) -> None:
+    changes = [
+        *("run.updates=2", "run.batch=4", "run.precision=no", "optimizer.lr=0.01"),
+        *('objective.student="shapes"', 'objective.start="shipped"', "objective.consistency=4"),
+        *("objective.blend=0.0", "objective.states={rollouts=2, steps=4, fresh=0}"),
+    ]
+    job = Job.read("speedupnet", None, changes, cache=tmp_path / "cache")
+    before = {name: value.clone() for name, value in job.pipe.unet.state_dict().items()}
+    file = train_adapter(job, tmp_path / "run").student / FILE
+    after = job.pipe.unet.state_dict()
+    assert before.keys() == after.keys() and all(
+        torch.equal(after[name], one) for name, one in before.items()
+    )
+    meta = load_adapter(file, job.pipe.unet).meta
+    assert (meta.steps, meta.empty, meta.figures) == ((4,), "off", {})
+    assert 'FewStep("shapes", steps=4), SpeedUpNet(' in (file.parent / "README.md").read_text()
+
+    def drawn(*plugs: Any, **told: Any) -> torch.Tensor:
+        with plug(job.pipe, FewStep("shapes", steps=4), *plugs, Seeds(0)):
+            return torch.as_tensor(job.pipe("a cross", output_type="latent", **told)[0])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # it knows the student's weights and steps
+        inside = drawn(SpeedUpNet(file), negative_prompt="blue")
+        alone = drawn()
+        assert torch.equal(drawn(SpeedUpNet(file)), alone)
+    assert not torch.equal(inside, alone)
+
+
+@pytest.mark.pipe
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -215,6 +249,10 @@ def test_a_whole_run_leaves_a_file_that_plugs_in(tiny_folder: Path, tmp_path: Pa
         ("tuner.rank=8", r"the table \[tuner\] does nothing"),
         ("objective.evenness=2", "evenness"),
         ("objective.consistency=4", "multiple"),
+        ("objective.student=hyper-sd", "is for the second stage: set objective.consistency"),
+        ("objective={student='hyper-sd', consistency=5}", "objective.blend=0.25 would make"),
+        ("objective={student='shapes', consistency=5, blend=0.0}", "shapes has no 5 steps, only 1, 2, 4"),
+        ("objective.start=shipped", "the package has no adapter of this model"),
     ],
 )
 def test_configs_that_cannot_be_meant_are_refused(
