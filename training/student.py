@@ -59,8 +59,15 @@ class Sampling:
         name, options = self.scheduler
         return getattr(diffusers, name).from_config(pipe.scheduler.config, **options)
 
+    def given(self, steps: int) -> tuple[int, ...] | None:
+        """Return the timesteps that the scheduler has to be given, None where it finds them by itself."""
+        return None
+
     def call(self, pipe: Any, steps: int) -> dict[str, Any]:
-        """Return the arguments of the pipeline's call: steps, guidance off or at its scale, eta."""
+        """Return the arguments of the pipeline's call: steps, guidance off or at its scale, eta.
+
+        Raises ValueError for a pipeline that hands no timesteps on, where they have to be given.
+        """
         known = inspect.signature(pipe.__call__).parameters
         call: dict[str, Any] = {"num_inference_steps": steps}
         embedded = getattr(getattr(pipe, "transformer", None), "config", {}).get("guidance_embeds", False)
@@ -70,6 +77,13 @@ class Sampling:
             call["sigmas"] = [1 - j / steps for j in range(steps)]
         if self.eta and "eta" in known:
             call["eta"] = self.eta
+        if (timesteps := self.given(steps)) is not None:
+            if "timesteps" not in known:
+                raise ValueError(
+                    f"{type(pipe).__name__} takes no timesteps, which {self.scheduler[0]} has to be given: "
+                    "take objective.kernel=ddim"
+                )
+            call["timesteps"] = list(timesteps)
         return call
 
 

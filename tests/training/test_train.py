@@ -218,6 +218,32 @@ def test_bad_input_is_one_line_and_status_two(
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("trajectory", "--resume"),
+        ("speedupnet", "--resume"),
+        ("choose", "--set", "objective.against=copying", "--set", "data.pictures={here}", "--resume"),
+        ("hyper-sd", "--set", "objective.segments=[7]"),
+    ],
+    ids=lambda words: f"{words[0]} {words[-1]}",
+)
+def test_a_run_that_is_refused_leaves_no_folder(
+    words: tuple[str, ...], tmp_path: Path, cache: Path, as_loud_as_before: None
+) -> None:
+    if words[0] == "choose":
+        pytest.importorskip("optuna")
+    for name in "ab":
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("a red circle")
+    told = [word.format(here=str(tmp_path)) for word in words]
+    result = run(*told, cache=cache, out=tmp_path / "new" / "run")
+    assert result.exit_code == 2 and "Traceback" not in result.output, result.output
+    if "--resume" in words:
+        assert "there is nothing to resume in" in " ".join(result.output.split())
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [(" \n\n", "holds no prompt: write one a line"), ("a red circle " * 20, "tokens, the model reads 32")],
 )

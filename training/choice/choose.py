@@ -158,6 +158,8 @@ def _study(optuna: Any, job: Any, folder: Path, resume: bool | None) -> Any:
     file = folder / "study.db"
     if resume is False and file.exists():
         raise ValueError(f"{str(folder)!r} holds a search: add --resume, or take another folder")
+    if resume and not file.exists():
+        raise ValueError(f"there is nothing to resume in {str(folder)!r}: begin without --resume")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "multivariate" is called experimental
         sampler = optuna.samplers.TPESampler(multivariate=True, n_startup_trials=10, seed=job.config.run.seed)

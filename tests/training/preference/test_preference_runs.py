@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,13 @@ from typer.testing import CliRunner
 import diffplug
 from diffplug.cli import app
 from diffplug.samplers.few_step.plug import FewStep
+from diffplug.seeds import Seeds
 from diffplug.shapes import sample_prompts
 from diffplug.training.job import Job
+from diffplug.training.objective import Rows
+from diffplug.training.output import plain_code, recipe_row
+from diffplug.training.preference.kernels import kernel_of
+from diffplug.training.student import draw
 from diffplug.training.train import train
 
 SMALL = [
@@ -28,6 +35,19 @@ ONLINE = ["objective.gauges.every=1", "objective.gauges.prompts=1", "objective.g
 
 def job(method: str, *changes: str) -> Job:
     return Job.read(method, None, [*SMALL, *changes])
+
+
+@contextmanager
+def steps_of(pipe: Any) -> Iterator[list[int]]:
+    """A block in which the timesteps that the denoiser is asked at are noted."""
+    seen: list[int] = []
+    hook = pipe.unet.register_forward_pre_hook(
+        lambda _, told: seen.append(int(torch.as_tensor(told[1]).max()))
+    )
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
@@ -81,6 +101,64 @@ def test_the_reference_is_the_start_student_to_the_last_bit(tmp_path: Path) -> N
     assert torch.equal(made.network.original(x, index, told).x0, before)
 
 
+def test_a_named_kernel_is_what_the_result_is_drawn_with(tmp_path: Path, red_reward: str) -> None:
+    told = ("objective.kernel=renoise", "objective.gauges.every=0", f"objective.reward={red_reward}")
+    made = job("pso", *told)
+    done = train(made, tmp_path)
+    assert done.student is not None and done.recipe is not None
+    assert done.recipe.scheduler == "LCMScheduler" and "timesteps=[999, 749, 499, 249]" in plain_code(
+        done.recipe, "shapes", "runs/student"
+    )
+    with steps_of(made.pipe) as seen:
+        by_draw = draw(made.pipe, made.sampling(), ["a red circle"], [0]).latents
+    pipe = diffplug.load("shapes")
+    with steps_of(pipe) as also, diffplug.plug(pipe, FewStep(done.student), Seeds([0])):
+        by_recipe = pipe("a red circle", output_type="latent").images
+    assert seen == also == [999, 749, 499, 249]
+    assert torch.allclose(by_draw, by_recipe.float(), atol=5e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "scheduler", "timesteps"),
+    [
+        (("objective.kernel=LCMScheduler", "objective.timesteps=[999,759,499,259]"), "LCMScheduler",
+         [999, 759, 499, 259]),
+        (("objective.kernel=TCDScheduler", "objective.eta=0.3"), "TCDScheduler", [999, 749, 499, 249]),
+        (("objective.kernel=EulerAncestralDiscreteScheduler",), "EulerAncestralDiscreteScheduler",
+         [999, 749, 499, 249]),
+        (("objective.kernel=DDIMScheduler",), "DDIMScheduler", [999, 749, 499, 249]),
+    ],
+    ids=["lcm", "tcd", "euler ancestral", "ddim"],
+)  # fmt: skip
+@pytest.mark.pipe
+def test_training_and_drawing_stand_at_the_same_timesteps(
+    changes: tuple[str, ...], scheduler: str, timesteps: list[int]
+) -> None:
+    made = job("pso", *changes)
+    assert (kernel_of(made).index - 1).tolist() == timesteps
+    with steps_of(made.pipe) as seen:
+        draw(made.pipe, made.sampling(), ["a red circle"], [0])
+    row = recipe_row(made, {"kind": "lora", "file": "adapter.safetensors"}, made.sampling(), 1)
+    assert seen == timesteps and row.seen == {4: tuple(timesteps)} and row.scheduler == scheduler
+
+
+@pytest.mark.pipe
+def test_guidance_reaches_roll_outs_reference_and_recipe(tmp_path: Path, red_reward: str) -> None:
+    told = ("objective.guidance=3.0", f"objective.reward={red_reward}", "student.steps=2")
+    made = job("pso", *(word for word in told))
+    assert made.sampling().guidance == 3.0 and made.network.null is not None
+    objective = made.method.from_job(made)
+    rows = Rows(0, 0, 2, range(2))
+    drawn = objective.drawn(rows)
+    kernel, at = objective.kernel, torch.zeros(4, dtype=torch.long)
+    first = kernel.predict(
+        made.network, drawn.paths.states[:, 0], at, drawn.conditions, original=True, guidance=3.0
+    )
+    assert torch.allclose(first, drawn.paths.x0[:, 0], atol=1e-5)
+    ell = objective.transitions(drawn, torch.arange(4), anchor=False).ell
+    assert float(ell.detach().abs().max()) == 0.0
+
+
 @pytest.mark.pipe
 @pytest.mark.parametrize(
     ("method", "changes"),
@@ -89,8 +167,9 @@ def test_the_reference_is_the_start_student_to_the_last_bit(tmp_path: Path) -> N
                  "objective.threshold=0.0", "tuner.targets=[]", "tuner.kind=full", "tuner.extract=2")),
         ("ddpo", ("objective.candidates=2", "objective.anchor=1.0")),
         ("draft", ("objective.reward=shapes-clip", "objective.last=2")),
+        ("draft", ("objective.reward=shapes-clip", "student.steps=1")),
     ],
-    ids=["spo", "ddpo", "draft"],
+    ids=["spo", "ddpo", "draft", "draft of one step"],
 )  # fmt: skip
 def test_kin_train_the_shapes_model(method: str, changes: tuple[str, ...], tmp_path: Path) -> None:
     if method == "draft":
@@ -133,6 +212,21 @@ def test_pairs_of_pictures_train_offline(tmp_path: Path) -> None:
         (["spo", "--set", "objective.first=19"], "it is at most 18"),
         (["spo", "--set", "objective.judge=gone"], "no folder of a step-aware preference model"),
         (["draft", "--set", "objective.reward=shapes"], "has no gradient"),
+        (["draft", "--set", "objective.kernel=renoise"], "objective.kernel would do nothing: draft compares"),
+        (["pso", "--set", "objective.timesteps=[999, 499]"], "would do nothing with kernel='ddim'"),
+        (
+            ["pso", "--set", "objective.kernel=renoise", "--set", "objective.eta=0.5"],
+            "eta=0.5 would do nothing",
+        ),
+        (
+            ["pso", "--set", "objective.kernel=LCMScheduler", "--set", "objective.timesteps=[999, 499]"],
+            "student.steps 4: give as many timesteps as steps",
+        ),
+        (
+            ["pso", "--set", "objective.kernel=DDIMScheduler", "--set", "objective.timesteps=[9,8,7,6]"],
+            "DDIMScheduler takes no list of timesteps",
+        ),
+        (["pso", "--set", "student.guidance=5.0"], "set objective.guidance=5 too"),
         (["tilted", "--set", "objective.tilt=0.0"], "without a reward take tdm"),
     ],
 )

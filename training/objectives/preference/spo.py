@@ -33,9 +33,8 @@ class SPOSettings(OnlineSettings):
 
     first: steps that are ordinary sampling; the earliest predictions are too coarse to be judged. length:
     steps of a chain before it is judged (j). threshold: of the soft-maxed gap of scores, a second number
-    makes it grow with the noise of the step. scale: scores times this are logits. guidance: as in sampling.
-    beta, clip, epsilon: as for `pso`. judge: folder of a step-aware preference model, None to judge x0hat by
-    `reward`.
+    makes it grow with the noise of the step. scale: scores times this are logits. beta, clip,
+    epsilon: as for `pso`. judge: folder of a step-aware preference model, None to judge x0hat by `reward`.
     """
 
     candidates: int = 4
@@ -58,8 +57,8 @@ class SPOSettings(OnlineSettings):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
-        if not (self.beta > 0 and self.scale > 0 and self.guidance >= 1):
-            raise ValueError("beta and scale must be above 0, and guidance at least 1")
+        if not (self.beta > 0 and self.scale > 0):
+            raise ValueError(f"beta and scale must be above 0, got {self.beta}, {self.scale}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +90,6 @@ class SPO(Online):
     }
     step_scorer: StepScorer | None = None
     share: bool = True
-
-    @staticmethod
-    def needs_null(job: Any) -> bool:
-        """Where policy and reference are guided."""
-        return bool(job.objective.guidance > 1)
 
     @classmethod
     def from_job(cls, job: Any) -> SPO:
