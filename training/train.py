@@ -86,7 +86,7 @@ def _run(
     seconds = time.monotonic() - began
     if _main():
         write_card(job, row, figures, seconds, place / "student")
-    return Trained(place / "student", job.config.run.updates, figures, seconds, row)
+    return Trained(place / "student", _updates(place), figures, seconds, row)
 
 
 @contextmanager
@@ -143,7 +143,7 @@ def _stage(
         if not _main():
             return None, None
         figures = _validated(job, place / "student" / "sheet.png", scored=True)
-    row = write_student(job, weights, place / "student", updates=run.updates)
+    row = write_student(job, weights, place / "student", updates=result.updates)
     write_json(place / "config.json", job.mapping())
     return figures, row
 

@@ -222,15 +222,17 @@ class Online(Objective):
         return self.gauges.reason if self.gauges is not None else ""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The count of idle updates, and the start model's sharpness."""
-        first = self.gauges.first if self.gauges is not None else torch.zeros((), dtype=torch.float64)
-        return {"idle": self.idle, "sharpness": first}
+        """The count of idle updates, the start model's sharpness, and how far it had moved."""
+        zero = torch.zeros((), dtype=torch.float64)
+        first, moved = (zero, zero) if self.gauges is None else (self.gauges.first, self.gauges.moved)
+        return {"idle": self.idle, "sharpness": first, "moved": moved}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take them back."""
         self.idle = state["idle"]
         if self.gauges is not None:
             self.gauges.first = state["sharpness"]
+            self.gauges.moved = state.get("moved", torch.zeros_like(self.gauges.moved))
 
 
 def check_guidance(job: Any) -> None:

@@ -10,7 +10,8 @@ timestep. The layout is that of the published checkpoints (prefix `model.`), whi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ def _layer(layer: Any, h: Tensor, told: Tensor) -> Tensor:
 
 def weighted_by_prompt(prompts: Sequence[str]) -> Tensor:
     """Return weights [n] that sum to one, each prompt's pairs together as much as any other's."""
-    counts: Mapping[str, int] = {prompt: list(prompts).count(prompt) for prompt in set(prompts)}
+    counts = Counter(prompts)
     weight = torch.tensor([1 / counts[prompt] for prompt in prompts])
     return weight / weight.sum()
 

@@ -89,6 +89,20 @@ def test_pso_ends_in_one_lora_that_few_step_and_plain_diffusers_run(tmp_path: Pa
 
 
 @pytest.mark.pipe
+def test_a_run_that_the_gauges_ended_says_so_and_stays_ended(tmp_path: Path, red_reward: str) -> None:
+    told = (*ONLINE, "objective.gauges.max_blur=1e-9", f"objective.reward={red_reward}", "run.updates=4",
+            "optimizer.lr=1e-3")  # fmt: skip
+    done = train(job("pso", *told), tmp_path)
+    assert done.updates == 2 and done.recipe.meta["updates"] == 2
+    assert "(2 updates" in (tmp_path / "student" / "README.md").read_text()
+    before, lines = load_file(tmp_path / "student" / "adapter.safetensors"), len(log(tmp_path))
+    again = train(job("pso", *told), tmp_path, resume=True)
+    after = load_file(tmp_path / "student" / "adapter.safetensors")
+    assert again.updates == 2 and len(log(tmp_path)) == lines
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.pipe
 def test_the_reference_is_the_start_student_to_the_last_bit(tmp_path: Path) -> None:
     made = job("pso")
     x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
