@@ -32,6 +32,7 @@ from diffplug.training.config import (
 from diffplug.training.data import DataSettings, Pictures, prompts_of
 from diffplug.training.network import Network
 from diffplug.training.noise_path import NoisePath, edges
+from diffplug.training.precision import any_precision
 from diffplug.training.student import Sampling
 from diffplug.training.trajectories import TeacherSettings, Trajectories, TrajectoryStore
 from diffplug.training.tuner import Tuner
@@ -141,6 +142,8 @@ class Job:
                 part.requires_grad_(False).eval()
         if any(p.ndim == 4 for p in one_denoiser(pipe).parameters()):
             one_denoiser(pipe).to(memory_format=torch.channels_last)
+        if self.config.dtype != "float32":
+            any_precision(one_denoiser(pipe))
         return pipe
 
     @cached_property
@@ -257,6 +260,10 @@ class Job:
             student_file(self.pipe, start, self.config.student.steps)
         if not self.prompts:
             raise ValueError("there are no prompts")
+        if self.config.dtype == "float16" and self.config.run.precision == "bf16" and self.device == "cpu":
+            raise ValueError(
+                "dtype=float16 and run.precision=bf16 do not go together on a CPU: take dtype=bfloat16"
+            )
 
     def sampling(self) -> Sampling:
         """How the student is drawn with; a method may say otherwise by a `sampling(job)` of its own."""

@@ -223,9 +223,9 @@ class Online(Objective):
 
     def state_dict(self) -> dict[str, Tensor]:
         """The count of idle updates, the start model's sharpness, and how far it had moved."""
-        zero = torch.zeros((), dtype=torch.float64)
-        first, moved = (zero, zero) if self.gauges is None else (self.gauges.first, self.gauges.moved)
-        return {"idle": self.idle, "sharpness": first, "moved": moved}
+        if self.gauges is None:
+            return {"idle": self.idle}
+        return {"idle": self.idle, "sharpness": self.gauges.first, "moved": self.gauges.moved}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take them back."""

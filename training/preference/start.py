@@ -127,7 +127,8 @@ def put_in(denoiser: nn.Module, file: Path) -> Factors:
         weight = own.get(f"{layer}.weight")
         if weight is None or (weight.shape[0], weight[0].numel()) != (up.shape[0], down[0].numel()):
             raise ValueError(f"{str(file)!r} belongs to another model: layer {layer!r} does not fit")
-        weight.add_((up.flatten(1) @ down.flatten(1)).view_as(weight).to(weight))
+        change = (up.flatten(1) @ down.flatten(1)).view_as(weight)
+        weight.copy_(weight.float() + change.to(weight.device))  # rounded once, if at all
     return factors
 
 

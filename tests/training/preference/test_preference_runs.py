@@ -103,6 +103,33 @@ def test_a_run_that_the_gauges_ended_says_so_and_stays_ended(tmp_path: Path, red
 
 
 @pytest.mark.pipe
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("dtype=bfloat16", "run.precision=bf16"),
+        ("dtype=bfloat16",),
+        ("dtype=bfloat16", "tuner.kind=full"),
+        ("dtype=float16", "tuner.kind=sara", "student.start="),
+    ],
+    ids=["lora, autocast", "lora", "full", "sara in float16"],
+)
+def test_a_base_in_half_precision_is_tuned(changes: tuple[str, ...], tmp_path: Path, red_reward: str) -> None:
+    told = [*SMALL, f"objective.reward={red_reward}", "objective.gauges.every=0", *changes]
+    words = [word for word in told if "student.start=" not in changes or "student.start" not in word]
+    made = Job.read("pso", None, words)
+    assert train(made, tmp_path).student is not None
+    assert log(tmp_path)[0]["loss"] == pytest.approx(0.693147, abs=1e-6)
+    assert all(value.dtype == torch.float32 for value in made.tuner.parameters.values())
+    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    said = made.network.original(x, torch.tensor([750.0]), made.conditions[:1]).x0
+    assert said.dtype == torch.float32
+    if "student.start=" not in changes:
+        single = job("pso")
+        exact = single.network.original(x, torch.tensor([750.0]), single.conditions[:1]).x0
+        assert float((said - exact).abs().mean()) < 0.05
+
+
+@pytest.mark.pipe
 def test_the_reference_is_the_start_student_to_the_last_bit(tmp_path: Path) -> None:
     made = job("pso")
     x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -240,6 +267,7 @@ def test_pairs_of_pictures_train_offline(tmp_path: Path) -> None:
             ["pso", "--set", "objective.kernel=DDIMScheduler", "--set", "objective.timesteps=[9,8,7,6]"],
             "DDIMScheduler takes no list of timesteps",
         ),
+        (["pso", "--set", "dtype=float16"], "take dtype=bfloat16"),
         (["pso", "--set", "student.guidance=5.0"], "set objective.guidance=5 too"),
         (["tilted", "--set", "objective.tilt=0.0"], "without a reward take tdm"),
     ],
