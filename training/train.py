@@ -158,7 +158,8 @@ def _validated(job: Job, sheet: Path, *, scored: bool) -> Figures | None:
     told = job.config.validation
     output_folder(sheet.parent)
     if told.prompts is None:
-        prompts = [prompt for prompt in job.prompts[: max(told.count, told.sheet)] if prompt]
+        first = job.prompts[: max(told.count, told.sheet)]
+        prompts = [prompt for prompt in first if prompt] or first
     else:
         data = DataSettings(prompts=told.prompts, count=max(told.count, told.sheet))
         prompts = prompts_of(data, job.pipe)

@@ -176,6 +176,9 @@ def test_a_trial_that_was_killed_does_not_count(tmp_path: Path, monkeypatch: pyt
         (tmp_path / f"{name}.txt").write_text("a red circle")
     told = [f"data.pictures={str(tmp_path)!r}", "objective.against=copying", "objective.trials=2"]
     job = Job.read("choose", None, told)
+    with pytest.raises(ValueError, match="there is nothing to resume in"):
+        train(job, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
     choose._study(optuna, job, tmp_path / "run", None).ask()  # killed in its first trial
     monkeypatch.setattr(choose, "_trial", lambda *told: (0.1, 0.2))

@@ -203,6 +203,19 @@ def test_the_command_trains_and_prints_code(tmp_path: Path, cache: Path, as_loud
         ),
         (["hyper-sd", "--set", "objective.segments=[8, 2]"], "segments end with 2, student.steps is 4"),
         (["hyper-sd", "--set", "objective.segments=[7]"], "7 steps do not divide"),
+        (["tdm", "--set", "objective.anchor_share=0.2"], "anchor_share would do nothing without an anchor"),
+        (
+            [
+                "hyper-sd",
+                "--set",
+                "objective.segments=[4]",
+                "--set",
+                "objective.source=trajectories",
+                "--set",
+                "objective.points=16",
+            ],
+            "objective.points would do nothing with objective.source='trajectories'",
+        ),
         (["one-step", "--set", "student.steps=4"], "one-step is for student.steps=1"),
         (["reward", "--set", "objective.reward=shapes"], "has no gradient: take a network's"),
         (["trajectory", "--set", "run.clip=1"], "unknown setting 'run.clip'"),
@@ -222,7 +235,6 @@ def test_bad_input_is_one_line_and_status_two(
     [
         ("trajectory", "--resume"),
         ("speedupnet", "--resume"),
-        ("choose", "--set", "objective.against=copying", "--set", "data.pictures={here}", "--resume"),
         ("hyper-sd", "--set", "objective.segments=[7]"),
     ],
     ids=lambda words: f"{words[0]} {words[-1]}",
@@ -230,13 +242,7 @@ def test_bad_input_is_one_line_and_status_two(
 def test_a_run_that_is_refused_leaves_no_folder(
     words: tuple[str, ...], tmp_path: Path, cache: Path, as_loud_as_before: None
 ) -> None:
-    if words[0] == "choose":
-        pytest.importorskip("optuna")
-    for name in "ab":
-        Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")
-        (tmp_path / f"{name}.txt").write_text("a red circle")
-    told = [word.format(here=str(tmp_path)) for word in words]
-    result = run(*told, cache=cache, out=tmp_path / "new" / "run")
+    result = run(*words, cache=cache, out=tmp_path / "new" / "run")
     assert result.exit_code == 2 and "Traceback" not in result.output, result.output
     if "--resume" in words:
         assert "there is nothing to resume in" in " ".join(result.output.split())

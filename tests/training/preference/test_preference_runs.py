@@ -233,6 +233,10 @@ def test_pairs_of_pictures_train_offline(tmp_path: Path) -> None:
         lines.append(json.dumps({"prompt": prompt, "better": f"b{i}.png", "worse": f"w{i}.png"}))
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     made = Job.read("pso-offline", None, [*SMALL, f"objective.pairs={folder}"], cache=tmp_path / "cache")
+    assert made.prompts == sample_prompts(3, split="train")  # sheets are of the pairs' own
+    idle = Job.read("pso-offline", None, [f"objective.pairs={folder}", "data.prompts=mine.txt"])
+    with pytest.raises(ValueError, match="prompts are in the pairs"):
+        train(idle, tmp_path / "idle")
     done = train(made, tmp_path / "run")
     assert done.student is not None and log(tmp_path / "run")[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
 
@@ -268,6 +272,8 @@ def test_pairs_of_pictures_train_offline(tmp_path: Path) -> None:
             "DDIMScheduler takes no list of timesteps",
         ),
         (["pso", "--set", "dtype=float16"], "take dtype=bfloat16"),
+        (["pso", "--set", "objective.epsilon=0.2"], "epsilon=0.2 would do nothing with clip='none'"),
+        (["spo", "--set", "objective.start=independent"], "objective.start would do nothing"),
         (["pso", "--set", "student.guidance=5.0"], "set objective.guidance=5 too"),
         (["tilted", "--set", "objective.tilt=0.0"], "without a reward take tdm"),
     ],

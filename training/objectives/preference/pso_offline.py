@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from diffplug.training.conditions import Conditions
+from diffplug.training.data import DataSettings
 from diffplug.training.network import Network
 from diffplug.training.objective import Group, Loss, Objective, Rows
 from diffplug.training.preference.kernel import Kernel
 from diffplug.training.preference.pair_loss import pair_loss
-from diffplug.training.preference.pairs import PairLatents, read_pairs
+from diffplug.training.preference.pairs import Pair, PairLatents, read_pairs
 from diffplug.training.preference.start import policy
 from diffplug.training.tuner import Tuner
 
@@ -64,9 +65,12 @@ class OfflinePSO(Objective):
     @classmethod
     def from_job(cls, job: Any) -> OfflinePSO:
         """Return the objective of `diffplug train`."""
-        pairs = read_pairs(job.objective.pairs)
         data = PairLatents.of(
-            job.pipe, pairs, job.cache / "latents", size=job.config.data.size, call=job.config.teacher.call
+            job.pipe,
+            _pairs(job),
+            job.cache / "latents",
+            size=job.config.data.size,
+            call=job.config.teacher.call,
         )
         return cls(job.network, Kernel.renoise(job.path, job.config.student.steps), data, job.objective)
 
@@ -78,7 +82,18 @@ class OfflinePSO(Objective):
     @staticmethod
     def check(job: Any) -> None:
         """Raise ValueError for pairs that are not there, before any work."""
-        read_pairs(job.objective.pairs)
+        _pairs(job)
+        told = job.config.data.prompts
+        if told != DataSettings().prompts:
+            raise ValueError(
+                f"data.prompts={told!r} would do nothing: prompts are in the pairs (validation.prompts is "
+                "for sheets)"
+            )
+
+    @staticmethod
+    def prompts(job: Any) -> list[str]:
+        """Return the prompts of the pairs, of which sheets are drawn."""
+        return list(dict.fromkeys(pair.prompt for pair in _pairs(job)))
 
     def groups(self) -> list[Group]:
         """The policy."""
@@ -118,6 +133,14 @@ class OfflinePSO(Objective):
     def updated(self, update: int, totals: Mapping[str, Tensor]) -> None:
         """Nothing but the tuner's."""
         self.network.tuner.updated(update)
+
+
+def _pairs(job: Any) -> list[Pair]:
+    """Return a job's pairs, read once."""
+    if "pairs" not in vars(job):
+        vars(job)["pairs"] = read_pairs(job.objective.pairs)
+    found: list[Pair] = vars(job)["pairs"]
+    return found
 
 
 def _mean(values: Tensor) -> Tensor:

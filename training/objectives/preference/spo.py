@@ -19,7 +19,7 @@ from diffplug.training.conditions import Conditions
 from diffplug.training.objective import Loss, Rows
 from diffplug.training.preference.branching import Segment, branch
 from diffplug.training.preference.online import Online, OnlineSettings
-from diffplug.training.preference.pair_loss import Clip, pair_loss
+from diffplug.training.preference.pair_loss import Clip, check_clip, pair_loss
 from diffplug.training.preference.scorer import StepScorer, X0Proxy
 from diffplug.training.preference.selectors import Pairs, step_best_worst
 from diffplug.training.preference.step_preference import StepJudge, StepPreference
@@ -57,6 +57,7 @@ class SPOSettings(OnlineSettings):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+        check_clip(self.clip, self.epsilon, SPOSettings.epsilon)
         if not (self.beta > 0 and self.scale > 0):
             raise ValueError(f"beta and scale must be above 0, got {self.beta}, {self.scale}")
 
@@ -105,6 +106,10 @@ class SPO(Online):
     def check(job: Any) -> None:
         """Raise ValueError for steps that are not there, beside what `Online` refuses."""
         Online.check(job)
+        if job.objective.start != SPOSettings().start:
+            raise ValueError(
+                "objective.start would do nothing: candidates of spo branch from one state; leave it out"
+            )
         if job.objective.judge is not None:
             StepPreference.open(job.objective.judge)
         told, steps = job.objective, job.config.student.steps
