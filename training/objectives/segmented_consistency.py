@@ -136,17 +136,7 @@ class SegmentedConsistency(Objective):
         """Raise ValueError for stages that the model's timesteps do not divide into."""
         for k in job.objective.segments:
             edges(job.path, k)
-        told, plain = job.objective, ConsistencySettings()
-        idle = (
-            {"source='trajectories'": ("points", "guidance", "offset_noise")}
-            if told.source != "latents"
-            else {}
-        )
-        idle |= {"target='online'": ("target_decay",)} if told.target == "online" else {}
-        for why, names in idle.items():
-            for name in names:
-                if getattr(told, name) != getattr(plain, name):
-                    raise ValueError(f"objective.{name} would do nothing with objective.{why}: leave it out")
+        _refuse_idle(job.objective)
         if job.objective.segments[-1] != job.config.student.steps and job.objective.segments[-1] != 1:
             raise ValueError(
                 f"objective.segments end with {job.objective.segments[-1]}, student.steps is "
