@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import diffplug
 from diffplug.cli import app
+from diffplug.samplers.few_step.catalogue import Row, Weights
 from diffplug.samplers.few_step.plug import FewStep
 from diffplug.seeds import Seeds
 from diffplug.shapes import sample_prompts
@@ -23,8 +24,10 @@ from diffplug.training.job import Job
 from diffplug.training.objective import Rows
 from diffplug.training.output import plain_code, recipe_row
 from diffplug.training.preference.kernels import kernel_of
+from diffplug.training.preference.start import put_in
 from diffplug.training.student import draw
 from diffplug.training.train import train
+from tests.samplers.few_step.few_step_kit import factors, kohya_file, peft_file
 
 SMALL = [
     "student.start=shapes", "student.steps=4", "data.count=8", "tuner.rank=2", "run.updates=1", "run.batch=2",
@@ -100,6 +103,55 @@ def test_a_run_that_the_gauges_ended_says_so_and_stays_ended(tmp_path: Path, red
     after = load_file(tmp_path / "student" / "adapter.safetensors")
     assert again.updates == 2 and len(log(tmp_path)) == lines
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def theirs_of(kind: str, lora_scale: float = 1.0) -> Row:
+    """The recipe of somebody's weights beside it."""
+    weights = (Weights(file="lora.safetensors", component="unet"),)
+    return Row(name="theirs", family="shapes", kind=kind, weights=weights, steps=(4,), lora_scale=lora_scale,
+               scheduler="DDIMScheduler", licence="unknown", source="a test")  # fmt: skip
+
+
+@pytest.mark.pipe
+@pytest.mark.parametrize("form", ["kohya, alpha stored", "peft, scale of the recipe"])
+def test_a_published_lora_is_where_a_policy_begins(form: str, tmp_path: Path, red_reward: str) -> None:
+    unet = diffplug.load("shapes").unet
+    layers = factors(unet, seed=3)
+    scale = 0.5 if form.startswith("kohya") else 0.125
+    state = kohya_file(layers, 1.0) if form.startswith("kohya") else peft_file(layers, "unet")
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "lora.safetensors")
+    theirs_of("lora", 1.0 if form.startswith("kohya") else scale).save(tmp_path / "recipe.json")
+    made = job("pso", f"student.start={tmp_path}", f"objective.reward={red_reward}", "optimizer.warmup=0",
+               "objective.gauges.every=0", "tuner.save_dtype=float32", "optimizer.lr=1e-2")  # fmt: skip
+    x, index = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([750.0])
+    told = made.conditions[:1]
+    with torch.no_grad():
+        for name, (down, up) in layers.items():
+            weight = unet.get_submodule(name).weight
+            weight.add_(scale * (up.flatten(1) @ down.flatten(1)).view_as(weight))
+        theirs = made.path.predict(unet(x, 749, told.leaves["encoder_hidden_states"])[0], x, index).x0
+    assert torch.allclose(made.network.original(x, index, told).x0, theirs, atol=1e-4)
+    done = train(made, tmp_path / "run")
+    with torch.no_grad():
+        live = made.network(x, index, told).x0
+    assert not torch.allclose(live, theirs, atol=1e-3)
+    pipe = diffplug.load("shapes")
+    with torch.no_grad(), diffplug.plug(pipe, FewStep(done.student)):
+        both = made.path.predict(pipe.unet(x, 749, told.leaves["encoder_hidden_states"])[0], x, index).x0
+    assert torch.allclose(both, live, atol=1e-3)
+
+
+@pytest.mark.pipe
+def test_a_start_that_one_lora_could_not_hold_is_refused(tmp_path: Path) -> None:
+    unet = diffplug.load("shapes").unet
+    state = peft_file(factors(unet, only=2), "unet")
+    state["unet.conv_in.diff_b"] = torch.zeros(len(unet.conv_in.bias))
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match="by more than two factors"):
+        put_in(unet, tmp_path / "lora.safetensors")
+    theirs_of("sara").save(tmp_path / "recipe.json")
+    with pytest.raises(ValueError, match="no student in one file of weights"):
+        _ = job("pso", f"student.start={tmp_path}").tuner
 
 
 @pytest.mark.pipe
