@@ -152,6 +152,11 @@ def test_pictures_with_captions_are_encoded_once(tmp_path: Path, cache: Path) ->
     again = job("hyper-sd", cache, *changes).pictures
     assert again is not None and torch.equal(again.latents, one.pictures.latents)
     train(one, tmp_path / "run")
+    other = job("hyper-sd", cache, *changes, "teacher.call={height=64}").pictures  # may embed otherwise
+    assert other is not None and len(list((cache / "latents").glob("*.safetensors"))) == 2
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match="1.png' cannot be read as a picture"):
+        _ = job("hyper-sd", cache, *changes).pictures
 
 
 def run(*words: str, cache: Path, out: Path) -> Any:

@@ -182,8 +182,8 @@ class PairLatents:
         """Return the pairs encoded, from `cache` where that was done before."""
         from safetensors.torch import load_file, save_file
 
-        size = size or size_of(pipe)
-        file = output_folder(cache) / f"pairs-{_key(pipe, pairs, size)}.safetensors"
+        size = size or int(call.get("height", 0) if call else 0) or size_of(pipe)
+        file = output_folder(cache) / f"pairs-{_key(pipe, pairs, size, call)}.safetensors"
         prompts = [pair.prompt for pair in pairs]
         if not file.exists():
             latents = torch.stack(
@@ -205,20 +205,20 @@ def _latent(pipe: Any, picture: Picture, size: int, pair: Pair) -> Tensor:
     place: Any = io.BytesIO(picture) if isinstance(picture, bytes) else picture
     try:
         return _encoded(pipe, place, size)
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
+    except ValueError as error:
         side = "better" if picture is pair.better else "worse"
-        named = (
-            f"the {side} one of {pair.prompt[:60]!r}" if isinstance(picture, bytes) else repr(str(picture))
-        )
         raise ValueError(
-            f"objective.pairs: {named} is no whole picture ({error}): replace it, or take the pair out"
+            f"objective.pairs: the {side} picture of {pair.prompt[:60]!r} is damaged, replace it or take the "
+            f"pair out: {error}"
         ) from error
 
 
-def _key(pipe: Any, pairs: Sequence[Pair], size: int) -> str:
+def _key(pipe: Any, pairs: Sequence[Pair], size: int, call: Mapping[str, Any] | None) -> str:
     from diffplug.samplers.fingerprint import conditioning_fingerprint
 
     digest = hashlib.sha256(f"{conditioning_fingerprint(pipe)} {size}".encode())
+    if call:
+        digest.update(json.dumps(call, sort_keys=True, default=str).encode() + b"\0")
     for pair in pairs:
         for picture in (pair.better, pair.worse):
             data = picture if isinstance(picture, bytes) else picture.read_bytes()
