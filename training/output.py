@@ -16,7 +16,7 @@ from torch import Tensor
 from diffplug.files import atomic_write, output_folder, write_json
 from diffplug.samplers.few_step.catalogue import Row, Weights
 from diffplug.samplers.few_step.families import family_of
-from diffplug.training.conditions import one_denoiser
+from diffplug.training.conditions import embeds_guidance
 from diffplug.training.job import Job
 from diffplug.training.student import Sampling
 from diffplug.training.tuners.extract import extract_lora
@@ -95,11 +95,11 @@ def _timesteps(sampling: Sampling, n: int) -> tuple[float, ...]:
 
 
 def _unguided(job: Job) -> str:
-    return "embedded" if getattr(one_denoiser(job.pipe).config, "guidance_embeds", False) else "off"
+    return "embedded" if embeds_guidance(job.pipe) else "off"
 
 
 def _embedded_scale(job: Job) -> float | None:
-    return (job.config.teacher.guidance or 3.5) if _unguided(job) == "embedded" else None
+    return float(job.call["guidance_scale"]) if _unguided(job) == "embedded" else None
 
 
 def plain_code(row: Row, model: str, folder: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffplug.latents import decode
 from diffplug.plug import plug
 from diffplug.seeds import Seeds
+from diffplug.training.conditions import embeds_guidance
 from diffplug.training.noise_path import NoisePath
 from diffplug.watch import quiet
 
@@ -70,8 +71,7 @@ class Sampling:
         """
         known = inspect.signature(pipe.__call__).parameters
         call: dict[str, Any] = {"num_inference_steps": steps}
-        embedded = getattr(getattr(pipe, "transformer", None), "config", {}).get("guidance_embeds", False)
-        if "guidance_scale" in known and not embedded:
+        if "guidance_scale" in known and not embeds_guidance(pipe):
             call["guidance_scale"] = 1.0 if self.guidance is None else self.guidance
         if self.path.flow and "sigmas" in known:
             call["sigmas"] = [1 - j / steps for j in range(steps)]

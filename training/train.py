@@ -167,7 +167,7 @@ def _validated(job: Job, sheet: Path, *, scored: bool) -> Figures | None:
         from dataclasses import replace
 
         told = replace(told, reward=None)
-    return validate(job.pipe, job.sampling(), prompts, told, call=job.config.teacher.call, sheet=sheet)
+    return validate(job.pipe, job.sampling(), prompts, told, call=job.call, sheet=sheet)
 
 
 def _check(job: Job) -> None:

@@ -266,6 +266,27 @@ def test_prompts_that_are_empty_or_too_long_are_refused(
         _ = job("trajectory", cache, f"data.prompts={tmp_path / 'prompts.txt'}").prompts
 
 
+@pytest.mark.pipe
+@pytest.mark.parametrize(("method", "scale"), [("trajectory", 2.0), ("pso", 3.5)])
+def test_the_scale_that_a_network_is_told_is_that_of_the_recipe(
+    method: str, scale: float, tmp_path: Path, red_reward: str
+) -> None:
+    from diffplug.testing import tiny
+    from diffplug.training.output import recipe_row
+
+    tiny("flux").save_pretrained(tmp_path / "flux")
+    (tmp_path / "p.txt").write_text("a b\nc d\n")
+    told = [f"model={tmp_path / 'flux'}", f"data.prompts={tmp_path / 'p.txt'}", "teacher.steps=4"]
+    told += ["teacher.guidance=2.0", "teacher.trajectories=2", "teacher.sampler=own", "student.steps=2"]
+    made = Job.read(method, None, told, cache=tmp_path)
+    assert set(made.conditions.leaves["guidance"].tolist()) == {scale}
+    if method == "trajectory":
+        made.store.fill(2)
+        assert set(made.trajectories(2).conditions.leaves["guidance"].tolist()) == {scale}
+    row = recipe_row(made, {"kind": "lora", "file": "adapter.safetensors"}, made.sampling(), 1)
+    assert (row.guidance, row.guidance_scale) == ("embedded", scale)
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root writes everywhere")
 def test_a_read_only_folder_is_told_at_once(tmp_path: Path, cache: Path) -> None:
     tmp_path.chmod(0o500)

@@ -70,7 +70,7 @@ class OfflinePSO(Objective):
             _pairs(job),
             job.cache / "latents",
             size=job.config.data.size,
-            call=job.config.teacher.call,
+            call=job.call,
         )
         return cls(job.network, Kernel.renoise(job.path, job.config.student.steps), data, job.objective)
 
