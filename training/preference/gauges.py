@@ -1,7 +1,7 @@
 """Gauges that tell what a reward does not: sharpness, diversity, a second judge; against the start model.
 
 A run that is paid by a reward may pay in blur. Every `every` updates the same prompts are drawn from the same
-seeds, without noise, as the student is drawn with; where the sharpness of edges has moved by more than
+seeds, as the student is drawn; where the sharpness of edges has moved by more than
 `max_blur`, the run ends with the weights that it has.
 """
 

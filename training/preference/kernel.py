@@ -90,14 +90,16 @@ class Kernel:
         return cls(path, index[:-1], torch.ones(steps, dtype=torch.float64), forms, None, omega_max)
 
     @classmethod
-    def flow_sde(cls, path: NoisePath, steps: int, level: float = 0.7) -> Kernel:
+    def flow_sde(
+        cls, path: NoisePath, steps: int, level: float = 0.7, omega_max: float = OMEGA_MAX
+    ) -> Kernel:
         """Return Flow-GRPO's stochastic Euler step (arXiv 2505.05470, eq. 9) with noise `level`."""
         if not path.flow:
             raise ValueError("flow-sde is for flow models: take ddim with eta")
         index, levels = _segments(path, steps)
         sigmas = [point.sigma for point in levels]
         forms = tuple(_flow_sde(f, s, level, sigmas[1]) for f, s in pairwise(sigmas))
-        return cls(path, index[:-1], torch.ones(steps, dtype=torch.float64), forms)
+        return cls(path, index[:-1], torch.ones(steps, dtype=torch.float64), forms, None, omega_max)
 
     def __len__(self) -> int:
         return len(self.forms)

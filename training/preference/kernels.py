@@ -53,7 +53,7 @@ def kernel_of(job: Any) -> Kernel:
     if told.kernel == "renoise":
         return Kernel.renoise(job.path, steps, told.omega_max)
     if told.kernel == "flow-sde":
-        return Kernel.flow_sde(job.path, steps, told.eta)
+        return Kernel.flow_sde(job.path, steps, told.eta, told.omega_max)
     scheduler = scheduler_of(told.kernel, job.pipe.scheduler.config, job.path, steps, told.timesteps)
     eta = {"eta": told.eta} if told.kernel in _WITH_ETA else {}
     return Kernel.of(scheduler, job.path, omega_max=told.omega_max, **eta)

@@ -19,7 +19,7 @@ from diffplug.training.network import Network
 from diffplug.training.objective import Group, Loss, Objective, Rows
 from diffplug.training.preference.gauges import Gauges, GaugeSettings
 from diffplug.training.preference.kernel import OMEGA_MAX, Kernel, Reduction
-from diffplug.training.preference.kernels import kernel_of, sampling_of
+from diffplug.training.preference.kernels import SchedulerSampling, kernel_of, sampling_of
 from diffplug.training.preference.rollout import Paths, rollout, starts
 from diffplug.training.preference.scorer import PictureScorer
 from diffplug.training.preference.start import policy
@@ -263,13 +263,14 @@ def check_stochastic(kernel: Kernel) -> None:
 
 
 def _gauges(made: Online, job: Any) -> Gauges | None:
-    """Return gauges that draw the first prompts without noise from fixed seeds."""
+    """Return gauges that draw the first prompts from fixed seeds, as the result is drawn."""
     told = job.objective.gauges
     if not told.every:
         return None
     prompts = job.prompts[: told.prompts]
     sampling = sampling_of(job)
-    kernel = Kernel.ddim(job.path, job.config.student.steps, sampling.eta)
+    own = isinstance(sampling, SchedulerSampling)  # drawn with the kernel's scheduler, noise and all
+    kernel = made.kernel if own else Kernel.ddim(job.path, job.config.student.steps, sampling.eta)
     count = len(prompts) * told.seeds
     conditions = job.conditions[torch.arange(len(prompts)).repeat_interleave(told.seeds)].to(job.device)
 

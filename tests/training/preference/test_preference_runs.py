@@ -23,7 +23,9 @@ from diffplug.shapes import sample_prompts
 from diffplug.training.job import Job
 from diffplug.training.objective import Rows
 from diffplug.training.output import plain_code, recipe_row
+from diffplug.training.preference.kernel import Kernel
 from diffplug.training.preference.kernels import kernel_of
+from diffplug.training.preference.rollout import rollout
 from diffplug.training.preference.start import put_in
 from diffplug.training.student import draw
 from diffplug.training.train import train
@@ -209,6 +211,21 @@ def test_a_named_kernel_is_what_the_result_is_drawn_with(tmp_path: Path, red_rew
         by_recipe = pipe("a red circle", output_type="latent").images
     assert seen == also == [999, 749, 499, 249]
     assert torch.allclose(by_draw, by_recipe.float(), atol=5e-2)
+
+
+@pytest.mark.pipe
+@pytest.mark.parametrize("name", ["renoise", "ddim"])
+def test_gauges_draw_as_the_result_is_drawn(name: str, red_reward: str) -> None:
+    told = (f"objective.kernel={name}", "objective.gauges.prompts=1", f"objective.reward={red_reward}")
+    made = job("pso", *told)
+    objective = made.method.from_job(made)
+    noise = Rows(0, 0, 2, range(2)).normal(5, 4, 16, 16)
+    kernels = {"renoise": objective.kernel, "ddim": Kernel.ddim(made.path, 4, eta=0.0)}
+    two = made.conditions[torch.tensor([0, 0])]
+    drawn = {n: rollout(made.network, k, two, noise[:, 0], noise[:, 1:]).final for n, k in kernels.items()}
+    other = "ddim" if name == "renoise" else "renoise"
+    latents = objective.gauges.draw()
+    assert torch.equal(latents, drawn[name]) and not torch.allclose(latents, drawn[other], atol=0.1)
 
 
 @pytest.mark.parametrize(
