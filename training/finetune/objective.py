@@ -134,7 +134,7 @@ class Finetune(Objective):
                 count=told.prior_count,
                 size=size,
                 square=told.square,
-                guidance=told.guidance,
+                guidance=None if embeds_guidance(job.pipe) else told.guidance,  # then it is in job.call
                 steps=25,
                 seed=job.config.run.seed,
                 cache=job.cache,

@@ -303,6 +303,17 @@ def test_pairs_of_pictures_train_offline(tmp_path: Path) -> None:
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     made = Job.read("pso-offline", None, [*SMALL, f"objective.pairs={folder}"], cache=tmp_path / "cache")
     assert made.prompts == sample_prompts(3, split="train")  # sheets are of the pairs' own
+    sampler = "objective.scheduler=EulerAncestralDiscreteScheduler"
+    turbo = Job.read("pso-offline", None, [*SMALL, f"objective.pairs={folder}", sampler], cache=tmp_path)
+    assert turbo.sampling().scheduler == (sampler.partition("=")[2], {"timestep_spacing": "trailing"})
+    listed = ("objective.scheduler=LCMScheduler", "objective.timesteps=[999,759,499,259]")
+    lcm = Job.read("pso-offline", None, [*SMALL, f"objective.pairs={folder}", *listed], cache=tmp_path)
+    index, omega = lcm.method.from_job(lcm).levels(Rows(0, 0, 4, range(4)))
+    alpha, sigma = lcm.path.levels(torch.tensor([760.0, 500, 260, 260]))
+    assert index.tolist() == [1000, 760, 500, 260] and lcm.sampling().given(4) == (999, 759, 499, 259)
+    assert torch.allclose(omega, (alpha / sigma).square() / 2, rtol=1e-12)
+    with pytest.raises(ValueError, match="without objective.scheduler"):
+        train(Job.read("pso-offline", None, [f"objective.pairs={folder}", listed[1]]), tmp_path / "idle")
     idle = Job.read("pso-offline", None, [f"objective.pairs={folder}", "data.prompts=mine.txt"])
     with pytest.raises(ValueError, match="prompts are in the pairs"):
         train(idle, tmp_path / "idle")

@@ -21,9 +21,11 @@ from diffplug.training.data import DataSettings
 from diffplug.training.network import Network
 from diffplug.training.objective import Group, Loss, Objective, Rows
 from diffplug.training.preference.kernel import Kernel
+from diffplug.training.preference.kernels import SchedulerSampling, scheduler_of
 from diffplug.training.preference.pair_loss import pair_loss
 from diffplug.training.preference.pairs import Pair, PairLatents, read_pairs
 from diffplug.training.preference.start import policy
+from diffplug.training.student import Sampling
 from diffplug.training.tuner import Tuner
 
 __all__ = ["OfflinePSO", "OfflineSettings"]
@@ -33,11 +35,15 @@ __all__ = ["OfflinePSO", "OfflineSettings"]
 class OfflineSettings:
     """The table [objective] of `pso-offline`.
 
-    pairs: a folder, .jsonl or .parquet of (prompt, better, worse), or votes. beta: of the preference. anchor:
-    weight of the squared difference to the start model's x0hat at the last step, None for 0.2 beta.
+    pairs: a folder, .jsonl or .parquet of (prompt, better, worse), or votes. scheduler: class of Diffusers
+    that the model is drawn with (EulerAncestralDiscreteScheduler for SDXL-Turbo), None for DDIM, or Euler
+    for flows; timesteps: of it, None for trailing ones. beta: of the preference. anchor: weight of the
+    squared difference to the start model's x0hat at the last step, None for 0.2 beta.
     """
 
     pairs: str = ""
+    scheduler: str | None = None
+    timesteps: tuple[int, ...] | None = None
     beta: float = 10.0
     anchor: float | None = None
 
@@ -72,7 +78,19 @@ class OfflinePSO(Objective):
             size=job.config.data.size,
             call=job.call,
         )
-        return cls(job.network, Kernel.renoise(job.path, job.config.student.steps), data, job.objective)
+        steps = job.config.student.steps
+        kernel = Kernel.renoise(job.path, steps, timesteps=job.objective.timesteps)
+        return cls(job.network, kernel, data, job.objective)
+
+    @staticmethod
+    def sampling(job: Any) -> Sampling:
+        """Return how the tuned model is drawn with."""
+        told, student = job.objective, job.config.student
+        way: dict[str, Any] = {"eta": student.eta, "guidance": student.guidance}
+        if told.scheduler is None:
+            return Sampling(job.path, (student.steps,), **way)
+        named = {"named": told.scheduler, "timesteps": told.timesteps}
+        return SchedulerSampling(job.path, (student.steps,), **way, **named)
 
     @staticmethod
     def tuner_of(job: Any) -> Tuner:
@@ -83,6 +101,11 @@ class OfflinePSO(Objective):
     def check(job: Any) -> None:
         """Raise ValueError for pairs that are not there, before any work."""
         _pairs(job)
+        objective, steps = job.objective, job.config.student.steps
+        if objective.scheduler is not None:
+            scheduler_of(objective.scheduler, job.pipe.scheduler.config, job.path, steps, objective.timesteps)
+        elif objective.timesteps is not None:
+            raise ValueError("objective.timesteps would do nothing without objective.scheduler: name it too")
         told = job.config.data.prompts
         if told != DataSettings().prompts:
             raise ValueError(
