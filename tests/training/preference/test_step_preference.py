@@ -144,6 +144,14 @@ def test_a_saved_judge_is_opened_again(tmp_path: Path) -> None:
     model.save(tmp_path)
     again = StepPreference.open(tmp_path).eval()
     images, t = torch.rand(2, 3, 16, 16), torch.tensor([5.0, 500.0])
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_bytes((tmp_path / "config.json").read_bytes())
+    (bare / "judge.bin").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="needs config.json and tokenizer of the CLIP"):
+        StepPreference.open(bare)
+    with pytest.raises(ValueError, match="judge.bin' cannot be read"):
+        model.load(bare / "judge.bin")
     with torch.no_grad():
         words = ["a red circle", "a blue square"]
         assert torch.equal(model(images, t, model.texts(words)), again(images, t, again.texts(words)))
