@@ -53,6 +53,16 @@ class Conditions:
         """Return the one row n times."""
         return Conditions({name: v.expand(n, *v.shape[1:]) for name, v in self.leaves.items()})
 
+    def replaced(self, mask: Tensor, other: Conditions) -> Conditions:
+        """Return them with the one row of `other` where a mask [n] says so, in leaves of its shape."""
+        leaves = {}
+        for name, value in self.leaves.items():
+            row = other.leaves[name].to(value)
+            where = mask.to(value.device).view(-1, *(1,) * (value.ndim - 1))
+            fits = row.shape[1:] == value.shape[1:]
+            leaves[name] = torch.where(where, row.expand_as(value), value) if fits else value
+        return Conditions(leaves)
+
     @staticmethod
     def cat(parts: Sequence[Conditions]) -> Conditions:
         """Return parts put together, row after row."""

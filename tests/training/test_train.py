@@ -18,6 +18,7 @@ from diffplug.samplers.few_step.plug import FewStep
 from diffplug.shapes import sample_prompts
 from diffplug.training import trajectories
 from diffplug.training.job import Job
+from diffplug.training.objectives.latents import CleanLatents, source_of
 from diffplug.training.train import train
 
 SMALL = [
@@ -152,6 +153,8 @@ def test_pictures_with_captions_are_encoded_once(tmp_path: Path, cache: Path) ->
     again = job("hyper-sd", cache, *changes).pictures
     assert again is not None and torch.equal(again.latents, one.pictures.latents)
     train(one, tmp_path / "run")
+    source = source_of(job("hyper-sd", cache, *changes, "student.guidance=5.0", "data.drop=0.3"))
+    assert isinstance(source, CleanLatents) and source.null is not None and source.drop == 0.3
     other = job("hyper-sd", cache, *changes, "teacher.call={height=64}").pictures  # may embed otherwise
     assert other is not None and len(list((cache / "latents").glob("*.safetensors"))) == 2
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])

@@ -232,16 +232,7 @@ class Finetune(Objective):
 
     def _dropped(self, conditions: Conditions, rows: Rows) -> Conditions:
         """Return conditions of which a share is the empty prompt's."""
-        empty = rows.uniform() < self.drop
-        if not bool(empty.any()):
-            return conditions
-        leaves = {}
-        for name, value in conditions.leaves.items():
-            null = self.null.leaves[name].to(value)
-            fits = null.shape[1:] == value.shape[1:]
-            mask = empty.view(-1, *(1,) * (value.ndim - 1))
-            leaves[name] = torch.where(mask, null.expand_as(value), value) if fits else value
-        return Conditions(leaves)
+        return conditions.replaced(rows.uniform() < self.drop, self.null)
 
     def _index(self, rows: Rows, places: list[int], batch: int) -> Tensor:
         """Return a noise level for each row: one from each of `batch` equal parts of the distribution."""
