@@ -20,7 +20,15 @@ from diffplug.intercept import StepCall, StepInterceptor, current_scheduler, int
 from diffplug.network.denoiser import denoisers
 from diffplug.watch import quiet
 
-__all__ = ["CallForm", "Conditions", "encode", "null_condition", "one_denoiser"]
+__all__ = [
+    "CallForm",
+    "Conditions",
+    "embeds_guidance",
+    "encode",
+    "null_condition",
+    "one_denoiser",
+    "with_embedded_guidance",
+]
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,16 @@ class Conditions:
     def expand(self, n: int) -> Conditions:
         """Return the one row n times."""
         return Conditions({name: v.expand(n, *v.shape[1:]) for name, v in self.leaves.items()})
+
+    def replaced(self, mask: Tensor, other: Conditions) -> Conditions:
+        """Return them with the one row of `other` where a mask [n] says so, in leaves of its shape."""
+        leaves = {}
+        for name, value in self.leaves.items():
+            row = other.leaves[name].to(value)
+            where = mask.to(value.device).view(-1, *(1,) * (value.ndim - 1))
+            fits = row.shape[1:] == value.shape[1:]
+            leaves[name] = torch.where(where, row.expand_as(value), value) if fits else value
+        return Conditions(leaves)
 
     @staticmethod
     def cat(parts: Sequence[Conditions]) -> Conditions:
@@ -156,6 +174,26 @@ def one_denoiser(pipe: Any) -> nn.Module:
     return module
 
 
+def embeds_guidance(pipe: Any) -> bool:
+    """Whether the denoiser is told the guidance scale as an input (FLUX.1-dev, SANA-Sprint)."""
+    takes = "guidance_scale" in inspect.signature(pipe.__call__).parameters
+    return takes and bool(getattr(one_denoiser(pipe).config, "guidance_embeds", False))
+
+
+def with_embedded_guidance(
+    pipe: Any, call: Mapping[str, Any] | None, scale: float | None = None
+) -> dict[str, Any]:
+    """Return the arguments of a call, with the guidance scale that the denoiser is told where it is told one.
+
+    scale: None for that of `call`, and without one the pipeline's default.
+    """
+    told = dict(call or {})
+    if embeds_guidance(pipe):
+        default = inspect.signature(pipe.__call__).parameters["guidance_scale"].default
+        told["guidance_scale"] = float(told.get("guidance_scale", default) if scale is None else scale)
+    return told
+
+
 def _first_call(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any]) -> _Seen:
     denoiser = one_denoiser(pipe)
     kept: list[tuple[dict[str, Any], Tensor]] = []
@@ -185,7 +223,7 @@ def _first_call(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any]) -> _
 
 def _unguided(pipe: Any, prompt: str, call: Mapping[str, Any]) -> dict[str, Any]:
     """Return the argument that leaves one row a picture: guidance 1, or 0 where 1 already guides."""
-    if "guidance_scale" in call or getattr(one_denoiser(pipe).config, "guidance_embeds", False):
+    if "guidance_scale" in call or embeds_guidance(pipe):
         return {}
     for scale in (1.0, 0.0):
         off = _scale(pipe, scale)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from diffplug.files import atomic_path, output_folder
+from diffplug.messages import reason
 from diffplug.pictures import coloured
 from diffplug.samplers.fingerprint import conditioning_fingerprint
 from diffplug.training.conditions import Conditions, encode
@@ -116,7 +117,7 @@ class Pictures:
 
         pairs = captioned_files(Path(str(data.pictures)))
         size = data.size or int(call.get("height", 0) if call else 0) or size_of(pipe)
-        file = output_folder(cache) / f"{_key(pipe, pairs, size)}.safetensors"
+        file = output_folder(cache) / f"{_key(pipe, pairs, size, call)}.safetensors"
         captions = [caption for _, caption in pairs]
         if not file.exists():
             latents = torch.cat([_encoded(pipe, path, size) for path, _ in pairs])
@@ -192,8 +193,11 @@ def _encoded(pipe: Any, path: Path, size: int) -> Tensor:
     import numpy as np
     from PIL import Image, ImageOps
 
-    with Image.open(path) as image:
-        square = ImageOps.fit(coloured(image), (size, size))
+    try:
+        with Image.open(path) as image:
+            square = ImageOps.fit(coloured(image), (size, size))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a picture: {reason(error)}") from error
     x = torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     vae = pipe.vae
     z = vae.encode(x.to(vae.device, vae.dtype)).latent_dist.mean
@@ -201,8 +205,12 @@ def _encoded(pipe: Any, path: Path, size: int) -> Tensor:
     return ((z - shift) * vae.config.scaling_factor).float().cpu()
 
 
-def _key(pipe: Any, pairs: Sequence[tuple[Path, str]], size: int) -> str:
+def _key(
+    pipe: Any, pairs: Sequence[tuple[Path, str]], size: int, call: Mapping[str, Any] | None = None
+) -> str:
     digest = hashlib.sha256(f"{conditioning_fingerprint(pipe)} {size}".encode())
+    if call:
+        digest.update(json.dumps(call, sort_keys=True, default=str).encode() + b"\0")
     for path, caption in pairs:
         digest.update(hashlib.sha256(path.read_bytes()).digest() + caption.encode() + b"\0")
     return digest.hexdigest()[:24]

@@ -19,7 +19,14 @@ from typing import Any, Literal
 import torch
 
 from diffplug.registry import TRAINERS
-from diffplug.training.conditions import CallForm, Conditions, encode, null_condition, one_denoiser
+from diffplug.training.conditions import (
+    CallForm,
+    Conditions,
+    encode,
+    null_condition,
+    one_denoiser,
+    with_embedded_guidance,
+)
 from diffplug.training.config import (
     OptimizerSettings,
     RunSettings,
@@ -32,6 +39,7 @@ from diffplug.training.config import (
 from diffplug.training.data import DataSettings, Pictures, prompts_of
 from diffplug.training.network import Network
 from diffplug.training.noise_path import NoisePath, edges
+from diffplug.training.precision import any_precision
 from diffplug.training.student import Sampling
 from diffplug.training.trajectories import TeacherSettings, Trajectories, TrajectoryStore
 from diffplug.training.tuner import Tuner
@@ -141,6 +149,8 @@ class Job:
                 part.requires_grad_(False).eval()
         if any(p.ndim == 4 for p in one_denoiser(pipe).parameters()):
             one_denoiser(pipe).to(memory_format=torch.channels_last)
+        if self.config.dtype != "float32":
+            any_precision(one_denoiser(pipe))
         return pipe
 
     @cached_property
@@ -153,8 +163,19 @@ class Job:
         return prompts_of(self.config.data, self.pipe)
 
     @cached_property
+    def call(self) -> dict[str, Any]:
+        """Further arguments of the pipeline's call, for conditions and pictures alike.
+
+        A denoiser that is told the guidance scale is told that of the stored trajectories, where a method
+        learns from them, and else teacher.call's or the pipeline's default.
+        """
+        stored = getattr(self.method, "needs_store", lambda job: False)(self)
+        scale = self.config.teacher.guidance if stored else None
+        return with_embedded_guidance(self.pipe, self.config.teacher.call, scale)
+
+    @cached_property
     def _encoded(self) -> tuple[CallForm, Conditions]:
-        return encode(self.pipe, self.prompts[:1], call=self.config.teacher.call)
+        return encode(self.pipe, self.prompts[:1], call=self.call)
 
     @cached_property
     def path(self) -> NoisePath:
@@ -197,7 +218,7 @@ class Job:
     @cached_property
     def null(self) -> Conditions:
         """The condition without a prompt."""
-        return null_condition(self.pipe, self._encoded[0], call=self.config.teacher.call)
+        return null_condition(self.pipe, self._encoded[0], call=self.call)
 
     @cached_property
     def store(self) -> TrajectoryStore:
@@ -233,14 +254,14 @@ class Job:
     @cached_property
     def conditions(self) -> Conditions:
         """The conditions of all training prompts, on the CPU."""
-        return encode(self.pipe, self.prompts, call=self.config.teacher.call)[1]
+        return encode(self.pipe, self.prompts, call=self.call)[1]
 
     @cached_property
     def pictures(self) -> Pictures | None:
         """The pictures of data.pictures as latents, with conditions; None where there are none."""
         if self.config.data.pictures is None:
             return None
-        return Pictures.of(self.pipe, self.config.data, self.cache / "latents", self.config.teacher.call)
+        return Pictures.of(self.pipe, self.config.data, self.cache / "latents", self.call)
 
     def check(self) -> None:
         """Raise ValueError for settings that the model, its timesteps or files cannot serve."""
@@ -257,6 +278,10 @@ class Job:
             student_file(self.pipe, start, self.config.student.steps)
         if not self.prompts:
             raise ValueError("there are no prompts")
+        if self.config.dtype == "float16" and self.config.run.precision == "bf16" and self.device == "cpu":
+            raise ValueError(
+                "dtype=float16 and run.precision=bf16 do not go together on a CPU: take dtype=bfloat16"
+            )
 
     def sampling(self) -> Sampling:
         """How the student is drawn with; a method may say otherwise by a `sampling(job)` of its own."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffplug.files import atomic_write, output_folder, write_json
 from diffplug.samplers.few_step.catalogue import Row, Weights
 from diffplug.samplers.few_step.families import family_of
-from diffplug.training.conditions import one_denoiser
+from diffplug.training.conditions import embeds_guidance
 from diffplug.training.job import Job
 from diffplug.training.student import Sampling
 from diffplug.training.tuners.extract import extract_lora
@@ -60,6 +60,7 @@ def recipe_row(job: Job, saved: Mapping[str, Any], sampling: Sampling, updates: 
         default_steps=sampling.usual,
         scheduler=name,
         scheduler_options=options,
+        timesteps=_given(sampling),
         seen={} if flow or sampling.default else {n: _timesteps(sampling, n) for n in sampling.steps},
         sigmas={n: tuple(1 - j / n for j in range(n)) for n in sampling.steps} if flow else {},
         eta=sampling.eta if not flow else None,
@@ -81,17 +82,24 @@ def recipe_row(job: Job, saved: Mapping[str, Any], sampling: Sampling, updates: 
     )
 
 
+def _given(sampling: Sampling) -> dict[int, tuple[float, ...]]:
+    found = {n: sampling.given(n) for n in sampling.steps}
+    return {n: tuple(float(t) for t in given) for n, given in found.items() if given is not None}
+
+
 def _timesteps(sampling: Sampling, n: int) -> tuple[float, ...]:
+    if (given := sampling.given(n)) is not None:
+        return tuple(float(t) for t in given)
     steps = sampling.path.train_steps
     return tuple(float(round(steps - j * steps / n) - 1) for j in range(n))
 
 
 def _unguided(job: Job) -> str:
-    return "embedded" if getattr(one_denoiser(job.pipe).config, "guidance_embeds", False) else "off"
+    return "embedded" if embeds_guidance(job.pipe) else "off"
 
 
 def _embedded_scale(job: Job) -> float | None:
-    return (job.config.teacher.guidance or 3.5) if _unguided(job) == "embedded" else None
+    return float(job.call["guidance_scale"]) if _unguided(job) == "embedded" else None
 
 
 def plain_code(row: Row, model: str, folder: str) -> str:
@@ -102,6 +110,8 @@ def plain_code(row: Row, model: str, folder: str) -> str:
     options = "".join(f", {name}={value!r}" for name, value in row.scheduler_options.items())
     off = "" if row.guidance == "embedded" else f", guidance_scale={row.guidance_scale or 1.0:g}"
     eta = f", eta={row.eta:g}" if row.eta else ""
+    listed = row.timesteps.get(row.default_steps)
+    grid = f", timesteps={[int(t) for t in listed]}" if listed else ""
     file, component = row.weights[0].file, row.weights[0].component
     imports, weights = _loading(row.kind, component, folder, file)
     return "\n".join(
@@ -113,7 +123,7 @@ def plain_code(row: Row, model: str, folder: str) -> str:
             f"pipe = {load}",
             weights,
             f"pipe.scheduler = {row.scheduler}.from_config(pipe.scheduler.config{options})",
-            f'image = pipe("...", num_inference_steps={row.default_steps}{off}{eta}).images[0]',
+            f'image = pipe("...", num_inference_steps={row.default_steps}{grid}{off}{eta}).images[0]',
         ]
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffplug.latents import decode
 from diffplug.plug import plug
 from diffplug.seeds import Seeds
+from diffplug.training.conditions import embeds_guidance
 from diffplug.training.noise_path import NoisePath
 from diffplug.watch import quiet
 
@@ -59,17 +60,30 @@ class Sampling:
         name, options = self.scheduler
         return getattr(diffusers, name).from_config(pipe.scheduler.config, **options)
 
+    def given(self, steps: int) -> tuple[int, ...] | None:
+        """Return the timesteps that the scheduler has to be given, None where it finds them by itself."""
+        return None
+
     def call(self, pipe: Any, steps: int) -> dict[str, Any]:
-        """Return the arguments of the pipeline's call: steps, guidance off or at its scale, eta."""
+        """Return the arguments of the pipeline's call: steps, guidance off or at its scale, eta.
+
+        Raises ValueError for a pipeline that hands no timesteps on, where they have to be given.
+        """
         known = inspect.signature(pipe.__call__).parameters
         call: dict[str, Any] = {"num_inference_steps": steps}
-        embedded = getattr(getattr(pipe, "transformer", None), "config", {}).get("guidance_embeds", False)
-        if "guidance_scale" in known and not embedded:
+        if "guidance_scale" in known and not embeds_guidance(pipe):
             call["guidance_scale"] = 1.0 if self.guidance is None else self.guidance
         if self.path.flow and "sigmas" in known:
             call["sigmas"] = [1 - j / steps for j in range(steps)]
         if self.eta and "eta" in known:
             call["eta"] = self.eta
+        if (timesteps := self.given(steps)) is not None:
+            if "timesteps" not in known:
+                raise ValueError(
+                    f"{type(pipe).__name__} takes no timesteps, which {self.scheduler[0]} has to be given: "
+                    "take objective.kernel=ddim"
+                )
+            call["timesteps"] = list(timesteps)
         return call
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,16 @@ def train(
     taken up where an earlier call stopped: trajectories, updates, stages. Raises ValueError and WriteError in
     one line before the work where something does not go together.
     """
-    own = getattr(job.method, "run", None)
-    if own is not None:  # a method whose output is no student, such as an adapter of its own form
-        found: Trained = own(job, folder, resume=resume, minutes=minutes, on_progress=on_progress)
-        return found
+    own = getattr(job.method, "run", None)  # a method whose output is no student, such as an adapter
+    run: Callable[..., Trained] = _run if own is None else own
+    with _no_trace_of_a_refusal(folder):
+        return run(job, folder, resume=resume, minutes=minutes, on_progress=on_progress)
+
+
+def _run(
+    job: Job, folder: Path, *, resume: bool | None, minutes: float | None, on_progress: Progress
+) -> Trained:
+    """Run a job that ends in a student."""
     began = time.monotonic()
     deadline = None if minutes is None else began + 60 * minutes
     output_folder(folder)
@@ -80,7 +86,20 @@ def train(
     seconds = time.monotonic() - began
     if _main():
         write_card(job, row, figures, seconds, place / "student")
-    return Trained(place / "student", job.config.run.updates, figures, seconds, row)
+    return Trained(place / "student", _updates(place), figures, seconds, row)
+
+
+@contextmanager
+def _no_trace_of_a_refusal(folder: Path) -> Iterator[None]:
+    """A block that takes the folders that it made away again, where it fails and has put nothing in them."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        for place in missing:
+            with suppress(OSError):  # something is in it
+                place.rmdir()
+        raise
 
 
 def _stage(
@@ -124,7 +143,7 @@ def _stage(
         if not _main():
             return None, None
         figures = _validated(job, place / "student" / "sheet.png", scored=True)
-    row = write_student(job, weights, place / "student", updates=run.updates)
+    row = write_student(job, weights, place / "student", updates=result.updates)
     write_json(place / "config.json", job.mapping())
     return figures, row
 
@@ -139,7 +158,8 @@ def _validated(job: Job, sheet: Path, *, scored: bool) -> Figures | None:
     told = job.config.validation
     output_folder(sheet.parent)
     if told.prompts is None:
-        prompts = [prompt for prompt in job.prompts[: max(told.count, told.sheet)] if prompt]
+        first = job.prompts[: max(told.count, told.sheet)]
+        prompts = [prompt for prompt in first if prompt] or first
     else:
         data = DataSettings(prompts=told.prompts, count=max(told.count, told.sheet))
         prompts = prompts_of(data, job.pipe)
@@ -147,7 +167,7 @@ def _validated(job: Job, sheet: Path, *, scored: bool) -> Figures | None:
         from dataclasses import replace
 
         told = replace(told, reward=None)
-    return validate(job.pipe, job.sampling(), prompts, told, call=job.config.teacher.call, sheet=sheet)
+    return validate(job.pipe, job.sampling(), prompts, told, call=job.call, sheet=sheet)
 
 
 def _check(job: Job) -> None:

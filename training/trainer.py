@@ -104,6 +104,8 @@ class Trainer:
         start = self._begin()
         skipped, done = 0, start
         for update in range(start, self.settings.updates):
+            if self.objective.finished():  # before the checkpoint that was taken up
+                break
             began = time.perf_counter()
             self._seed(update)
             figures, totals = self._update(update)

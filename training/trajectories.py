@@ -34,7 +34,13 @@ from diffplug.plug import plug
 from diffplug.samplers import by_name as stock
 from diffplug.samplers.fingerprint import conditioning_fingerprint, fingerprint
 from diffplug.seeds import Seeds
-from diffplug.training.conditions import Conditions, encode, one_denoiser
+from diffplug.training.conditions import (
+    Conditions,
+    embeds_guidance,
+    encode,
+    one_denoiser,
+    with_embedded_guidance,
+)
 from diffplug.training.noise_path import NoisePath
 from diffplug.training.precision import autocast
 from diffplug.watch import quiet
@@ -152,7 +158,8 @@ class TrajectoryStore:
         rows = range(number * PART, (number + 1) * PART)
         prompts = [self.prompt(row) for row in rows]
         states, index, shift = self._run(prompts, [self.teacher.seed + row for row in rows])
-        _, conditions = encode(self.pipe, prompts, call=self.teacher.call)
+        told = with_embedded_guidance(self.pipe, self.teacher.call, self.teacher.guidance)
+        _, conditions = encode(self.pipe, prompts, call=told)
         tensors = {"states": states, "index": index, "shift": torch.tensor([shift], dtype=torch.float64)}
         tensors |= {
             f"condition/{name}": value.half() if value.is_floating_point() else value
@@ -339,6 +346,8 @@ def _key(pipe: Any, prompts: Sequence[str], teacher: TeacherSettings) -> str:
         "scheduler": {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")},
         **_told(teacher),
     }
+    if embeds_guidance(pipe):
+        told["conditions"] = "with the teacher's scale"
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 

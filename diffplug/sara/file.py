@@ -119,6 +119,7 @@ def _delta(tensors: Mapping[str, Tensor], key: str, shape: tuple[int, ...]) -> D
     index = decode(code) if code is not None else tensors[f"{key}.index"].long()
     if len(index) != len(values):
         raise ValueError(f"{key} has {len(values)} differences and {len(index)} positions")
-    if len(index) and (int(index[-1]) >= torch.Size(shape).numel() or not bool((index.diff() > 0).all())):
+    inside = not len(index) or (int(index[0]) >= 0 and int(index[-1]) < torch.Size(shape).numel())
+    if not inside or not bool((index.diff() > 0).all()):
         raise ValueError(f"the positions of {key} do not rise within its shape {shape}")
     return Delta(shape, index.int(), values, tensors.get(f"{key}.print"))

@@ -22,9 +22,11 @@ from diffplug.registry import unknown
 from diffplug.sara.delta import Delta, SparseDelta, print_places
 from diffplug.sara.file import ENDING, load_delta
 from diffplug.sara.targets import (
+    LOADED,
     components_of,
     named_weights,
     refuse_fused,
+    refuse_trained,
     refuse_unusable,
     values_at,
     write_at,
@@ -32,7 +34,6 @@ from diffplug.sara.targets import (
 
 __all__ = ["load_sara", "loaded_sara", "set_sara_scale", "unload_sara"]
 
-_KEY = "_diffplug_sara"
 _TOLERANCE = 0.01  # relative, of a base's values in another precision
 _SMALLEST = 1e-7  # what float16 keeps of very small values
 
@@ -86,8 +87,8 @@ def load_sara(
     source: a `*.sara.safetensors` file, or a `SparseDelta`. scale: of the differences. name: to change its
     scale and take it off; None for the file's name. any_base: warn, instead of refusing, where the model is
     not the one that the delta was trained on. Raises ValueError, with nothing changed, for a damaged file,
-    tensors that the model lacks, another base, quantised or meta weights, a name that is taken, and weights
-    that something else has changed since (a fused LoRA).
+    tensors that the model lacks, another base, quantised or meta weights, a name that is taken, weights that
+    a SaRA trains, and weights that something else has changed since (a fused LoRA).
     """
     delta = source if isinstance(source, SparseDelta) else load_delta(source)
     check_scale(scale)
@@ -159,7 +160,7 @@ def check_scale(scale: Any) -> None:
 
 def _records(target: Any) -> list[tuple[nn.Module, _Record]]:
     modules = components_of(target).values()
-    return [(module, vars(module)[_KEY]) for module in modules if _KEY in vars(module)]
+    return [(module, vars(module)[LOADED]) for module in modules if LOADED in vars(module)]
 
 
 def _matched(target: Any, delta: SparseDelta) -> dict[str, nn.Module]:
@@ -177,6 +178,7 @@ def _check(component: str, module: nn.Module, deltas: Mapping[str, Delta], name:
     """Raise ValueError for whatever speaks against putting a delta on a module."""
     refuse_fused(component, module)
     weights = named_weights(module)
+    refuse_trained(component, weights.values())
     for parameter, delta in deltas.items():
         if parameter not in weights:
             raise unknown(f"tensor of {type(module).__name__}", parameter, sorted(weights))
@@ -187,7 +189,7 @@ def _check(component: str, module: nn.Module, deltas: Mapping[str, Delta], name:
                 f"{component}.{parameter} has the shape {tuple(weight.shape)}, the file was made for "
                 f"{delta.shape}: it belongs to another model"
             )
-    record = vars(module).get(_KEY)
+    record = vars(module).get(LOADED)
     if record is not None:
         if name in record.on:
             raise ValueError(f"{name!r} is loaded already: unload it first, or give another name")
@@ -245,9 +247,9 @@ def _check_untouched(module: nn.Module, record: _Record) -> None:
 
 
 def _add(module: nn.Module, name: str, one: _On) -> None:
-    record = vars(module).get(_KEY)
+    record = vars(module).get(LOADED)
     if record is None:
-        record = vars(module)[_KEY] = _Record(own_weights(module))
+        record = vars(module)[LOADED] = _Record(own_weights(module))
     weights = named_weights(module)
     for parameter, delta in one.deltas.items():
         _widen(record, parameter, weights[parameter], delta.index.long())
@@ -284,4 +286,4 @@ def _shrink(module: nn.Module, record: _Record) -> None:
         record.originals[parameter] = (index[kept], before[kept])
     if not record.on:
         record.share_again()
-        del vars(module)[_KEY]
+        del vars(module)[LOADED]

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "LOADED",
+    "TRAINED",
     "components_of",
     "local",
     "named_weights",
     "plain_name",
     "refuse_fused",
+    "refuse_loaded",
+    "refuse_trained",
     "refuse_unusable",
     "values_at",
     "write_at",
 ]
+
+LOADED = "_diffplug_sara"
+"""Where a module keeps the deltas that are on it."""
+
+TRAINED = "_diffplug_sara_trains"
+"""What marks a parameter that a SaRA trains."""
 
 _WRAPPERS = re.compile(
     r"(^|(?<=\.))(_orig_mod|module|base_layer|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
@@ -107,6 +117,24 @@ def write_at(weight: Tensor, index: Tensor, values: Tensor) -> None:
         own.view(-1).index_copy_(0, places, rounded)
     else:
         own.index_put_(torch.unravel_index(places, own.shape), rounded)
+
+
+def refuse_trained(name: str, weights: Iterable[Tensor]) -> None:
+    """Raise ValueError where a SaRA trains a module's weights: it would write over what is put on them."""
+    if any(hasattr(weight, TRAINED) for weight in weights):
+        raise ValueError(
+            f"a SaRA trains this {name}, and would write over the delta: call its detach() first, or load "
+            "the model anew"
+        )
+
+
+def refuse_loaded(name: str, module: nn.Module) -> None:
+    """Raise ValueError where a delta is on a module: what is trained on top would fit no other model."""
+    if LOADED in vars(module):
+        raise ValueError(
+            f"a SaRA delta is on this {name}: call unload_sara() first, or write both as one model by "
+            "sara_to_checkpoint() and train that"
+        )
 
 
 def refuse_fused(name: str, module: nn.Module) -> None:

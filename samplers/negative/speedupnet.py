@@ -141,7 +141,7 @@ class SpeedUpNet:
         if _leaves_empty(told, adapter):
             if (name := guidance_argument(call.pipe)) and (call.asked.get(name) or 0) > 1:
                 warnings.warn(
-                    f"{name}={call.asked[name]:g} does nothing: this adapter is off without a negative prompt",
+                    f"{name}={call.asked[name]:g} does nothing: without a negative prompt the adapter is off",
                     stacklevel=5,
                 )
             return call(**rest)

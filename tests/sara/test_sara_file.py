@@ -122,6 +122,13 @@ def test_damaged_files_are_one_line(delta: SparseDelta, tmp_path: Path) -> None:
         save_file({**tensors, key: change(tensors[key]).contiguous()}, cut, metadata=metadata)
         with pytest.raises(ValueError, match="no whole SaRA file"):
             load_delta(cut)
+    index = decode(tensors["unet.weight.gap"]).int()
+    index[0] = -1
+    listed = {**tensors, "unet.weight.index": index}
+    del listed["unet.weight.gap"]
+    save_file(listed, cut, metadata=metadata)
+    with pytest.raises(ValueError, match="do not rise within its shape"):
+        load_delta(cut)
     save_file(tensors, cut, metadata={"sara": metadata["sara"].replace('"version": 1', '"version": 9')})
     with pytest.raises(ValueError, match="version 9"):
         load_delta(cut)

@@ -119,21 +119,15 @@ def test_a_published_progression_saves_all_it_learnt() -> None:
 
 
 def test_as_a_plug_on_a_pipeline(tmp_path: Path) -> None:
-    pipe = tiny("sd15")
+    pipe, learner = tiny("sd15"), tiny("sd15")
     before = _state(pipe.unet)
-    tuner = SaRA({"unet": pipe.unet, "text_encoder": pipe.text_encoder}, density=0.05)
+    tuner = SaRA({"unet": learner.unet, "text_encoder": learner.text_encoder}, density=0.05)
     with torch.no_grad():
         for vector in tuner.parameters():
             vector.add_(0.1)
     file = tuner.save(tmp_path / "style")
     with tuner.original():
-        pass
-    for entry in tuner.entries:
-        entry.restore()
-    tuner.detach = lambda: None  # type: ignore[method-assign]
-    for hook in tuner._hooks:
-        hook.remove()
-    assert _same(pipe.unet, before)
+        assert _same(learner.unet, before)
 
     def drawn() -> Any:
         return pipe(**tiny.inputs("sd15"), generator=torch.Generator().manual_seed(0))[0]
@@ -228,6 +222,23 @@ def test_two_tuners_on_one_model_are_refused() -> None:
     SaRA(model, density=0.1).detach()
     with pytest.raises(ValueError, match=r"as pipe\.unet"):
         SaRA(tiny("sd15"))
+
+
+def test_a_delta_and_a_tuner_do_not_share_a_model() -> None:
+    delta = _trained(1)[1]
+    model = _model()
+    before = _state(model)
+    tuner = SaRA(model, density=0.1)
+    for put_on in (lambda: load_sara(model, delta), lambda: load_sara(model, delta, any_base=True)):
+        with pytest.raises(ValueError, match=r"a SaRA trains this unet.*detach\(\) first"):
+            put_on()
+    tuner.detach()
+    name = load_sara(model, delta)
+    with pytest.raises(ValueError, match=r"a SaRA delta is on this \w+: call unload_sara\(\) first"):
+        SaRA(model, density=0.1)
+    unload_sara(model, name)
+    assert _same(model, before)
+    SaRA(model, density=0.1).detach()
 
 
 def test_weights_that_something_else_has_changed_are_not_undone() -> None:

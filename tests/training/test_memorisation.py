@@ -165,6 +165,30 @@ def test_choosing_from_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.pipe
+def test_a_trial_that_was_killed_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optuna = pytest.importorskip("optuna")
+    from diffplug.training.choice import choose
+    from diffplug.training.job import Job
+    from diffplug.training.train import train
+
+    for name in "ab":
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("a red circle")
+    told = [f"data.pictures={str(tmp_path)!r}", "objective.against=copying", "objective.trials=2"]
+    job = Job.read("choose", None, told)
+    with pytest.raises(ValueError, match="there is nothing to resume in"):
+        train(job, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    choose._study(optuna, job, tmp_path / "run", None).ask()  # killed in its first trial
+    monkeypatch.setattr(choose, "_trial", lambda *told: (0.1, 0.2))
+    train(job, tmp_path / "run", resume=True)
+    assert len(json.loads((tmp_path / "run" / "choice.json").read_text())["trials"]) == 2
+    with pytest.raises(ValueError, match=r"tuner\.per_layer would do nothing"):
+        train(Job.read("choose", None, [*told, "tuner.per_layer=true"]), tmp_path / "other")
+
+
+@pytest.mark.pipe
 def test_choosing_needs_a_prior_or_copying(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["train", "choose", str(tmp_path), "-o", str(tmp_path / "run")])
     assert done.exit_code == 2 and "objective.prior" in done.output.replace("\n", " ")

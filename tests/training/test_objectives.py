@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffplug.training.conditions import Conditions
 from diffplug.training.config import OptimizerSettings, RunSettings
 from diffplug.training.objective import Objective, Rows
 from diffplug.training.objectives.distribution_matching import (
@@ -117,6 +118,19 @@ def test_one_segment_with_the_edge_as_the_end_is_lcm_and_its_target_has_no_gradi
     assert torch.allclose(objective.loss(Rows(0, 0, 8, range(8))).errors, expected, rtol=1e-4)
     before = {name: value.requires_grad for name, value in objective.target.items()}
     assert not any(before.values())
+
+
+@pytest.mark.law
+def test_where_guidance_is_kept_pictures_lose_their_captions_now_and_then() -> None:
+    null = Conditions({"told": torch.full((1, 2), 9.0)})
+    told = ConsistencySettings(segments=(4,), guidance=(1, 1))
+    objective = SegmentedConsistency(
+        network(), CleanLatents(torch.randn(50, 2), conditions(50), null, 0.2), told, segments=4, points=40
+    )
+    started = objective.data.draw(Rows(0, 0, 500, range(500)), objective)
+    empty = (started.conditions.leaves["told"] == 9).all(1)
+    assert 0.14 < float(empty.double().mean()) < 0.26  # 3.4 standard errors
+    assert torch.isin(started.conditions.leaves["told"][~empty], conditions(50).leaves["told"]).all()
 
 
 @pytest.mark.law

@@ -18,6 +18,7 @@ from diffplug.samplers.few_step.plug import FewStep
 from diffplug.shapes import sample_prompts
 from diffplug.training import trajectories
 from diffplug.training.job import Job
+from diffplug.training.objectives.latents import CleanLatents, source_of
 from diffplug.training.train import train
 
 SMALL = [
@@ -152,6 +153,13 @@ def test_pictures_with_captions_are_encoded_once(tmp_path: Path, cache: Path) ->
     again = job("hyper-sd", cache, *changes).pictures
     assert again is not None and torch.equal(again.latents, one.pictures.latents)
     train(one, tmp_path / "run")
+    source = source_of(job("hyper-sd", cache, *changes, "student.guidance=5.0", "data.drop=0.3"))
+    assert isinstance(source, CleanLatents) and source.null is not None and source.drop == 0.3
+    other = job("hyper-sd", cache, *changes, "teacher.call={height=64}").pictures  # may embed otherwise
+    assert other is not None and len(list((cache / "latents").glob("*.safetensors"))) == 2
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match="1.png' cannot be read as a picture"):
+        _ = job("hyper-sd", cache, *changes).pictures
 
 
 def run(*words: str, cache: Path, out: Path) -> Any:
@@ -203,6 +211,19 @@ def test_the_command_trains_and_prints_code(tmp_path: Path, cache: Path, as_loud
         ),
         (["hyper-sd", "--set", "objective.segments=[8, 2]"], "segments end with 2, student.steps is 4"),
         (["hyper-sd", "--set", "objective.segments=[7]"], "7 steps do not divide"),
+        (["tdm", "--set", "objective.anchor_share=0.2"], "anchor_share would do nothing without an anchor"),
+        (
+            [
+                "hyper-sd",
+                "--set",
+                "objective.segments=[4]",
+                "--set",
+                "objective.source=trajectories",
+                "--set",
+                "objective.points=16",
+            ],
+            "objective.points would do nothing with objective.source='trajectories'",
+        ),
         (["one-step", "--set", "student.steps=4"], "one-step is for student.steps=1"),
         (["reward", "--set", "objective.reward=shapes"], "has no gradient: take a network's"),
         (["trajectory", "--set", "run.clip=1"], "unknown setting 'run.clip'"),
@@ -218,6 +239,25 @@ def test_bad_input_is_one_line_and_status_two(
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("trajectory", "--resume"),
+        ("speedupnet", "--resume"),
+        ("hyper-sd", "--set", "objective.segments=[7]"),
+    ],
+    ids=lambda words: f"{words[0]} {words[-1]}",
+)
+def test_a_run_that_is_refused_leaves_no_folder(
+    words: tuple[str, ...], tmp_path: Path, cache: Path, as_loud_as_before: None
+) -> None:
+    result = run(*words, cache=cache, out=tmp_path / "new" / "run")
+    assert result.exit_code == 2 and "Traceback" not in result.output, result.output
+    if "--resume" in words:
+        assert "there is nothing to resume in" in " ".join(result.output.split())
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [(" \n\n", "holds no prompt: write one a line"), ("a red circle " * 20, "tokens, the model reads 32")],
 )
@@ -227,6 +267,27 @@ def test_prompts_that_are_empty_or_too_long_are_refused(
     (tmp_path / "prompts.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
         _ = job("trajectory", cache, f"data.prompts={tmp_path / 'prompts.txt'}").prompts
+
+
+@pytest.mark.pipe
+@pytest.mark.parametrize(("method", "scale"), [("trajectory", 2.0), ("pso", 3.5)])
+def test_the_scale_that_a_network_is_told_is_that_of_the_recipe(
+    method: str, scale: float, tmp_path: Path, red_reward: str
+) -> None:
+    from diffplug.testing import tiny
+    from diffplug.training.output import recipe_row
+
+    tiny("flux").save_pretrained(tmp_path / "flux")
+    (tmp_path / "p.txt").write_text("a b\nc d\n")
+    told = [f"model={tmp_path / 'flux'}", f"data.prompts={tmp_path / 'p.txt'}", "teacher.steps=4"]
+    told += ["teacher.guidance=2.0", "teacher.trajectories=2", "teacher.sampler=own", "student.steps=2"]
+    made = Job.read(method, None, told, cache=tmp_path)
+    assert set(made.conditions.leaves["guidance"].tolist()) == {scale}
+    if method == "trajectory":
+        made.store.fill(2)
+        assert set(made.trajectories(2).conditions.leaves["guidance"].tolist()) == {scale}
+    row = recipe_row(made, {"kind": "lora", "file": "adapter.safetensors"}, made.sampling(), 1)
+    assert (row.guidance, row.guidance_scale) == ("embedded", scale)
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root writes everywhere")

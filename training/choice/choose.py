@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -27,6 +27,7 @@ from diffplug.training.memorisation import average_minimum_distance, pixel_featu
 from diffplug.training.precision import autocast
 from diffplug.training.student import draw
 from diffplug.training.trainer import Trainer
+from diffplug.training.tuners.settings import TunerSettings
 
 __all__ = ["Choose", "ChooseSettings", "Trial", "middle_of", "pareto"]
 
@@ -133,7 +134,7 @@ def run(
             job, folder / "trials" / f"{trial.number:04d}", settings_of(choices, groups, kind), choices
         )
 
-    while (done := len(study.trials)) < told.trials:
+    while (done := sum(trial.state.is_finished() for trial in study.trials)) < told.trials:
         if minutes is not None and time.monotonic() - began > 60 * minutes:
             return Trained(None, done, None, time.monotonic() - began)
         study.optimize(measured, n_trials=1)
@@ -158,6 +159,8 @@ def _study(optuna: Any, job: Any, folder: Path, resume: bool | None) -> Any:
     file = folder / "study.db"
     if resume is False and file.exists():
         raise ValueError(f"{str(folder)!r} holds a search: add --resume, or take another folder")
+    if resume and not file.exists():
+        raise ValueError(f"there is nothing to resume in {str(folder)!r}: begin without --resume")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "multivariate" is called experimental
         sampler = optuna.samplers.TPESampler(multivariate=True, n_startup_trials=10, seed=job.config.run.seed)
@@ -191,7 +194,6 @@ def _trial(
     """Fine-tune with these choices, and return the two figures."""
     from diffplug.training.config import settings
     from diffplug.training.job import Job
-    from diffplug.training.tuners.settings import TunerSettings
 
     wanted = settings(TunerSettings, {**tuner, "save_dtype": job.config.tuner.save_dtype}, "tuner")
     optimizer = replace(job.config.optimizer, lr=job.config.optimizer.lr * choices["lr_factor"])
@@ -227,6 +229,14 @@ def _check(job: Any) -> None:
     Finetune.check(job)
     if job.config.tuner.kind == "full":
         raise ValueError("choose is for tuners of which a part can be moved: sara, lora, dora, oft, ...")
+    told, plain = job.config.tuner, TunerSettings()
+    idle = [f.name for f in fields(told) if f.name not in ("kind", "save_dtype")
+            and getattr(told, f.name) != getattr(plain, f.name)]  # fmt: skip
+    if idle:
+        raise ValueError(
+            f"tuner.{idle[0]} would do nothing: choose searches layers, density and rank; see "
+            "objective.density and objective.ranks"
+        )
     if len(pairs_of(job)) < 2:
         raise ValueError("choose needs two pictures or more: some are held out to judge by")
 

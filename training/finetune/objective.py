@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from diffplug.training.conditions import Conditions, one_denoiser
+from diffplug.training.conditions import Conditions, embeds_guidance
 from diffplug.training.data import size_of
 from diffplug.training.finetune.buckets import batch_of
 from diffplug.training.finetune.pictures import Bucket, bucketed, captions_of, pixel_step, read_buckets
@@ -115,7 +115,7 @@ class Finetune(Objective):
     @classmethod
     def from_job(cls, job: Any) -> Finetune:
         """Return the objective of `diffplug train`."""
-        told, call, cache = job.objective, job.config.teacher.call or {}, job.cache
+        told, call, cache = job.objective, job.call, job.cache
         size, step = _size(job), pixel_step(job.pipe)
         groups = bucketed(pairs_of(job), size, step, square=told.square)
         buckets = read_buckets(job.pipe, groups, cache / "latents", call)
@@ -134,11 +134,11 @@ class Finetune(Objective):
                 count=told.prior_count,
                 size=size,
                 square=told.square,
-                guidance=told.guidance,
+                guidance=None if embeds_guidance(job.pipe) else told.guidance,  # then it is in job.call
                 steps=25,
                 seed=job.config.run.seed,
                 cache=job.cache,
-                call=job.config.teacher.call or {},
+                call=job.call,
             )
 
     @staticmethod
@@ -232,16 +232,7 @@ class Finetune(Objective):
 
     def _dropped(self, conditions: Conditions, rows: Rows) -> Conditions:
         """Return conditions of which a share is the empty prompt's."""
-        empty = rows.uniform() < self.drop
-        if not bool(empty.any()):
-            return conditions
-        leaves = {}
-        for name, value in conditions.leaves.items():
-            null = self.null.leaves[name].to(value)
-            fits = null.shape[1:] == value.shape[1:]
-            mask = empty.view(-1, *(1,) * (value.ndim - 1))
-            leaves[name] = torch.where(mask, null.expand_as(value), value) if fits else value
-        return Conditions(leaves)
+        return conditions.replaced(rows.uniform() < self.drop, self.null)
 
     def _index(self, rows: Rows, places: list[int], batch: int) -> Tensor:
         """Return a noise level for each row: one from each of `batch` equal parts of the distribution."""
@@ -313,7 +304,6 @@ def _guidance(job: Any) -> float | None:
     import inspect
 
     known = inspect.signature(job.pipe.__call__).parameters
-    embedded = getattr(one_denoiser(job.pipe).config, "guidance_embeds", False)
     scale: float | None = job.objective.guidance
-    takes = "guidance_scale" in known and not embedded and scale is not None and scale > 1
+    takes = "guidance_scale" in known and not embeds_guidance(job.pipe) and scale is not None and scale > 1
     return scale if takes and math.isfinite(float(scale or 0)) else None

@@ -57,7 +57,17 @@ class DistributionSettings:
         if self.fake_lr <= 0:
             raise ValueError(f"fake_lr must be above 0, got {self.fake_lr}")
         if self.anchor < 0 or not 0 <= self.anchor_share <= 1:
-            raise ValueError("anchor must be at least 0, and anchor_share from 0 to 1")
+            raise ValueError(
+                f"anchor must be at least 0, and anchor_share from 0 to 1, got {self.anchor}, "
+                f"{self.anchor_share}"
+            )
+        if not self.anchor and self.anchor_share != DistributionSettings.anchor_share:
+            raise ValueError("anchor_share would do nothing without an anchor: set anchor too")
+        if self.margin < 0 or self.lowest < 1 or self.warmup < 0:
+            raise ValueError(
+                "margin and warmup are at least 0, lowest at least 1, got "
+                f"{self.margin}, {self.warmup}, {self.lowest}"
+            )
 
 
 @dataclass(frozen=True)

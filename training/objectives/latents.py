@@ -34,10 +34,15 @@ class Latents(Protocol):
 
 @dataclass(frozen=True)
 class CleanLatents:
-    """Clean latents [n, ...] with their conditions; noise is added to them."""
+    """Clean latents [n, ...] with their conditions; noise is added to them.
+
+    null: condition of the empty prompt, one row, which takes the place of a share of `drop` of them.
+    """
 
     latents: Tensor
     conditions: Conditions
+    null: Conditions | None = None
+    drop: float = 0.0
 
     def draw(self, rows: Rows, objective: Any) -> Started:
         """Return noised latents, with offset noise where the settings ask for it."""
@@ -50,6 +55,8 @@ class CleanLatents:
         index, below = objective.start(rows)
         x = objective.network.path.noised(x0, eps, torch.zeros_like(index), index)
         conditions = self.conditions[item] if self.conditions.leaves else self.conditions
+        if self.null is not None and self.drop:
+            conditions = conditions.replaced(rows.uniform() < self.drop, self.null)
         return Started(x, index, below, conditions.to(rows.device))
 
 
@@ -73,7 +80,9 @@ class StoredSteps:
 def source_of(job: Any, *, trajectories: bool = False) -> Latents:
     """Return what a job's config trains on: pictures, else the stored trajectories or their end points."""
     if job.pictures is not None and not trajectories:
-        return CleanLatents(job.pictures.latents, job.pictures.conditions)
+        kept = job.config.student.guidance is not None  # guidance needs the empty prompt to be learnt too
+        null = job.null if kept else None
+        return CleanLatents(job.pictures.latents, job.pictures.conditions, null, job.config.data.drop)
     steps = job.config.teacher.steps
     grid = [job.path.train_steps * (1 - j / steps) for j in range(steps + 1)] if trajectories else [0.0]
     wanted = grid if job.path.flow else [float(round(i)) for i in grid]

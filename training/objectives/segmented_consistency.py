@@ -136,6 +136,7 @@ class SegmentedConsistency(Objective):
         """Raise ValueError for stages that the model's timesteps do not divide into."""
         for k in job.objective.segments:
             edges(job.path, k)
+        _refuse_idle(job.objective)
         if job.objective.segments[-1] != job.config.student.steps and job.objective.segments[-1] != 1:
             raise ValueError(
                 f"objective.segments end with {job.objective.segments[-1]}, student.steps is "
@@ -214,6 +215,18 @@ class SegmentedConsistency(Objective):
         """Take the target's weights back."""
         for name, value in self.target.items():
             value.copy_(state[name])
+
+
+def _refuse_idle(told: ConsistencySettings) -> None:
+    """Raise ValueError for a setting that another one leaves without effect."""
+    plain = ConsistencySettings()
+    idle = ["points", "guidance", "offset_noise"] if told.source == "trajectories" else []
+    why = dict.fromkeys(idle, "source='trajectories'")
+    if told.target == "online":
+        why["target_decay"] = "target='online'"
+    for name, cause in why.items():
+        if getattr(told, name) != getattr(plain, name):
+            raise ValueError(f"objective.{name} would do nothing with objective.{cause}: leave it out")
 
 
 def edge_below(t: Tensor, length: int) -> Tensor:

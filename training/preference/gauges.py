@@ -1,7 +1,7 @@
 """Gauges that tell what a reward does not: sharpness, diversity, a second judge; against the start model.
 
 A run that is paid by a reward may pay in blur. Every `every` updates the same prompts are drawn from the same
-seeds, without noise, as the student is drawn with; where the sharpness of edges has moved by more than
+seeds, as the student is drawn; where the sharpness of edges has moved by more than
 `max_blur`, the run ends with the weights that it has.
 """
 
@@ -72,7 +72,15 @@ class Gauges:
         self.words = [prompt for prompt in prompts for _ in range(settings.seeds)]
         self.judge = PictureScorer(scorer.pipe, settings.judge) if settings.judge else None
         self.first = torch.full((), float("nan"), dtype=torch.float64)
-        self.reason = ""
+        self.moved = torch.zeros((), dtype=torch.float64)
+
+    @property
+    def reason(self) -> str:
+        """Why the run should end; empty to go on."""
+        moved = float(self.moved)
+        if not abs(moved) > self.settings.max_blur:  # nor where it is no number: pictures without an edge
+            return ""
+        return f"edges are {'softer' if moved < 0 else 'harder'} by {abs(moved):.0%} than the start model's"
 
     def due(self, update: int) -> bool:
         """Whether it is time."""
@@ -86,10 +94,7 @@ class Gauges:
         if not bool(self.first.isfinite()):
             self.first.fill_(sharp)
         moved = sharp / float(self.first) - 1
-        if abs(moved) > self.settings.max_blur:
-            self.reason = (
-                f"edges are {'softer' if moved < 0 else 'harder'} by {abs(moved):.0%} than the start model's"
-            )
+        self.moved.fill_(moved)
         found = {
             "gauge_sharpness": 1 + moved,
             "gauge_diversity": diversity(images, len(self.words) // self.settings.seeds),

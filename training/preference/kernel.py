@@ -14,7 +14,7 @@ Formulas: arXiv 2410.03190 (PSO), 2010.02502 (DDIM), 2505.05470 (the noise of a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -83,21 +83,34 @@ class Kernel:
         return cls(path, index[:-1], torch.ones(steps, dtype=torch.float64), forms, None, omega_max)
 
     @classmethod
-    def renoise(cls, path: NoisePath, steps: int, omega_max: float = OMEGA_MAX) -> Kernel:
-        """Return the re-noising step over equal segments: x_next = alpha x0hat + sigma z (LCM, DMD2)."""
+    def renoise(
+        cls,
+        path: NoisePath,
+        steps: int,
+        omega_max: float = OMEGA_MAX,
+        timesteps: Sequence[int] | None = None,
+    ) -> Kernel:
+        """Return the re-noising step over equal segments: x_next = alpha x0hat + sigma z (LCM, DMD2).
+
+        timesteps: of a variance-preserving model, in place of the segments' ends.
+        """
         index, levels = _segments(path, steps)
+        if timesteps is not None:
+            index, levels = _at(path, torch.tensor([*(t + 1 for t in timesteps), 0], dtype=torch.float64))
         forms = tuple(NormalForm(a=b.alpha, b=0.0, s=b.sigma) for b in levels[1:])
         return cls(path, index[:-1], torch.ones(steps, dtype=torch.float64), forms, None, omega_max)
 
     @classmethod
-    def flow_sde(cls, path: NoisePath, steps: int, level: float = 0.7) -> Kernel:
+    def flow_sde(
+        cls, path: NoisePath, steps: int, level: float = 0.7, omega_max: float = OMEGA_MAX
+    ) -> Kernel:
         """Return Flow-GRPO's stochastic Euler step (arXiv 2505.05470, eq. 9) with noise `level`."""
         if not path.flow:
             raise ValueError("flow-sde is for flow models: take ddim with eta")
         index, levels = _segments(path, steps)
         sigmas = [point.sigma for point in levels]
         forms = tuple(_flow_sde(f, s, level, sigmas[1]) for f, s in pairwise(sigmas))
-        return cls(path, index[:-1], torch.ones(steps, dtype=torch.float64), forms)
+        return cls(path, index[:-1], torch.ones(steps, dtype=torch.float64), forms, None, omega_max)
 
     def __len__(self) -> int:
         return len(self.forms)
@@ -203,7 +216,10 @@ class Kernel:
 
 
 def _segments(path: NoisePath, steps: int) -> tuple[Tensor, list[Level]]:
-    index = torch.tensor(edges(path, steps)[::-1], dtype=torch.float64)
+    return _at(path, torch.tensor(edges(path, steps)[::-1], dtype=torch.float64))
+
+
+def _at(path: NoisePath, index: Tensor) -> tuple[Tensor, list[Level]]:
     alpha, sigma = path.levels(index)
     return index, [Level(float(a), float(s)) for a, s in zip(alpha, sigma, strict=True)]
 

@@ -19,7 +19,7 @@ from diffplug.training.network import Network
 from diffplug.training.objective import Group, Loss, Objective, Rows
 from diffplug.training.preference.gauges import Gauges, GaugeSettings
 from diffplug.training.preference.kernel import OMEGA_MAX, Kernel, Reduction
-from diffplug.training.preference.kernels import kernel_of, sampling_of
+from diffplug.training.preference.kernels import SchedulerSampling, kernel_of, sampling_of
 from diffplug.training.preference.rollout import Paths, rollout, starts
 from diffplug.training.preference.scorer import PictureScorer
 from diffplug.training.preference.start import policy
@@ -36,8 +36,10 @@ class OnlineSettings:
     reward: what is preferred, a spec of `diffplug.rewards`. candidates: pictures a prompt. start: whether
     they begin at "shared" or "independent" noise. kernel: "ddim" (any model, with `eta`), "renoise" (LCM,
     DMD2), "flow-sde", or a scheduler class of Diffusers; timesteps: of the latter, None for trailing ones.
-    logprob: "mean" over dimensions, the convention of published betas, or "sum". omega_max: steps whose KL
-    weight is larger count as deterministic. patience: updates without a pair before the run gives up.
+    guidance: classifier-free, in roll-outs, policy and reference, at two rows a state; the result is drawn
+    with it, or at student.guidance. logprob: "mean" over dimensions, the convention of published betas, or
+    "sum". omega_max: steps whose KL weight is larger count as deterministic. patience: updates without a pair
+    before the run gives up.
     """
 
     reward: str = "shapes"
@@ -46,6 +48,7 @@ class OnlineSettings:
     kernel: str = "ddim"
     eta: float = 1.0
     timesteps: tuple[int, ...] | None = None
+    guidance: float = 1.0
     logprob: Reduction = "mean"
     omega_max: float = OMEGA_MAX
     patience: int = 5
@@ -56,6 +59,8 @@ class OnlineSettings:
             raise ValueError(f"candidates must be at least 2, got {self.candidates}: one has no rival")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be from 0 to 1, got {self.eta}")
+        if not self.guidance >= 1:
+            raise ValueError(f"guidance must be at least 1, which is none, got {self.guidance}")
         if self.patience < 1:
             raise ValueError(f"patience must be at least 1, got {self.patience}")
 
@@ -83,6 +88,7 @@ class Online(Objective):
     """Base of the online methods; they write `compared(drawn)`."""
 
     needs_pipe = True
+    needs_noise = True  # steps with a density are what is learnt from
     Settings: type = OnlineSettings
 
     def __init__(
@@ -100,7 +106,8 @@ class Online(Objective):
         self.settings, self.scorer, self.gauges = settings, scorer, gauges
         self.idle = torch.zeros((), dtype=torch.long)
         self.looked: dict[str, float] = {}
-        check_stochastic(kernel)
+        if self.needs_noise:
+            check_stochastic(kernel)
 
     @classmethod
     def from_job(cls, job: Any) -> Online:
@@ -116,6 +123,11 @@ class Online(Objective):
         return policy(job)
 
     @staticmethod
+    def needs_null(job: Any) -> bool:
+        """Where policy and reference are guided."""
+        return bool(job.objective.guidance > 1)
+
+    @staticmethod
     def sampling(job: Any) -> Sampling:
         """Return how the tuned model is drawn with."""
         return sampling_of(job)
@@ -123,6 +135,7 @@ class Online(Objective):
     @staticmethod
     def check(job: Any) -> None:
         """Raise ValueError for what cannot be trained online, before any work."""
+        check_guidance(job)
         check_stochastic(kernel_of(job))
         PictureScorer(job.pipe, job.objective.reward).prepare(job.prompts)
         if job.objective.gauges.judge:
@@ -165,7 +178,8 @@ class Online(Objective):
         conditions = self.conditions[item].to(rows.device)
         shape = self.network.form.shape
         x, z = starts(rows, k, len(self.kernel), shape, told.start == "shared")
-        paths = rollout(self.network, self.kernel, conditions, x.flatten(0, 1), z.flatten(0, 1))
+        both = (x.flatten(0, 1), z.flatten(0, 1))
+        paths = rollout(self.network, self.kernel, conditions, *both, guidance=told.guidance)
         scores = self.scorer(paths.final, [self.prompts[i] for i in item.tolist()])
         return Drawn(paths, conditions, scores.view(len(rows), k))
 
@@ -180,8 +194,9 @@ class Online(Objective):
         at = torch.tensor([*steps, *held]).repeat(m)
         x, following = (states[:, [i + j for i in (*steps, *held)]].flatten(0, 1) for j in (0, 1))
         conditions = drawn.conditions[which.repeat_interleave(len(steps) + len(held))]
-        x0 = kernel.predict(self.network, x, at, conditions)
-        ref = kernel.predict(self.network, x, at, conditions, original=True)
+        g = self.settings.guidance
+        x0 = kernel.predict(self.network, x, at, conditions, guidance=g)
+        ref = kernel.predict(self.network, x, at, conditions, original=True, guidance=g)
         dense = torch.tensor([True] * len(steps) + [False] * len(held)).repeat(m)
         said = (x[dense], x0[dense], ref[dense], following[dense], at[dense])
         ell = kernel.log_ratio(*said, self.settings.logprob).view(m, len(steps))
@@ -207,15 +222,29 @@ class Online(Objective):
         return self.gauges.reason if self.gauges is not None else ""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The count of idle updates, and the start model's sharpness."""
-        first = self.gauges.first if self.gauges is not None else torch.zeros((), dtype=torch.float64)
-        return {"idle": self.idle, "sharpness": first}
+        """The count of idle updates, the start model's sharpness, and how far it had moved."""
+        if self.gauges is None:
+            return {"idle": self.idle}
+        return {"idle": self.idle, "sharpness": self.gauges.first, "moved": self.gauges.moved}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take them back."""
         self.idle = state["idle"]
         if self.gauges is not None:
             self.gauges.first = state["sharpness"]
+            self.gauges.moved = state.get("moved", torch.zeros_like(self.gauges.moved))
+
+
+def check_guidance(job: Any) -> None:
+    """Raise ValueError for a result that would be drawn with guidance, and was trained without."""
+    scale = job.config.student.guidance
+    if scale is not None and job.objective.guidance == 1:
+        raise ValueError(
+            f"student.guidance is {scale:g}, and {job.name} would train without guidance: set "
+            f"objective.guidance={scale:g} too, or leave it out"
+        )
+    if job.objective.guidance > 1:
+        job.null  # noqa: B018 - a model without guidance is refused where it is asked for
 
 
 def check_stochastic(kernel: Kernel) -> None:
@@ -234,19 +263,21 @@ def check_stochastic(kernel: Kernel) -> None:
 
 
 def _gauges(made: Online, job: Any) -> Gauges | None:
-    """Return gauges that draw the first prompts without noise from fixed seeds."""
+    """Return gauges that draw the first prompts from fixed seeds, as the result is drawn."""
     told = job.objective.gauges
     if not told.every:
         return None
     prompts = job.prompts[: told.prompts]
     sampling = sampling_of(job)
-    kernel = Kernel.ddim(job.path, job.config.student.steps, sampling.eta)
+    own = isinstance(sampling, SchedulerSampling)  # drawn with the kernel's scheduler, noise and all
+    kernel = made.kernel if own else Kernel.ddim(job.path, job.config.student.steps, sampling.eta)
     count = len(prompts) * told.seeds
     conditions = job.conditions[torch.arange(len(prompts)).repeat_interleave(told.seeds)].to(job.device)
 
     def draw() -> Tensor:
         rows = Rows(job.config.validation.seed, 0, count, range(count), job.device)
         noise = rows.normal(len(kernel) + 1, *job.network.form.shape)
-        return rollout(job.network, kernel, conditions, noise[:, 0], noise[:, 1:]).final
+        scale = sampling.guidance or 1.0
+        return rollout(job.network, kernel, conditions, noise[:, 0], noise[:, 1:], guidance=scale).final
 
     return Gauges(told, draw, made.scorer, prompts)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Clip", "PairLoss", "Reduce", "clipped", "pair_loss", "soft_pair_loss"]
+__all__ = ["Clip", "PairLoss", "Reduce", "check_clip", "clipped", "pair_loss", "soft_pair_loss"]
 
 Clip = Literal["none", "two_sided", "ppo"]
 Reduce = Literal["trajectory", "step"]
@@ -43,6 +43,14 @@ def clipped(ell: Tensor, clip: Clip, epsilon: float, *, wins: bool) -> Tensor:
     if clip == "ppo":
         return ell.clamp(max=high) if wins else ell.clamp(min=low)
     return ell
+
+
+def check_clip(clip: Clip, epsilon: float, usual: float) -> None:
+    """Raise ValueError for an epsilon that no ratio can keep to, or that would do nothing."""
+    if not 0 < epsilon < 1:
+        raise ValueError(f"epsilon must be between 0 and 1, got {epsilon}")
+    if clip == "none" and epsilon != usual:
+        raise ValueError(f"epsilon={epsilon:g} would do nothing with clip='none': take 'ppo' or 'two_sided'")
 
 
 def pair_loss(

@@ -30,6 +30,8 @@ from diffplug.training.data import _encoded, size_of
 __all__ = ["Pair", "PairLatents", "read_pairs"]
 
 Picture = Path | bytes
+TABLES = ("pairs.jsonl", "pairs.parquet", "votes.jsonl", "votes.parquet")
+"""What is looked for in a folder."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,12 @@ def read_pairs(source: str | Path) -> list[Pair]:
     """
     path = Path(source)
     if path.is_dir():
-        path = next((path / name for name in ("pairs.jsonl", "votes.jsonl") if (path / name).exists()), path)
-    if not path.is_file():
+        path = next((path / name for name in TABLES if (path / name).exists()), path)
+    if not path.is_file() or path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(
             f"objective.pairs: {str(source)!r} is neither a .jsonl or .parquet file nor a folder with "
-            "pairs.jsonl: give one, as --set objective.pairs=votes.parquet (diffplug votes export writes it)"
+            "pairs.jsonl or pairs.parquet: give one, as --set objective.pairs=votes.parquet (diffplug votes "
+            "export writes it)"
         )
     rows = list(_parquet(path) if path.suffix == ".parquet" else _lines(path))
     pairs = _without_contradictions([pair for row, where in rows if (pair := _pair(row, path, where))])
@@ -66,7 +69,13 @@ def read_pairs(source: str | Path) -> list[Pair]:
 
 
 def _lines(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"objective.pairs: {str(path)!r} is no UTF-8 text ({error}): save it as such"
+        ) from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"line {number} of {path.name}"
@@ -86,7 +95,13 @@ def _parquet(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
         raise ValueError(
             "objective.pairs: a parquet file needs pyarrow: pip install 'diffplug[batch]'"
         ) from error
-    for number, row in enumerate(parquet.read_table(path).to_pylist(), 1):
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (ValueError, OSError) as error:  # what pyarrow raises for damaged files
+        raise ValueError(
+            f"objective.pairs: {str(path)!r} is no whole parquet file ({error}): write it anew"
+        ) from error
+    for number, row in enumerate(rows, 1):
         yield row, f"row {number} of {path.name}"
 
 
@@ -167,12 +182,15 @@ class PairLatents:
         """Return the pairs encoded, from `cache` where that was done before."""
         from safetensors.torch import load_file, save_file
 
-        size = size or size_of(pipe)
-        file = output_folder(cache) / f"pairs-{_key(pipe, pairs, size)}.safetensors"
+        size = size or int(call.get("height", 0) if call else 0) or size_of(pipe)
+        file = output_folder(cache) / f"pairs-{_key(pipe, pairs, size, call)}.safetensors"
         prompts = [pair.prompt for pair in pairs]
         if not file.exists():
             latents = torch.stack(
-                [torch.cat([_latent(pipe, p, size) for p in (pair.better, pair.worse)]) for pair in pairs]
+                [
+                    torch.cat([_latent(pipe, p, size, pair) for p in (pair.better, pair.worse)])
+                    for pair in pairs
+                ]
             )
             _, conditions = encode(pipe, prompts, call=call)
             tensors = {"latents": latents, **{f"condition/{n}": v for n, v in conditions.leaves.items()}}
@@ -183,15 +201,24 @@ class PairLatents:
         return cls(found["latents"], Conditions(leaves), prompts)
 
 
-def _latent(pipe: Any, picture: Picture, size: int) -> Tensor:
+def _latent(pipe: Any, picture: Picture, size: int, pair: Pair) -> Tensor:
     place: Any = io.BytesIO(picture) if isinstance(picture, bytes) else picture
-    return _encoded(pipe, place, size)
+    try:
+        return _encoded(pipe, place, size)
+    except ValueError as error:
+        side = "better" if picture is pair.better else "worse"
+        raise ValueError(
+            f"objective.pairs: the {side} picture of {pair.prompt[:60]!r} is damaged, replace it or take the "
+            f"pair out: {error}"
+        ) from error
 
 
-def _key(pipe: Any, pairs: Sequence[Pair], size: int) -> str:
+def _key(pipe: Any, pairs: Sequence[Pair], size: int, call: Mapping[str, Any] | None) -> str:
     from diffplug.samplers.fingerprint import conditioning_fingerprint
 
     digest = hashlib.sha256(f"{conditioning_fingerprint(pipe)} {size}".encode())
+    if call:
+        digest.update(json.dumps(call, sort_keys=True, default=str).encode() + b"\0")
     for pair in pairs:
         for picture in (pair.better, pair.worse):
             data = picture if isinstance(picture, bytes) else picture.read_bytes()

@@ -33,7 +33,9 @@ class Paths:
 
 
 @torch.no_grad()
-def rollout(network: Network, kernel: Kernel, conditions: Conditions, x: Tensor, z: Tensor) -> Paths:
+def rollout(
+    network: Network, kernel: Kernel, conditions: Conditions, x: Tensor, z: Tensor, *, guidance: float = 1.0
+) -> Paths:
     """Return paths from noise x [n, ...] with the steps' noise z [n, N, ...]; N evaluations a path.
 
     x is standard normal, whatever the scale of the scheduler's states.
@@ -41,7 +43,7 @@ def rollout(network: Network, kernel: Kernel, conditions: Conditions, x: Tensor,
     states, said = [x * kernel.start], []
     for i in range(len(kernel)):
         step = torch.full((len(x),), i)
-        said.append(kernel.predict(network, states[-1], step, conditions))
+        said.append(kernel.predict(network, states[-1], step, conditions, guidance=guidance))
         states.append(kernel.sample(states[-1], said[-1], step, z[:, i]))
     return Paths(torch.stack(states, dim=1), torch.stack(said, dim=1))
 

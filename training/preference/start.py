@@ -15,13 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffplug.samplers.few_step.catalogue import Row
+from diffplug.samplers.few_step.lora_file import Layer, is_lora, read_lora
+from diffplug.samplers.few_step.weights_file import located, read_weights
 from diffplug.training.conditions import one_denoiser
 from diffplug.training.tuner import Tuner
 from diffplug.training.tuners.by_name import tuner_of
-from diffplug.training.tuners.earlier_student import student_file
+from diffplug.training.tuners.earlier_student import student_row
 from diffplug.training.tuners.extract import extract_lora
 from diffplug.training.tuners.full import FullTuner
-from diffplug.training.tuners.lora import LoraTuner, lora_scales, write_lora
+from diffplug.training.tuners.lora import LoraTuner, write_lora
 
 __all__ = ["OnTop", "policy"]
 
@@ -85,7 +88,8 @@ class OnTop:
 def policy(job: Any) -> Tuner:
     """Return the tuner of a job's config, on top of the student that student.start names, if any.
 
-    Raises ValueError for a start that is no student of this model.
+    A few-step name begins from its published file, where that is in the hub's cache or can be loaded. Raises
+    ValueError for a start that is no student of this model.
     """
     told, start = job.config.tuner, job.config.student.start
     denoiser = one_denoiser(job.pipe)
@@ -97,47 +101,64 @@ def policy(job: Any) -> Tuner:
                 f"tuner.kind={told.kind} cannot begin from a student ({start!r}), since its file would hold "
                 "only half of the result: take lora or full, or leave student.start out"
             )
-        file = student_file(job.pipe, start, job.config.student.steps)
+        row = student_row(job.pipe, start, job.config.student.steps)
         if told.kind == "full":
             base = {name: value.detach().clone() for name, value in denoiser.named_parameters()}
-        factors = put_in(denoiser, file)
+        factors = put_in(denoiser, _file_of(row, start), pipe=job.pipe, trained_scale=row.lora_scale)
     torch.manual_seed(job.config.run.seed)
     inner = tuner_of(told)
     inner.attach(denoiser)
     return inner if start is None else OnTop(inner, factors, base, told.extract, told.save_dtype)
 
 
-@torch.no_grad()
-def put_in(denoiser: nn.Module, file: Path) -> Factors:
-    """Add a student's weights to the denoiser, in float32; return the factors of a LoRA."""
-    from safetensors.torch import load_file
+def _file_of(row: Row, start: str) -> Path:
+    """Return the file of a student; ValueError where it is not one, or not to be had."""
+    if row.kind not in ("lora", "denoiser") or len(row.weights) != 1:
+        raise ValueError(
+            f"student.start: {start!r} is no student in one file of weights (kind {row.kind!r}): give a "
+            "model that is few-step by itself as `model`"
+        )
+    return located(row, row.weights[0])
 
-    if file.suffix != ".safetensors":
-        raise ValueError(f"{str(file)!r} is no safetensors file: only those are read")
-    found, own = load_file(file), dict(denoiser.named_parameters())
-    if not any(".lora_A." in name for name in found):
+
+@torch.no_grad()
+def put_in(denoiser: nn.Module, file: Path, *, pipe: Any = None, trained_scale: float = 1.0) -> Factors:
+    """Add a student's weights to the denoiser, in float32; return the factors of a LoRA.
+
+    file: of this package, or published: whatever `FewStep` reads. trained_scale: alpha / rank where the file
+    tells no alpha. Raises ValueError for weights of another model, and for a LoRA with more than factors.
+    """
+    (found, metadata), own = read_weights(file), dict(denoiser.named_parameters())
+    if not is_lora(found):
         odd = [n for n, v in own.items() if n not in found or found[n].shape != v.shape]
         if odd:
             raise ValueError(f"{str(file)!r} belongs to another model: {odd[0]!r} is missing or differs")
         for name, value in own.items():
             value.data = found[name].to(value.device, value.dtype)
         return {}
-    factors = _factors_of_file(file, found)
+    told: dict[str, Any] = {"trained_scale": trained_scale, "metadata": metadata, "what": repr(str(file))}
+    lora = read_lora(found, denoiser, pipeline=type(pipe) if pipe is not None else None, **told)
+    factors = {layer: _in_shape(file, layer, part, own) for layer, part in lora.layers.items()}
     for layer, (down, up) in factors.items():
-        weight = own.get(f"{layer}.weight")
-        if weight is None or (weight.shape[0], weight[0].numel()) != (up.shape[0], down[0].numel()):
-            raise ValueError(f"{str(file)!r} belongs to another model: layer {layer!r} does not fit")
-        weight.add_((up.flatten(1) @ down.flatten(1)).view_as(weight).to(weight))
+        weight = own[f"{layer}.weight"]
+        change = (up.flatten(1) @ down.flatten(1)).view_as(weight)
+        weight.copy_(weight.float() + change.to(weight.device))  # rounded once, if at all
     return factors
 
 
-def _factors_of_file(file: Path, found: Mapping[str, Tensor]) -> Factors:
-    """Return the factors of a LoRA of this package, scale in the second."""
-    named = {name.partition(".")[2]: value.float() for name, value in found.items()}
-    return {
-        layer: (named[f"{layer}.lora_A.weight"], scale * named[f"{layer}.lora_B.weight"])
-        for layer, scale in lora_scales(file).items()
-    }
+def _in_shape(file: Path, name: str, layer: Layer, own: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return a layer's factors, float32, shaped as adapters of its weight are."""
+    weight = own.get(f"{name}.weight")
+    if layer.down is None or layer.up is None or layer.bias is not None or layer.diff is not None:
+        raise ValueError(
+            f"{str(file)!r} changes {name!r} by more than two factors, which the tuned file could not hold: "
+            "merge it into the model first"
+        )
+    if weight is None or (weight.shape[0], weight[0].numel()) != (layer.up.shape[0], layer.down[0].numel()):
+        raise ValueError(f"{str(file)!r} belongs to another model: layer {name!r} does not fit")
+    rank, ones = layer.rank, (1,) * (weight.ndim - 2)
+    down = layer.down.float().reshape(rank, *weight.shape[1:])
+    return down, layer.up.float().reshape(weight.shape[0], rank, *ones)
 
 
 def _factors_of(weights: Mapping[str, Tensor], scale: float) -> Factors:

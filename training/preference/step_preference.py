@@ -10,7 +10,8 @@ timestep. The layout is that of the published checkpoints (prefix `model.`), whi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffplug.files import atomic_path, output_folder
+from diffplug.messages import reason
 
 __all__ = ["StepJudge", "StepPreference", "resized", "time_embedding", "weighted_by_prompt"]
 
@@ -98,12 +100,20 @@ class StepPreference(nn.Module):
 
         place = Path(folder)
         files = sorted([*place.glob("*.safetensors"), *place.glob("*.bin")])
-        if not (place / "config.json").exists() or len(files) != 1:
+        words = any((place / name).exists() for name in ("tokenizer.json", "vocab.json"))
+        if not (place / "config.json").exists() or not words or len(files) != 1:
             raise ValueError(
-                f"{str(folder)!r} is no folder of a step-aware preference model: it needs config.json, a "
-                f"tokenizer, and one file of weights, there are {len(files)}"
+                f"{str(folder)!r} is no folder of a step-aware preference model: it needs config.json and "
+                "tokenizer of the CLIP that it was built on, and one file of weights, there are "
+                f"{len(files)}"
             )
-        model = cls(CLIPModel(CLIPConfig.from_pretrained(place)), AutoTokenizer.from_pretrained(place))
+        try:
+            config, tokenizer = CLIPConfig.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{str(folder)!r} has no config or tokenizer of a CLIP beside the weights ({reason(error)})"
+            ) from error
+        model = cls(CLIPModel(config), tokenizer)
         model.load(files[0])
         return model
 
@@ -118,14 +128,13 @@ class StepPreference(nn.Module):
             save_file({name: value.contiguous() for name, value in self.state_dict().items()}, temporary)
 
     def load(self, path: str | Path) -> None:
-        """Take the weights of a published checkpoint; ValueError where a key is missing or has no place."""
-        file = Path(path)
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        """Take the weights of a published checkpoint.
 
-            state = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+        Raises ValueError for a damaged file, and where a key is missing or has no place.
+        """
+        from diffplug.samplers.few_step.weights_file import read_weights
+
+        state, _ = read_weights(path)
         own = self.state_dict()
         idle = {name for name in state if name.endswith("embeddings.position_ids")}
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys() - idle)
@@ -177,7 +186,7 @@ def _layer(layer: Any, h: Tensor, told: Tensor) -> Tensor:
 
 def weighted_by_prompt(prompts: Sequence[str]) -> Tensor:
     """Return weights [n] that sum to one, each prompt's pairs together as much as any other's."""
-    counts: Mapping[str, int] = {prompt: list(prompts).count(prompt) for prompt in set(prompts)}
+    counts = Counter(prompts)
     weight = torch.tensor([1 / counts[prompt] for prompt in prompts])
     return weight / weight.sum()
 

@@ -22,6 +22,7 @@ from diffplug.samplers.negative.speedupnet import shipped_adapter
 from diffplug.samplers.negative.state import NegativeState
 from diffplug.samplers.negative.sun_adapter import AdapterMeta, SunAdapter, put_on
 from diffplug.samplers.negative.sun_file import load_adapter, save_adapter
+from diffplug.training.checkpoint import Checkpoints, take_up
 from diffplug.training.conditions import Conditions, encode, one_denoiser
 from diffplug.training.objectives.guidance_distillation import DistillationSettings, GuidanceDistillation
 from diffplug.training.objectives.multi_step_consistency import MultiStepConsistency
@@ -56,6 +57,7 @@ def train_adapter(
 
     began = time.monotonic()
     output_folder(folder)
+    take_up(Checkpoints(folder / "checkpoints"), resume, job.mapping())
     _check(job)
     denoiser, settings = one_denoiser(job.pipe), job.objective
     dtype = torch.bfloat16 if job.config.run.precision == "bf16" else None

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+import diffplug
 from diffplug.training.objectives.preference.diffusion_dpo import DiffusionDPO, DiffusionDPOSettings
 from diffplug.training.objectives.preference.pso_offline import OfflinePSO, OfflineSettings
 from diffplug.training.preference.kernel import Kernel
-from diffplug.training.preference.pairs import PairLatents, read_pairs
+from diffplug.training.preference.pairs import Pair, PairLatents, read_pairs
 from tests.training.preference.test_pso import DOUBLE, gradient, rows, shaken
 from tests.training.toy import VP, conditions, network
 
@@ -57,6 +58,45 @@ def test_a_parquet_file_holds_names_or_bytes(folder: Path) -> None:
     parquet.write_table(table, folder / "pairs.parquet")
     (one,) = read_pairs(folder / "pairs.parquet")
     assert one.better == data and one.worse == b"other"
+
+
+def test_a_folder_may_hold_a_parquet_file(folder: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"prompt": ["p"], "better": ["x.png"], "worse": ["y.png"]})
+    parquet.write_table(table, folder / "pairs.parquet")
+    (one,) = read_pairs(folder)
+    assert (one.better, one.worse) == (folder / "x.png", folder / "y.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("pairs.parquet", b"PAR1 and no more", "objective.pairs: .*pairs.parquet' is no whole parquet file"),
+        ("pairs.jsonl", b'{"prompt": "caf\xe9"}', "objective.pairs: .*pairs.jsonl' is no UTF-8 text"),
+        ("pairs.csv", b"prompt,better,worse", "neither a .jsonl or .parquet file nor a folder"),
+    ],
+)
+def test_damaged_tables_are_told_in_one_line(folder: Path, name: str, data: bytes, message: str) -> None:
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    (folder / name).write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        read_pairs(folder / name)
+
+
+@pytest.mark.pipe
+def test_damaged_pictures_are_named_with_their_pair(folder: Path) -> None:
+    pipe = diffplug.load("shapes")
+    whole = (folder / "x.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    for better, message in (
+        (folder / "cut.png", "cut.png' cannot be read"),
+        (b"no picture", "cannot be read"),
+    ):
+        named = f"objective.pairs: the better picture of 'a red circle' is damaged.*{message}"
+        with pytest.raises(ValueError, match=named):
+            PairLatents.of(pipe, [Pair("a red circle", better, whole)], folder / "cache")
 
 
 @pytest.mark.parametrize(

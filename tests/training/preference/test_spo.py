@@ -182,7 +182,7 @@ def test_guidance_reaches_policy_and_reference() -> None:
     [
         ({"threshold": 1.0}, "threshold must be at least 0 and below 1"),
         ({"length": 0}, "length at least 1"),
-        ({"guidance": 0.5}, "guidance at least 1"),
+        ({"guidance": 0.5}, "guidance must be at least 1"),
     ],
 )
 def test_bad_settings_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -132,6 +132,37 @@ def test_a_judge_learns_on_noised_pairs_and_judges_steps(tmp_path: Path) -> None
     assert scores.dtype == torch.float64 and float(scores[0]) > float(scores[1])
 
 
+@pytest.mark.law
+def test_predictions_are_guided_as_the_roll_outs_that_are_judged() -> None:
+    from diffplug.training.objective import Rows
+    from diffplug.training.objectives.preference.step_preference import StepPreferenceTraining
+    from diffplug.training.preference.pairs import PairLatents
+    from tests.training.toy import conditions, network
+
+    net, data = network(), PairLatents(torch.randn(4, 2, 2), conditions(4), list("abcd"))
+    item, index = torch.arange(4), torch.tensor([900.0, 600, 300, 50])
+
+    def seen(guidance: float) -> torch.Tensor:
+        made = StepPreferenceTraining(
+            StepPreference(clip(), tokens), net, data, lambda x: x, guidance=guidance
+        )
+        return made.seen(item, index, Rows(0, 0, 4, range(4)))
+
+    noise = Rows(0, 0, 4, range(4)).normal(2)
+    clean, told = data.latents.transpose(0, 1).flatten(0, 1), data.conditions.leaves["told"].repeat(2, 1)
+    alpha, sigma = (v[:, None].float() for v in net.path.levels(index.repeat(2)))
+    x = alpha * clean + sigma * noise.repeat(2, 1)
+
+    def by_hand(words: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            eps = net.denoiser(x, (index.repeat(2) - 1).float(), words)[0]
+        return (x - sigma * eps) / alpha
+
+    free, plain = by_hand(torch.zeros_like(told)), by_hand(told)
+    assert torch.allclose(seen(1.0), plain, atol=1e-4)
+    assert torch.allclose(seen(5.0), free + 5 * (plain - free), rtol=1e-4, atol=1e-3)
+
+
 def test_a_saved_judge_is_opened_again(tmp_path: Path) -> None:
     from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
@@ -144,6 +175,14 @@ def test_a_saved_judge_is_opened_again(tmp_path: Path) -> None:
     model.save(tmp_path)
     again = StepPreference.open(tmp_path).eval()
     images, t = torch.rand(2, 3, 16, 16), torch.tensor([5.0, 500.0])
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_bytes((tmp_path / "config.json").read_bytes())
+    (bare / "judge.bin").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="needs config.json and tokenizer of the CLIP"):
+        StepPreference.open(bare)
+    with pytest.raises(ValueError, match="judge.bin' cannot be read"):
+        model.load(bare / "judge.bin")
     with torch.no_grad():
         words = ["a red circle", "a blue square"]
         assert torch.equal(model(images, t, model.texts(words)), again(images, t, again.texts(words)))

@@ -27,6 +27,13 @@ class DiffusionDPOSettings(OfflineSettings):
     beta: float = 5000.0
     anchor: float | None = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.timesteps is not None:
+            raise ValueError(
+                "timesteps would do nothing: diffusion-dpo trains at all of them; take pso-offline"
+            )
+
 
 class DiffusionDPO(OfflinePSO):
     """Uniform timesteps; omega = snr / 2 makes the error of x0 one of eps."""

@@ -17,7 +17,7 @@ import torch
 
 from diffplug.training.objective import Loss
 from diffplug.training.preference.online import Drawn, Online, OnlineSettings
-from diffplug.training.preference.pair_loss import Clip, Reduce, pair_loss
+from diffplug.training.preference.pair_loss import Clip, Reduce, check_clip, pair_loss
 from diffplug.training.preference.selectors import Pairs, all_pairs, best_worst
 
 __all__ = ["PSO", "PSOSettings"]
@@ -45,8 +45,7 @@ class PSOSettings(OnlineSettings):
         super().__post_init__()
         if not self.beta > 0:
             raise ValueError(f"beta must be above 0, got {self.beta}")
-        if not 0 < self.epsilon < 1:
-            raise ValueError(f"epsilon must be between 0 and 1, got {self.epsilon}")
+        check_clip(self.clip, self.epsilon, PSOSettings.epsilon)
         if self.min_gap < 0 or (self.anchor or 0) < 0:
             raise ValueError("min_gap and anchor must be at least 0")
 

@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 
 from diffplug.training.conditions import Conditions
+from diffplug.training.data import DataSettings
 from diffplug.training.network import Network
 from diffplug.training.objective import Group, Loss, Objective, Rows
 from diffplug.training.preference.kernel import Kernel
+from diffplug.training.preference.kernels import SchedulerSampling, scheduler_of
 from diffplug.training.preference.pair_loss import pair_loss
-from diffplug.training.preference.pairs import PairLatents, read_pairs
+from diffplug.training.preference.pairs import Pair, PairLatents, read_pairs
 from diffplug.training.preference.start import policy
+from diffplug.training.student import Sampling
 from diffplug.training.tuner import Tuner
 
 __all__ = ["OfflinePSO", "OfflineSettings"]
@@ -32,11 +35,15 @@ __all__ = ["OfflinePSO", "OfflineSettings"]
 class OfflineSettings:
     """The table [objective] of `pso-offline`.
 
-    pairs: a folder, .jsonl or .parquet of (prompt, better, worse), or votes. beta: of the preference. anchor:
-    weight of the squared difference to the start model's x0hat at the last step, None for 0.2 beta.
+    pairs: a folder, .jsonl or .parquet of (prompt, better, worse), or votes. scheduler: class of Diffusers
+    that the model is drawn with (EulerAncestralDiscreteScheduler for SDXL-Turbo), None for DDIM, or Euler
+    for flows; timesteps: of it, None for trailing ones. beta: of the preference. anchor: weight of the
+    squared difference to the start model's x0hat at the last step, None for 0.2 beta.
     """
 
     pairs: str = ""
+    scheduler: str | None = None
+    timesteps: tuple[int, ...] | None = None
     beta: float = 10.0
     anchor: float | None = None
 
@@ -64,11 +71,26 @@ class OfflinePSO(Objective):
     @classmethod
     def from_job(cls, job: Any) -> OfflinePSO:
         """Return the objective of `diffplug train`."""
-        pairs = read_pairs(job.objective.pairs)
         data = PairLatents.of(
-            job.pipe, pairs, job.cache / "latents", size=job.config.data.size, call=job.config.teacher.call
+            job.pipe,
+            _pairs(job),
+            job.cache / "latents",
+            size=job.config.data.size,
+            call=job.call,
         )
-        return cls(job.network, Kernel.renoise(job.path, job.config.student.steps), data, job.objective)
+        steps = job.config.student.steps
+        kernel = Kernel.renoise(job.path, steps, timesteps=job.objective.timesteps)
+        return cls(job.network, kernel, data, job.objective)
+
+    @staticmethod
+    def sampling(job: Any) -> Sampling:
+        """Return how the tuned model is drawn with."""
+        told, student = job.objective, job.config.student
+        way: dict[str, Any] = {"eta": student.eta, "guidance": student.guidance}
+        if told.scheduler is None:
+            return Sampling(job.path, (student.steps,), **way)
+        named = {"named": told.scheduler, "timesteps": told.timesteps}
+        return SchedulerSampling(job.path, (student.steps,), **way, **named)
 
     @staticmethod
     def tuner_of(job: Any) -> Tuner:
@@ -78,7 +100,23 @@ class OfflinePSO(Objective):
     @staticmethod
     def check(job: Any) -> None:
         """Raise ValueError for pairs that are not there, before any work."""
-        read_pairs(job.objective.pairs)
+        _pairs(job)
+        objective, steps = job.objective, job.config.student.steps
+        if objective.scheduler is not None:
+            scheduler_of(objective.scheduler, job.pipe.scheduler.config, job.path, steps, objective.timesteps)
+        elif objective.timesteps is not None:
+            raise ValueError("objective.timesteps would do nothing without objective.scheduler: name it too")
+        told = job.config.data.prompts
+        if told != DataSettings().prompts:
+            raise ValueError(
+                f"data.prompts={told!r} would do nothing: prompts are in the pairs (validation.prompts is "
+                "for sheets)"
+            )
+
+    @staticmethod
+    def prompts(job: Any) -> list[str]:
+        """Return the prompts of the pairs, of which sheets are drawn."""
+        return list(dict.fromkeys(pair.prompt for pair in _pairs(job)))
 
     def groups(self) -> list[Group]:
         """The policy."""
@@ -118,6 +156,14 @@ class OfflinePSO(Objective):
     def updated(self, update: int, totals: Mapping[str, Tensor]) -> None:
         """Nothing but the tuner's."""
         self.network.tuner.updated(update)
+
+
+def _pairs(job: Any) -> list[Pair]:
+    """Return a job's pairs, read once."""
+    if "pairs" not in vars(job):
+        vars(job)["pairs"] = read_pairs(job.objective.pairs)
+    found: list[Pair] = vars(job)["pairs"]
+    return found
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -21,10 +21,14 @@ from diffplug.latents import decode
 from diffplug.training.objective import Loss, Rows
 from diffplug.training.objectives.preference.reward_feedback import differentiable
 from diffplug.training.preference.kernel import Kernel
-from diffplug.training.preference.online import Drawn, Online, OnlineSettings
+from diffplug.training.preference.online import Drawn, Online, OnlineSettings, check_guidance
 from diffplug.training.preference.scorer import PictureScorer
 
 __all__ = ["RewardGradient", "RewardGradientSettings"]
+
+
+_IDLE = ("candidates", "start", "kernel", "eta", "timesteps", "logprob", "omega_max", "patience")
+"""What the methods that compare are told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,7 @@ class RewardGradientSettings(OnlineSettings):
 class RewardGradient(Online):
     """Direct gradients of a reward."""
 
+    needs_noise = False
     Settings = RewardGradientSettings
     DEFAULTS: ClassVar[dict[str, Any]] = {
         "run": {"batch": 16, "updates": 100, "save_every": 20},
@@ -59,6 +64,14 @@ class RewardGradient(Online):
     @staticmethod
     def check(job: Any) -> None:
         """Raise ValueError for a reward without a gradient, and for more steps than there are."""
+        check_guidance(job)
+        plain = RewardGradientSettings()
+        idle = [name for name in _IDLE if getattr(job.objective, name) != getattr(plain, name)]
+        if idle:
+            raise ValueError(
+                f"objective.{idle[0]} would do nothing: draft compares nothing, and draws without noise on "
+                "the student's own grid; leave it out"
+            )
         differentiable(job.objective.reward)
         PictureScorer(job.pipe, job.objective.reward).prepare(job.prompts)
         if job.objective.last > job.config.student.steps:
@@ -70,14 +83,14 @@ class RewardGradient(Online):
         """Return minus the reward of a picture for each row, and the anchor."""
         item = rows.items(len(self.prompts))
         conditions = self.conditions[item].to(rows.device)
-        kernel = Kernel.ddim(self.network.path, len(self.kernel), 0.0)
+        kernel, g = Kernel.ddim(self.network.path, len(self.kernel), 0.0), self.settings.guidance
         x, gap = rows.normal(*self.network.form.shape), torch.zeros(len(rows), device=rows.device)
         for i in range(len(kernel)):
             step = torch.full((len(rows),), i)
             with torch.set_grad_enabled(i >= len(kernel) - self.settings.last):
-                x0 = kernel.predict(self.network, x, step, conditions)
+                x0 = kernel.predict(self.network, x, step, conditions, guidance=g)
                 if x0.requires_grad and self.settings.anchor:
-                    ref = kernel.predict(self.network, x, step, conditions, original=True)
+                    ref = kernel.predict(self.network, x, step, conditions, original=True, guidance=g)
                     gap = gap + (x0 - ref).square().flatten(1).mean(1)
                 x = kernel.mean(x, x0, step)
         images = decode(self.scorer.pipe, x.to(next(self.scorer.pipe.vae.parameters()).dtype))

@@ -19,7 +19,7 @@ from diffplug.training.conditions import Conditions
 from diffplug.training.objective import Loss, Rows
 from diffplug.training.preference.branching import Segment, branch
 from diffplug.training.preference.online import Online, OnlineSettings
-from diffplug.training.preference.pair_loss import Clip, pair_loss
+from diffplug.training.preference.pair_loss import Clip, check_clip, pair_loss
 from diffplug.training.preference.scorer import StepScorer, X0Proxy
 from diffplug.training.preference.selectors import Pairs, step_best_worst
 from diffplug.training.preference.step_preference import StepJudge, StepPreference
@@ -33,9 +33,8 @@ class SPOSettings(OnlineSettings):
 
     first: steps that are ordinary sampling; the earliest predictions are too coarse to be judged. length:
     steps of a chain before it is judged (j). threshold: of the soft-maxed gap of scores, a second number
-    makes it grow with the noise of the step. scale: scores times this are logits. guidance: as in sampling.
-    beta, clip, epsilon: as for `pso`. judge: folder of a step-aware preference model, None to judge x0hat by
-    `reward`.
+    makes it grow with the noise of the step. scale: scores times this are logits. beta, clip,
+    epsilon: as for `pso`. judge: folder of a step-aware preference model, None to judge x0hat by `reward`.
     """
 
     candidates: int = 4
@@ -58,8 +57,9 @@ class SPOSettings(OnlineSettings):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
-        if not (self.beta > 0 and self.scale > 0 and self.guidance >= 1):
-            raise ValueError("beta and scale must be above 0, and guidance at least 1")
+        check_clip(self.clip, self.epsilon, SPOSettings.epsilon)
+        if not (self.beta > 0 and self.scale > 0):
+            raise ValueError(f"beta and scale must be above 0, got {self.beta}, {self.scale}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +92,6 @@ class SPO(Online):
     step_scorer: StepScorer | None = None
     share: bool = True
 
-    @staticmethod
-    def needs_null(job: Any) -> bool:
-        """Where policy and reference are guided."""
-        return bool(job.objective.guidance > 1)
-
     @classmethod
     def from_job(cls, job: Any) -> SPO:
         """Return the objective of `diffplug train spo`, with its step judge."""
@@ -111,6 +106,10 @@ class SPO(Online):
     def check(job: Any) -> None:
         """Raise ValueError for steps that are not there, beside what `Online` refuses."""
         Online.check(job)
+        if job.objective.start != SPOSettings().start:
+            raise ValueError(
+                "objective.start would do nothing: candidates of spo branch from one state; leave it out"
+            )
         if job.objective.judge is not None:
             StepPreference.open(job.objective.judge)
         told, steps = job.objective, job.config.student.steps

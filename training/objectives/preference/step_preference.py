@@ -26,12 +26,27 @@ __all__ = ["StepPreferenceTraining"]
 
 
 class StepPreferenceTraining(Objective):
-    """model: what learns, all of it. images: latents to pictures in [0, 1], as `PictureScorer.images`."""
+    """model: what learns, all of it. images: latents to pictures in [0, 1], as `PictureScorer.images`.
+
+    guidance: of the predictions, the scale of the roll-outs that the model will judge (5 for `spo` as
+    published): predictions look different with another. Needs the network's `null`.
+    """
 
     needs_pipe = True
 
-    def __init__(self, model: StepPreference, network: Network, data: PairLatents, images: Any) -> None:
+    def __init__(
+        self,
+        model: StepPreference,
+        network: Network,
+        data: PairLatents,
+        images: Any,
+        *,
+        guidance: float = 1.0,
+    ) -> None:
+        if guidance < 1:
+            raise ValueError(f"guidance must be at least 1, which is none, got {guidance}")
         self.model, self.network, self.data, self.images = model, network, data, images
+        self.guidance = guidance
         self.share = len(data) * weighted_by_prompt(data.prompts)
 
     def groups(self) -> list[Group]:
@@ -59,5 +74,10 @@ class StepPreferenceTraining(Objective):
         noise = rows.normal(*clean.shape[1:]).repeat(2, *(1,) * (clean.ndim - 1))
         both = index.repeat(2)
         x = self.network.path.noised(clean, noise, torch.zeros_like(both), both)
-        images: Tensor = self.images(self.network.original(x, both, Conditions.cat([told, told])).x0)
+        twice = Conditions.cat([told, told])
+        if self.guidance == 1:
+            said = self.network.original(x, both, twice)
+        else:
+            said, _, _ = self.network.guided(x, both, twice, self.guidance)
+        images: Tensor = self.images(said.x0)
         return images

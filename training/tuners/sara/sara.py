@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from diffplug.sara.delta import SparseDelta
 from diffplug.sara.file import save_delta
-from diffplug.sara.targets import components_of
+from diffplug.sara.targets import TRAINED, components_of, refuse_loaded
 from diffplug.training.tuners.sara import distributed
 from diffplug.training.tuners.sara.candidates import candidates, checked, warn_if_compiled
 from diffplug.training.tuners.sara.entry import Entry
@@ -38,7 +38,6 @@ from diffplug.training.tuners.sara.select import choose, choose_per_layer, parse
 
 __all__ = ["DENSITY", "SaRA"]
 
-_TAKEN = "_diffplug_sara_trains"
 DENSITY = 0.058  # 50 million weights of Stable Diffusion 1.5
 
 
@@ -54,9 +53,9 @@ class SaRA:
     on that are still below the threshold, or a `Progressive`. rank: a `RankTerm`, or its weight, that
     keeps the trained matrices of low rank. seed: of the score "random".
 
-    Raises ValueError, with nothing changed, for quantised or meta weights, fused LoRAs, wrapped models, names
-    that match nothing, sizes out of range, whole pipelines, and weights that another SaRA trains. Warns of a
-    model that is compiled as a whole.
+    Raises ValueError, with nothing changed, for quantised or meta weights, fused LoRAs and loaded deltas,
+    wrapped models, names that match nothing, sizes out of range, whole pipelines, and weights that another
+    SaRA trains. Warns of a model that is compiled as a whole.
     """
 
     def __init__(
@@ -82,6 +81,8 @@ class SaRA:
         if hasattr(components, "components"):
             raise ValueError("a whole pipeline, decoder and all: give what is to learn, as pipe.unet")
         self.modules = checked(components_of(components))
+        for name, module in self.modules.items():
+            refuse_loaded(name, module)
         self.progressive = Progressive.of(progressive, score)
         self.rank = RankTerm(float(rank)) if isinstance(rank, (int, float)) else rank
         weights = candidates(self.modules, include, exclude, include_1d)
@@ -156,7 +157,7 @@ class SaRA:
     def _hook(self) -> None:
         """Freeze all that is not trained, and stand at every gradient and every forward."""
         trained = {entry.weight: entry for entry in self.entries}
-        if any(hasattr(weight, _TAKEN) for weight in trained):
+        if any(hasattr(weight, TRAINED) for weight in trained):
             raise ValueError(
                 "another SaRA trains these weights already: call its detach(), or load the model anew"
             )
@@ -164,7 +165,7 @@ class SaRA:
             parameter.requires_grad_(parameter in trained)
         for weight, entry in trained.items():
             weight.grad = None
-            setattr(weight, _TAKEN, True)
+            setattr(weight, TRAINED, True)
             self._hooks.append(weight.register_post_accumulate_grad_hook(self._gatherer(entry)))
             self._hooks.append(entry.vector.register_post_accumulate_grad_hook(self._marker(entry)))
         for module in self.modules.values():
@@ -280,7 +281,7 @@ class SaRA:
         while self._hooks:
             self._hooks.pop().remove()
         for entry in self.entries:
-            vars(entry.weight).pop(_TAKEN, None)
+            vars(entry.weight).pop(TRAINED, None)
         for parameter, flag in self._flags.items():
             parameter.requires_grad_(flag)
 
