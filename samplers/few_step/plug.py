@@ -117,7 +117,20 @@ class FewStep:
         undos.append(intercept_call(pipe, call))
 
     def __repr__(self) -> str:
-        return f"FewStep({self.name!r}, steps={self.steps})"
+        told = [f", {name}={getattr(self, name)!r}" for name in _USUAL if getattr(self, name) != _USUAL[name]]
+        return f"FewStep({self.name!r}, steps={self.steps}{''.join(told)})"
+
+
+_USUAL: dict[str, Any] = {
+    "strength": 1.0,
+    "merge": "auto",
+    "guidance": None,
+    "eta": None,
+    "part": (0.0, 1.0),
+    "schedule": True,
+    "weights": None,
+}
+"""Options that a plug's text leaves out."""
 
 
 def named(text: str) -> FewStep:

@@ -71,6 +71,9 @@ class ClassifierFree:
         self.guides = False
         self.clock: Clock | None = None
 
+    def __repr__(self) -> str:
+        return f"ClassifierFree(strength={self.strength!r}, interval={self.interval})"
+
     def check(self, pipe: Any) -> None:
         """Raise ValueError where guidance is not for a pipeline."""
         if has_embedded_guidance(pipe):

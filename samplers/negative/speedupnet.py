@@ -164,7 +164,9 @@ class SpeedUpNet:
         return empty and adapter.meta.empty == "off"
 
     def __repr__(self) -> str:
-        return f"SpeedUpNet({str(self.adapter)!r})"
+        usual = {"guidance_scale": None, "strength": 1.0, "norm": "sample"}
+        told = [f"{name}={getattr(self, name)!r}" for name in usual if getattr(self, name) != usual[name]]
+        return f"SpeedUpNet({', '.join([repr(str(self.adapter)), *told])})"
 
 
 def _check_base(meta: AdapterMeta, pipe: Any) -> None:

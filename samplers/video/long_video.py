@@ -259,7 +259,7 @@ class LongVideo:
 
     def _request(self, prompt: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a folder is asked for; two equal ones are the same video."""
-        from diffplug.samplers.video.request import described, sampled_by
+        from diffplug.samplers.video.request import described, sampled_by, weights_of
 
         settings = {
             name: getattr(self, name)
@@ -268,7 +268,8 @@ class LongVideo:
         select = None if self.select is None else described(self.select)
         model = type(self.pipe).__name__
         told = {key: described(value) for key, value in arguments.items()}
-        how = {"select": select, "model": model, "sampler": sampled_by(self.pipe)}
+        how = {"select": select, "model": model, "weights": weights_of(self.pipe)}
+        how["sampler"] = sampled_by(self.pipe)
         return {"frames": self.length, **settings, **how, "prompt": prompt, **told}
 
 
