@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from negative_pipelines import apart, drawn, plain
 from safetensors.torch import load_file, save_file
 
@@ -249,6 +251,25 @@ def test_a_scale_outside_of_the_range_is_told_of() -> None:
         pytest.warns(UserWarning, match=r"guidance_scale=20: .* trained for 1 to 8"),
     ):
         drawn(pipe, "sd15", negative_prompt=OTHER, guidance_scale=20.0)
+
+
+@pytest.mark.pipe
+def test_other_steps_than_the_adapter_was_made_for_are_told_of(tmp_path: Path) -> None:
+    """The public file is for 4 steps on trailing timesteps; adapters of the second stage for theirs."""
+    pipe = tiny("sd15")
+    file = tmp_path / "public.safetensors"
+    save_file(public(pipe), file)
+    spaced = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    with plug(pipe, SpeedUpNet(file)), pytest.warns(UserWarning) as told:
+        drawn(pipe, "sd15", negative_prompt=OTHER, num_inference_steps=2)
+    words = " ".join(str(one.message) for one in told)
+    assert "num_inference_steps=2: this SpeedUpNet adapter was trained for 4" in words
+    assert "trailing timesteps, the scheduler's are leading" in words
+    with plug(pipe, SpeedUpNet(file), spaced), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn(pipe, "sd15", negative_prompt=OTHER, num_inference_steps=4)
+    with plug(pipe, SpeedUpNet(noisy(pipe, steps=(4,)))), pytest.warns(UserWarning, match="trained for 4"):
+        drawn(pipe, "sd15", negative_prompt=OTHER, num_inference_steps=3)
 
 
 @pytest.mark.pipe

@@ -115,7 +115,7 @@ def test_a_negative_prompt_acts_on_every_clip_and_leaves_no_trace(pipe: Any) -> 
 
 
 def test_other_weights_in_the_same_folder_are_refused(pipe: Any, tmp_path: Path) -> None:
-    """A fine-tune of the same class went on with the first model's clips, or handed out its finished video."""
+    """A fine-tune of the same class went on with the first model's clips, or got its finished video."""
     other = diffplug.sibling(pipe)
     other.transformer = deepcopy(pipe.transformer)
     LongVideo(pipe, frames=3, overlap=1).write(tmp_path / "v", "a red circle", num_inference_steps=1)
