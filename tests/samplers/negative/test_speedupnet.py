@@ -11,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 from negative_pipelines import apart, drawn, plain
 from safetensors.torch import load_file, save_file
+from video_pipelines import ltx_i2v, picture, wan_ti2v
 
 from diffplug import plug
 from diffplug.network.denoiser import count_network, denoisers
@@ -251,6 +252,24 @@ def test_a_scale_outside_of_the_range_is_told_of() -> None:
         pytest.warns(UserWarning, match=r"guidance_scale=20: .* trained for 1 to 8"),
     ):
         drawn(pipe, "sd15", negative_prompt=OTHER, guidance_scale=20.0)
+
+
+@pytest.mark.pipe
+@pytest.mark.parametrize("build", [wan_ti2v, ltx_i2v])
+def test_timesteps_of_single_tokens_are_those_of_the_frames_that_are_made(build: Any) -> None:
+    """Pipelines that are given a first frame tell the network a timestep for every token."""
+    pipe = build()
+    told = {"image": picture(32), "prompt": "a", "height": 32, "width": 32, "num_frames": 9}
+    told |= {"num_inference_steps": 2, "output_type": "pt"}
+
+    def made(**more: Any) -> torch.Tensor:
+        return pipe(**told, **more, generator=torch.Generator().manual_seed(0)).frames
+
+    base = made(guidance_scale=1.0)
+    with plug(pipe, SpeedUpNet(noisy(pipe))):
+        one, other = made(negative_prompt=OTHER), made(negative_prompt="green star")
+        assert torch.equal(made(negative_prompt="a"), base)
+    assert apart(one, other) > 1e-6 and apart(one, base) > 1e-6
 
 
 @pytest.mark.pipe
