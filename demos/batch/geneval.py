@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffplug.demos.batch.lease import owner_is_dead
 from diffplug.demos.batch.plan import Picture, Plan
-from diffplug.files import atomic_write, sync_folder
+from diffplug.files import atomic_write, host, sync_folder
 
 __all__ = ["lay_out"]
 
@@ -22,13 +23,16 @@ __all__ = ["lay_out"]
 def lay_out(folder: Path, plan: Plan, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, int]:
     """Make the folders of all prompts that are complete; return how many there are, and how many are not.
 
-    A line of the manifest is a prompt; its `meta` is the benchmark's own row and becomes `metadata.jsonl`.
+    A line of the manifest is a prompt, also one whose pictures an earlier line asked for; its `meta` is the
+    benchmark's own row and becomes `metadata.jsonl`.
     """
     lines: dict[int, list[Picture]] = {}
-    for picture in plan.pictures:
+    for picture in (*plan.pictures, *plan.repeated):
         lines.setdefault(picture.line, []).append(picture)
+    _sweep(folder / ".work")
     complete = 0
     for number, (_, pictures) in enumerate(sorted(lines.items())):
+        pictures.sort(key=lambda picture: picture.seed)
         if all(picture.id in rows for picture in pictures):
             files = [folder / one["file"] for picture in pictures for one in rows[picture.id]]
             _prompt(folder, f"{number:05d}", pictures[0], files)
@@ -42,7 +46,7 @@ def _prompt(folder: Path, name: str, picture: Picture, files: Sequence[Path]) ->
     text = json.dumps(row, ensure_ascii=False)
     if _is(target, text, files):
         return
-    made = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder / ".work"))
+    made = Path(tempfile.mkdtemp(prefix=f"{name}.{host()}-{os.getpid()}-", dir=folder / ".work"))
     made.chmod(0o755)
     (made / "samples").mkdir()
     for number, file in enumerate(files):
@@ -75,6 +79,14 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
+
+
+def _sweep(work: Path) -> None:
+    """Remove what dead processes left of prompts that were being laid out."""
+    for path in work.iterdir():
+        name, _, owner = path.name.partition(".")
+        if name.isdecimal() and owner_is_dead(owner):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_others(folder: Path, count: int) -> None:
