@@ -81,8 +81,8 @@ def _prepared(network: Any, negative: Encoded, shown: Tensor) -> tuple[Tensor, T
 def noise_time(network: Any, timestep: Any) -> Tensor:
     """Return the noise level [n] from 1 (pure noise) to 0 that a network is told, on its device.
 
-    Timesteps token by token [n, tokens], as of frames that are known (Wan 2.2 TI2V, LTX from a picture), count
-    as the highest of their row.
+    Timesteps token by token [n, tokens], as of known frames (Wan 2.2 TI2V, LTX from a picture), count as
+    the highest of their row.
     """
     told = torch.as_tensor(timestep).detach().float()
     told = told.flatten(1).amax(1) if told.ndim > 1 else told.flatten()

@@ -184,8 +184,8 @@ def _check_steps(meta: AdapterMeta, pipe: Any, kwargs: Mapping[str, Any]) -> Non
     spacing = getattr(getattr(pipe, "scheduler", None), "config", {}).get("timestep_spacing", "trailing")
     if meta.layout == "v1" and given_grid(kwargs) is None and spacing != "trailing":
         warnings.warn(
-            f"the public SpeedUpNet adapter was trained on trailing timesteps, the scheduler's are {spacing}: "
-            'plug in one with timestep_spacing="trailing"',
+            f"the public SpeedUpNet adapter was trained on trailing timesteps, the scheduler's are {spacing}"
+            ': plug in one with timestep_spacing="trailing"',
             stacklevel=6,
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffplug import rewards
 from diffplug.latents import PictureDecoder
 from diffplug.pictures import score_pictures
+from diffplug.steering.engine.known_frames import KnownFrames
 from diffplug.steering.engine.rating import Rater
 from diffplug.steering.engine.request import Request
 from diffplug.steering.engine.rule import ScoredStep, State, Value
@@ -46,6 +47,8 @@ class Scorer(Rater):
         super().__init__(reward, texts, slots, timeout=scoring.timeout, needed=needed)
         self.scoring, self.pipe, self.request, self.weight = scoring, pipe, request, weight
         self.takes_video = bool(getattr(reward, "takes_video", False))
+        size = request.size.get
+        self.known = KnownFrames(pipe, (size("num_frames"), size("height"), size("width")))
         self.own = PictureDecoder(pipe, **request.size)
         self.early = _early_decoder(scoring, pipe, request)
 
@@ -93,9 +96,15 @@ class Scorer(Rater):
             )
         return found
 
-    def decoded(self, x: Tensor, decode: Callable[..., Tensor] | None = None) -> Tensor:
-        """Return pictures of latents or tokens, by another decoder where one is given."""
+    def decoded(
+        self, x: Tensor, decode: Callable[..., Tensor] | None = None, rows: slice = slice(None)
+    ) -> Tensor:
+        """Return pictures of latents or tokens, by another decoder where one is given.
+
+        rows: which rows of the call these are.
+        """
         start = perf_counter()
+        x = self.known.completed(x, rows)
         decode = decode or (self.own if x.is_floating_point() else partial(decode_tokens, self.pipe))
         images = decode(x, batch_size=self.scoring.decode_batch_size)
         self.seconds.decode += perf_counter() - start
@@ -114,7 +123,7 @@ class Scorer(Rater):
         """Return the gradient of the reward with respect to clean latents, shaped like them."""
 
         def rate(part: Tensor, rows: slice) -> Tensor:
-            images = self.decoded(part, self.early)
+            images = self.decoded(part, self.early, rows)
             try:
                 return rewards.ask(self.reward, images, self.texts[rows])
             except Exception as error:
