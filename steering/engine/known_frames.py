@@ -85,6 +85,17 @@ class KnownFrames:
             if own is not None:
                 vars(self.pipe)["prepare_latents"] = own
 
+    def shown(self, clips: Tensor) -> Tensor:
+        """Return decoded clips without the frames that the pipeline makes in front and does not show.
+
+        HunyuanVideo leaves out four where its network is told the picture in channels (latent_concat).
+        """
+        name = original_class(self.pipe).__name__
+        if getattr(clips, "ndim", 0) != 5 or not name.startswith("HunyuanVideoImageToVideo"):
+            return clips
+        hides = self.pipe.transformer.config.image_condition_type == "latent_concat"
+        return clips[:, 4:] if hides and clips.shape[1] > 4 else clips
+
     def completed(self, x0: Tensor, rows: slice = slice(None)) -> Tensor:
         """Return clean predictions [n, c, f, h, w] with the given frames in place; others as they are.
 

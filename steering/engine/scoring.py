@@ -106,7 +106,7 @@ class Scorer(Rater):
         start = perf_counter()
         x = self.known.completed(x, rows)
         decode = decode or (self.own if x.is_floating_point() else partial(decode_tokens, self.pipe))
-        images = decode(x, batch_size=self.scoring.decode_batch_size)
+        images = self.known.shown(decode(x, batch_size=self.scoring.decode_batch_size))
         self.seconds.decode += perf_counter() - start
         if getattr(images, "shape", (0,))[0] != len(x):
             raise ValueError(

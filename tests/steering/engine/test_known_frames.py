@@ -90,3 +90,20 @@ def test_particles_of_a_picture_are_the_pipelines_own_videos(name: str) -> None:
     for i, row in enumerate(both):
         alone = pipe(**told, output_type="latent", generator=seeds(2)[i]).frames[0]
         assert torch.allclose(row, alone, atol=1e-4)
+
+
+@pytest.mark.pipe
+@pytest.mark.parametrize("name", ["hunyuan-i2v", "hunyuan-i2v-concat"])
+def test_a_clip_on_the_way_is_as_long_as_the_finished_one(name: str) -> None:
+    """With latent_concat HunyuanVideo makes four frames that it does not show."""
+    pipe, told = kind(name)
+    seen: list[int] = []
+
+    def reward(clips: torch.Tensor, prompts: Any) -> torch.Tensor:
+        seen.append(clips.shape[1])
+        return clips.flatten(1).mean(1)
+
+    reward.takes_video = True  # type: ignore[attr-defined]
+    with plug(pipe, FeynmanKac(reward, particles=2)):
+        frames = pipe(**told, output_type="pt").frames
+    assert set(seen) == {len(frames[0])} and len(seen) >= 2
