@@ -208,7 +208,8 @@ def _check_idle(plug: FewStep, row: Row) -> None:
     for name, default in defaults.items():
         if getattr(plug, name) != default:
             given = f"{name}={getattr(plug, name)!r}"
-            raise ValueError(f"{given} is for a LoRA: {row.name} is a whole {row.kind}, leave it out")
+            whole = "all of the motion modules" if row.kind == "motion" else f"a whole {row.kind}"
+            raise ValueError(f"{given} is for a LoRA: {row.name} is {whole}, leave it out")
 
 
 def _check_eta(eta: float | None, row: Row, scheduler: Any) -> None:
