@@ -107,3 +107,10 @@ def test_a_clip_on_the_way_is_as_long_as_the_finished_one(name: str) -> None:
     with plug(pipe, FeynmanKac(reward, particles=2)):
         frames = pipe(**told, output_type="pt").frames
     assert set(seen) == {len(frames[0])} and len(seen) >= 2
+
+
+@pytest.mark.parametrize("steerer", [FeynmanKac(brightness, particles=2), BestOfN(brightness, particles=2)])
+def test_pipelines_that_step_twice_are_refused_before_any_work(steerer: Any) -> None:
+    pipe = first.built(first.KINDS["cosmos"])
+    with pytest.raises(ValueError, match="CosmosVideoToWorldPipeline cannot be steered: it steps .* twice"):
+        plug(pipe, steerer)
