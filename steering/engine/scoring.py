@@ -13,12 +13,12 @@ from torch import Tensor
 from diffplug import rewards
 from diffplug.latents import PictureDecoder
 from diffplug.pictures import score_pictures
-from diffplug.steering.engine.known_frames import KnownFrames
 from diffplug.steering.engine.rating import Rater
 from diffplug.steering.engine.request import Request
 from diffplug.steering.engine.rule import ScoredStep, State, Value
 from diffplug.steering.engine.slots import Slots
 from diffplug.steering.proposals import reward_gradient
+from diffplug.video.known_frames import KnownFrames
 
 if TYPE_CHECKING:
     from diffplug.steering.parts import Scoring
