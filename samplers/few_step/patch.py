@@ -71,8 +71,9 @@ def _changes(module: Any, layer: Layer) -> Iterable[tuple[str, Tensor]]:
 def replace_weights(module: nn.Module, state: Mapping[str, Tensor], what: str, only: str = "") -> Undo:
     """Copy a full state dict into a denoiser, in its own dtype; return the undo, exact to the bit.
 
-    only: part of the denoiser that the file holds, all that has this in its name. Raises ValueError with the first
-    key that is missing, strange or of another shape, before any change, and for a denoiser without that part.
+    only: part of the denoiser that the file holds, all that has this in its name. Raises ValueError with the
+    first key that is missing, strange or of another shape, before any change, and for a denoiser without that
+    part.
     """
     own = {name: place for name, place in _own_tensors(module).items() if only in name}
     if not own:
