@@ -9,15 +9,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffplug.demos.batch.lease import owner_is_dead
 from diffplug.demos.batch.plan import Picture, Plan
+from diffplug.demos.batch.store import TAKEN
 from diffplug.files import atomic_write, host, sync_folder
 
 __all__ = ["lay_out"]
+
+_TRIES = 5
 
 
 def lay_out(folder: Path, plan: Plan, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, int]:
@@ -52,26 +55,38 @@ def _prompt(folder: Path, name: str, picture: Picture, files: Sequence[Path]) ->
     for number, file in enumerate(files):
         _link(file, made / "samples" / f"{number:04d}.png")
     atomic_write(made / "metadata.jsonl", text)
-    if target.exists():
-        shutil.rmtree(target)
-    os.rename(made, target)
+    _put(made, target, lambda: _is(target, text, files))
     sync_folder(folder)
+
+
+def _put(made: Path, target: Path, same: Callable[[], bool]) -> None:
+    """Put a folder in its place; one that is `same`, which another process was first to put there, stays."""
+    for left in reversed(range(_TRIES)):
+        try:
+            os.rename(made, target)
+            return
+        except OSError as error:
+            if error.errno not in TAKEN or not left:
+                raise
+        if same():
+            shutil.rmtree(made, ignore_errors=True)
+            return
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def _is(target: Path, text: str, files: Sequence[Path]) -> bool:
     """Return whether a prompt's folder holds just these pictures and this row."""
     samples = target / "samples"
-    if not samples.is_dir() or len(os.listdir(samples)) != len(files):
+    try:
+        return (
+            len(os.listdir(samples)) == len(files)
+            and all(
+                (samples / f"{i:04d}.png").read_bytes() == file.read_bytes() for i, file in enumerate(files)
+            )
+            and (target / "metadata.jsonl").read_text("utf-8") == text
+        )
+    except OSError:  # nothing there, or another process takes it away just now
         return False
-    same = all(
-        (samples / f"{i:04d}.png").is_file() and (samples / f"{i:04d}.png").read_bytes() == file.read_bytes()
-        for i, file in enumerate(files)
-    )
-    return (
-        same
-        and (target / "metadata.jsonl").is_file()
-        and (target / "metadata.jsonl").read_text("utf-8") == text
-    )
 
 
 def _link(source: Path, target: Path) -> None:
@@ -93,4 +108,4 @@ def _remove_others(folder: Path, count: int) -> None:
     """Remove the folders of prompts that the manifest no longer has."""
     for path in folder.iterdir():
         if path.name.isdecimal() and len(path.name) == 5 and int(path.name) >= count:
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)

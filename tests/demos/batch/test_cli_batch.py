@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,6 +202,25 @@ def test_geneval_has_a_folder_for_every_line_also_for_pictures_asked_for_before(
         samples.append([path.read_bytes() for path in sorted((folder / "samples").iterdir())])
         assert len(samples[-1]) == row.get("images", 1)
     assert samples[1][1:] == samples[0] and samples[2] == samples[0][1:]
+
+
+def test_two_commands_may_lay_out_one_geneval_folder(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second to put a prompt's folder in its place ended with status 3."""
+    rename = os.rename
+
+    def second(source: Any, target: Any) -> None:
+        if Path(target).name == "00000" and not Path(target).exists():
+            shutil.copytree(source, target)  # another process is first
+        rename(source, target)
+
+    manifest = _manifest(tmp_path / "m.jsonl", [{"prompt": "x", "seed": 1, "images": 2}])
+    words = [manifest, "--model", tiny_folder, "--steps", 1, "--layout", "geneval", "-o", tmp_path / "out"]
+    monkeypatch.setattr(os, "rename", second)
+    assert _run(*words)[0] == 0
+    assert len(list((tmp_path / "out" / "00000" / "samples").iterdir())) == 2
+    assert not [path for path in (tmp_path / "out" / ".work").iterdir() if path.is_dir()]
 
 
 def test_what_a_dead_process_left_of_a_geneval_folder_is_swept(tmp_path: Path, tiny_folder: Path) -> None:
