@@ -125,6 +125,11 @@ class LongVideo:
             raise ValueError(
                 f"overlap={self.overlap} leaves a clip of {self.clip_frames} frames nothing new: take less"
             )
+        if self.match is not None and self.adapter.name == "latents" and self.overlap > 1:
+            raise ValueError(
+                f"match={self.match!r} moves the colours of pixels, and the next clip goes on from latents, "
+                "which keep theirs: leave it out, or take overlap=1"
+            )
         if self.anchor == "frame" and self.adapter.name != "vace":
             raise ValueError("anchor='frame' is for pipelines that take reference pictures (WanVACEPipeline)")
         if self.anchor == "embeds" and not embeds_pictures(self.pipe):
