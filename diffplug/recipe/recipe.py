@@ -12,7 +12,7 @@ from typing import Any
 
 from diffplug import rewards
 from diffplug.call_arguments import asked
-from diffplug.intercept import original_class
+from diffplug.intercept import interceptors, original_class
 from diffplug.network.denoiser import NetworkCount, count_network
 from diffplug.plug import plug
 from diffplug.recipe.batches import Batch, batches, guided
@@ -117,6 +117,9 @@ class Recipe:
                 raise ValueError(f"{name} {side} is no multiple of {factor}: take {side - side % factor}")
         with plug(pipe, *self._sampler(pipe)):
             scheduler, config = original_class(pipe.scheduler), pipe.scheduler.config
+            for layer in interceptors(pipe):
+                if hasattr(layer, "check_call"):  # of few-step checkpoints
+                    layer.check_call(call)
         if scheduler.__name__ == "PNDMScheduler" and self.steps < 4 and not config.get("skip_prk_steps"):
             raise ValueError(f"PNDM needs 4 steps or more, got {self.steps}")
         if self.eta is not None and "eta" not in inspect.signature(scheduler.step).parameters:

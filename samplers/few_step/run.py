@@ -116,6 +116,14 @@ class FewStepCall:
         with _quiet_about_lists(current_scheduler(self.pipe)):
             return call(**{**kwargs, **filled})
 
+    def check_call(self, kwargs: dict[str, Any]) -> None:
+        """Raise ValueError for arguments that a call of the pipeline will be refused for."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the call itself tells
+            check_guidance(self.row, self.pipe, kwargs, guidance_call(self.row, self.pipe, self.guidance))
+        if self.stepper is not None:
+            self._evaluations(kwargs)
+
     def _guided(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return guidance and the row's further arguments, where the person gave none."""
         wanted = guidance_call(self.row, self.pipe, self.guidance)

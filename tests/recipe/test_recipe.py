@@ -239,3 +239,15 @@ def test_a_searched_schedule_is_a_sampler_by_its_file(pipe: Any, tmp_path: Path)
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"three\.json.*is no solver schedule"):
         Recipe(sampler=str(path))
+
+
+@pytest.mark.pipe
+def test_guidance_that_a_few_step_model_refuses_is_told_before_the_first_picture() -> None:
+    """A batch recorded it as a failure of every row."""
+    import diffplug
+
+    shapes = diffplug.load("shapes")
+    Recipe(sampler="shapes@4").check(shapes)
+    Recipe(sampler="shapes@4", guidance=1.0).check(shapes)
+    with pytest.raises(ValueError, match=r"guidance_scale=5.* would run shapes-4 twice a step"):
+        Recipe(sampler="shapes@4", guidance=5.0).check(shapes)
