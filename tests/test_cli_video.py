@@ -46,6 +46,9 @@ def test_windows_and_pictures_from_the_command_line(tmp_path: Path) -> None:
     result = call("a red circle", *windows, "-o", tmp_path / "w")
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "w" / "frames").glob("*.png"))) == 20
+    (tmp_path / "w" / "report.json").unlink()  # killed between the last frame and the report
+    assert call("a red circle", *windows, "-o", tmp_path / "w").exit_code == 0
+    assert (tmp_path / "w" / "report.json").exists()
     chained = call(
         *("a red circle", "--picture-model", "shapes", "--pictures", 2, "--reward", "shapes"),
         *("--frames", 16, "--steps", 2, "-o", tmp_path / "c"),

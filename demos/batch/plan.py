@@ -51,14 +51,22 @@ class Shard:
 
 @dataclass
 class Plan:
-    """All pictures of a manifest, in its order without doubles, and the shards they are made in."""
+    """All pictures of a manifest, in its order without doubles, and the shards they are made in.
+
+    repeated: pictures that a line asks for and an earlier one did, with that line and its `meta`.
+    """
 
     pictures: list[Picture]
     recipes: list[Recipe]
     shards: list[Shard]
-    doubles: int = 0
+    repeated: list[Picture] = field(default_factory=list)
     first_double: tuple[int, int] | None = None
     asked: int = field(default=0)
+
+    @property
+    def doubles(self) -> int:
+        """How many pictures are asked for more than once."""
+        return len(self.repeated)
 
     def line_of(self, recipe: Recipe) -> int:
         """Return the first line that asks for a recipe of this plan."""
@@ -96,7 +104,7 @@ def plan(
         for picture in _pictures(row, line, group, text, seed):
             found.asked += 1
             if picture.id in seen:
-                found.doubles += 1
+                found.repeated.append(picture)
                 found.first_double = found.first_double or (line, seen[picture.id])
                 continue
             seen[picture.id] = line

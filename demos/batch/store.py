@@ -19,10 +19,11 @@ from typing import Any
 
 from diffplug.files import atomic_write, sync, sync_folder
 
-__all__ = ["ROWS", "FolderStore", "TarStore", "records_text", "store"]
+__all__ = ["ROWS", "TAKEN", "FolderStore", "TarStore", "records_text", "store"]
 
 ROWS = "rows.jsonl"
-_TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+"""How a rename to a folder fails that is there already."""
 
 
 def store(folder: Path, layout: str) -> FolderStore | TarStore:
@@ -84,7 +85,7 @@ class FolderStore:
         try:
             os.rename(work, self.folder / f"shard-{key}")
         except OSError as error:
-            if error.errno not in _TAKEN:
+            if error.errno not in TAKEN:
                 raise
             shutil.rmtree(work, ignore_errors=True)
             return False

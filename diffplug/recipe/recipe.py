@@ -12,7 +12,7 @@ from typing import Any
 
 from diffplug import rewards
 from diffplug.call_arguments import asked
-from diffplug.intercept import original_class
+from diffplug.intercept import interceptors, original_class
 from diffplug.network.denoiser import NetworkCount, count_network
 from diffplug.plug import plug
 from diffplug.recipe.batches import Batch, batches, guided
@@ -115,11 +115,11 @@ class Recipe:
         for name, side in (("width", self.width), ("height", self.height)):
             if side is not None and side % factor:
                 raise ValueError(f"{name} {side} is no multiple of {factor}: take {side - side % factor}")
-        for one in (plugs := self._sampler(pipe)):
-            if hasattr(one, "check_call"):
-                one.check_call(pipe, call)
-        with plug(pipe, *plugs):
+        with plug(pipe, *self._sampler(pipe)):
             scheduler, config = original_class(pipe.scheduler), pipe.scheduler.config
+            for layer in interceptors(pipe):
+                if hasattr(layer, "check_call"):  # of few-step checkpoints
+                    layer.check_call(call)
         if scheduler.__name__ == "PNDMScheduler" and self.steps < 4 and not config.get("skip_prk_steps"):
             raise ValueError(f"PNDM needs 4 steps or more, got {self.steps}")
         if self.eta is not None and "eta" not in inspect.signature(scheduler.step).parameters:

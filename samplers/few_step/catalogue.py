@@ -31,7 +31,7 @@ from diffplug.registry import unknown
 FORMAT = "few-step-recipe"
 VERSION = 1
 ANY = "any"
-KINDS = ("lora", "sara", "peft", "denoiser", "pipeline")
+KINDS = ("lora", "sara", "peft", "denoiser", "motion", "pipeline")
 GUIDANCE = ("off", "cfg", "embedded", "kept")
 GRIDS = ("", "trailing", "tcd", "linspace")
 MERGES = ("auto", "runtime", "fuse")
@@ -78,7 +78,8 @@ class Row:
 
     kind: str = "lora"
     """What the weights are: "lora", low-rank on a base; "sara", a sparse delta; "peft", an adapter of another
-    kind, with peft's config in the file; "denoiser", all weights of the denoiser of a base;
+    kind, with peft's config in the file; "denoiser", all weights of the denoiser of a base; "motion", all
+    weights of its motion modules (AnimateDiff);
     "pipeline": the pipeline's own weights are the few-step model, nothing is loaded."""
 
     weights: tuple[Weights, ...] = ()

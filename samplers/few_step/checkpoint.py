@@ -131,7 +131,8 @@ def _put_on(
     what = f"{file.name} of {row.name}"
     if not is_lora(state):
         _check_full(row, module, pipe, strength, what)
-        return "replace", replace_weights(module, state, what)
+        part = "motion_modules" if row.kind == "motion" else ""
+        return "replace", replace_weights(module, state, what, part)
     lora = read_lora(
         state,
         module,

@@ -35,7 +35,7 @@ def _is_stock_ddim(row: Row, steps: int) -> bool:
 
 
 def _imports(row: Row, steps: int) -> list[str]:
-    names = ["DiffusionPipeline"]
+    names = ["AnimateDiffPipeline", "MotionAdapter"] if row.kind == "motion" else ["DiffusionPipeline"]
     lines = []
     if _is_stock_ddim(row, steps):
         names.append("DDIMScheduler")
@@ -44,7 +44,7 @@ def _imports(row: Row, steps: int) -> list[str]:
     elif row.scheduler:
         names.append(row.scheduler)
     lines.append(f"from diffusers import {', '.join(sorted(names))}")
-    if row.kind == "denoiser":
+    if row.kind in ("denoiser", "motion"):
         lines += ["from huggingface_hub import hf_hub_download", _reader(row)[0]]
     return ["import torch", *sorted(lines)]
 
@@ -63,11 +63,19 @@ def _pipeline(row: Row) -> list[str]:
         if row.kind == "pipeline" and row.weights[:1] and row.weights[0].revision
         else ""
     )
+    if row.kind == "motion":
+        each = row.weights[0]
+        return [
+            f'path = hf_hub_download("{each.repo}", "{each.file}")',
+            "adapter = MotionAdapter()",
+            f"adapter.load_state_dict({_reader(row)[1]})",
+            f'pipe = AnimateDiffPipeline.from_pretrained("{row.base}", motion_adapter=adapter)',
+        ]
     return [f'pipe = DiffusionPipeline.from_pretrained("{repo or "your/model"}"{pin}, dtype=torch.bfloat16)']
 
 
 def _weights(row: Row) -> list[str]:
-    if row.kind == "pipeline":
+    if row.kind in ("pipeline", "motion"):
         return []
     if row.kind == "denoiser":
         each = row.weights[0]

@@ -72,12 +72,16 @@ def _changes(module: Any, layer: Layer) -> Iterable[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def replace_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> Undo:
+def replace_weights(module: nn.Module, state: Mapping[str, Tensor], what: str, only: str = "") -> Undo:
     """Copy a full state dict into a denoiser, in its own dtype; return the undo, exact to the bit.
 
-    Raises ValueError with the first key that is missing, strange or of another shape, before any change.
+    only: part of the denoiser that the file holds, all that has this in its name. Raises ValueError with the
+    first key that is missing, strange or of another shape, before any change, and for a denoiser without that
+    part.
     """
-    own = _own_tensors(module)
+    own = {name: place for name, place in _own_tensors(module).items() if only in name}
+    if not own:
+        raise ValueError(f"{what} is for a denoiser with {only}, which this {type(module).__name__} has not")
     state = _without_prefix(state, own)
     for name in state:
         if name not in own:

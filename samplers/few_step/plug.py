@@ -14,7 +14,6 @@ from diffplug.samplers.few_step import lookup
 from diffplug.samplers.few_step.catalogue import MERGES, Row
 from diffplug.samplers.few_step.checkpoint import Installed, Paths, Strength, install
 from diffplug.samplers.few_step.families import denoiser_name, family_of, unwrapped
-from diffplug.samplers.few_step.guidance import guidance_call, refuse_guidance
 from diffplug.samplers.few_step.run import FewStepCall, FewStepSteps
 from diffplug.samplers.few_step.schedule import scheduler_for, takes_eta
 from diffplug.scheduler.plug import swap
@@ -72,11 +71,6 @@ class FewStep:
         """Return the row that is taken on a pipeline; ValueError when none fits."""
         return lookup.row_for(self.name, family_of(pipe), self.steps, self._rows)
 
-    def check_call(self, pipe: Any, kwargs: Mapping[str, Any]) -> None:
-        """Raise ValueError for guidance in a call's arguments that the row cannot take, before any call."""
-        row = self.row_for(pipe)
-        refuse_guidance(row, pipe, kwargs, guidance_call(row, pipe, self.guidance))
-
     def attach(self, pipe: Any) -> Undo:
         """Put everything on the pipeline; return the function that takes it off, exactly."""
         row = self.row_for(pipe)
@@ -123,7 +117,20 @@ class FewStep:
         undos.append(intercept_call(pipe, call))
 
     def __repr__(self) -> str:
-        return f"FewStep({self.name!r}, steps={self.steps})"
+        told = [f", {name}={getattr(self, name)!r}" for name in _USUAL if getattr(self, name) != _USUAL[name]]
+        return f"FewStep({self.name!r}, steps={self.steps}{''.join(told)})"
+
+
+_USUAL: dict[str, Any] = {
+    "strength": 1.0,
+    "merge": "auto",
+    "guidance": None,
+    "eta": None,
+    "part": (0.0, 1.0),
+    "schedule": True,
+    "weights": None,
+}
+"""Options that a plug's text leaves out."""
 
 
 def named(text: str) -> FewStep:
@@ -201,7 +208,8 @@ def _check_idle(plug: FewStep, row: Row) -> None:
     for name, default in defaults.items():
         if getattr(plug, name) != default:
             given = f"{name}={getattr(plug, name)!r}"
-            raise ValueError(f"{given} is for a LoRA: {row.name} is a whole {row.kind}, leave it out")
+            whole = "all of the motion modules" if row.kind == "motion" else f"a whole {row.kind}"
+            raise ValueError(f"{given} is for a LoRA: {row.name} is {whole}, leave it out")
 
 
 def _check_eta(eta: float | None, row: Row, scheduler: Any) -> None:

@@ -22,6 +22,7 @@ from diffplug.samplers.few_step.guidance import (
     check_negative,
     guidance_call,
     parameters,
+    refuse_guidance,
 )
 from diffplug.samplers.few_step.schedule import takes_eta
 
@@ -115,6 +116,12 @@ class FewStepCall:
         filled = {**self._guided(kwargs), **self._scheduled(kwargs)}
         with _quiet_about_lists(current_scheduler(self.pipe)):
             return call(**{**kwargs, **filled})
+
+    def check_call(self, kwargs: dict[str, Any]) -> None:
+        """Raise ValueError for arguments that a call of the pipeline will be refused for."""
+        refuse_guidance(self.row, self.pipe, kwargs, guidance_call(self.row, self.pipe, self.guidance))
+        if self.stepper is not None:
+            self._evaluations(kwargs)
 
     def _guided(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return guidance and the row's further arguments, where the person gave none."""

@@ -30,7 +30,8 @@ def scheduler_class(name: str) -> Any:
 def scheduler_for(row: Row, pipe: Any, eta: float | None = None) -> Any:
     """Return a new scheduler for the row on the pipeline's model; None where it keeps its own as it is.
 
-    Raises ValueError where the model's noise levels are not those that the scheduler would have.
+    Raises ValueError where the model's noise levels are not those that the scheduler would have, unless the
+    row says others: AnimateDiff's motion modules are trained on those of a linear beta schedule.
     """
     current = current_scheduler(pipe)
     if not row.scheduler and not row.scheduler_options:
@@ -49,7 +50,8 @@ def scheduler_for(row: Row, pipe: Any, eta: float | None = None) -> Any:
     if isinstance(scheduler, scheduler_class("ListedDDIMScheduler")):
         _same_levels(scheduler, current)
     check(scheduler, current, pipe)
-    _check_noise(scheduler, current, row)
+    if "beta_schedule" not in row.scheduler_options:  # whose weights bring noise levels of their own
+        _check_noise(scheduler, current, row)
     return scheduler
 
 

@@ -71,6 +71,9 @@ class ClassifierFree:
         self.guides = False
         self.clock: Clock | None = None
 
+    def __repr__(self) -> str:
+        return f"ClassifierFree(strength={self.strength!r}, interval={self.interval})"
+
     def check(self, pipe: Any) -> None:
         """Raise ValueError where guidance is not for a pipeline."""
         if has_embedded_guidance(pipe):
@@ -139,10 +142,14 @@ def _counts_from(pipe: Any) -> float:
 
 
 class Clock(StepInterceptor):
-    """How much of a run is done, in steps of the scheduler."""
+    """How much of a run is done, in steps of the scheduler.
+
+    kept: what the network made in the step under way, each output beside the sample that it is of.
+    """
 
     def __init__(self) -> None:
-        self.done, self.total, self.calls = 0, 1, 0
+        self.done, self.total = 0, 1
+        self.kept: list[tuple[Any, Any]] = []
         self.same = SameScheduler()
 
     def started(self, pipe: Any) -> Undo:
@@ -152,12 +159,14 @@ class Clock(StepInterceptor):
 
     def on_set_timesteps(self, scheduler: Any) -> None:
         """Begin anew."""
-        self.done, self.total, self.calls = 0, max(1, len(scheduler.timesteps)), 0
+        self.done, self.total = 0, max(1, len(scheduler.timesteps))
+        self.kept.clear()
 
     def on_step(self, call: StepCall) -> Any:
         """Count the step."""
         out = call.run()
-        self.done, self.calls = self.done + 1, 0
+        self.done += 1
+        self.kept.clear()
         return out
 
     def within(self, interval: tuple[float, float]) -> bool:
@@ -172,7 +181,6 @@ class _Interval:
         self.pipe, self.guidance, self.clock = pipe, guidance, clock
         name = denoiser_class(pipe)
         self.two_calls, self.positive_first = name in TWO_CALLS, name.startswith("ZImage")
-        self.kept: Any = None
 
     def __call__(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.guidance.guides:
@@ -180,20 +188,36 @@ class _Interval:
         if not self.guidance.guides or self.clock.within(self.guidance.interval):
             return forward(*args, **kwargs)
         if self.two_calls:
-            self.clock.calls += 1
-            if self.clock.calls % 2 or self.kept is None:
-                self.kept = forward(*args, **kwargs)
-            return self.kept
+            return self._once(forward, *args, **kwargs)
         n = rows_of(args, kwargs)
         some = {
             name: value if name in SHARED else self._half(name, value, n) for name, value in kwargs.items()
         }
         return _both(forward(*[self._half("", value, n) for value in args], **some))
 
+    def _once(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the positive call's output for the negative call, which shows the network the same sample.
+
+        Told by where the sample lies, not by counting: windows of a video, or of the batch, are calls too.
+        """
+        sample = args[0] if args else kwargs["hidden_states"]
+        for seen, out in self.clock.kept:
+            if _is_same(seen, sample):
+                return out
+        out = forward(*args, **kwargs)
+        self.clock.kept.append((sample, out))
+        return out
+
     def _half(self, name: str, value: Any, n: int) -> Any:
         """Return the positive rows of an argument; AnimateDiff's text has a row for each frame."""
         own = len(value) if name == "encoder_hidden_states" and isinstance(value, Tensor) else n
         return cut_rows(value, slice(0, own // 2) if self.positive_first else slice(own // 2, own), own)
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Return whether two tensors, both alive, are views of the same numbers."""
+    where = [(x.data_ptr(), x.shape, x.stride(), x.dtype, x.device) for x in (a, b)]
+    return where[0] == where[1]
 
 
 def _both(out: Any) -> Any:

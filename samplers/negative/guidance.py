@@ -91,7 +91,10 @@ class NegativeGuidance:
         return shipped_adapter(pipe) is not None and not _few_step(pipe)
 
     def __repr__(self) -> str:
-        return f"NegativeGuidance({self.method!r}, strength={self.strength:g})"
+        told: dict[str, Any] = {} if self.adapter is None else {"adapter": str(self.adapter)}
+        told |= {"interval": self.interval} if self.method == "interval" else {}
+        more = [f", {name}={value!r}" for name, value in {**told, **self.options}.items()]
+        return f"NegativeGuidance({self.method!r}, strength={self.strength!r}{''.join(more)})"
 
 
 class _Either(NAG):

@@ -171,7 +171,8 @@ class NAG:
         return out
 
     def __repr__(self) -> str:
-        return f"NAG({', '.join(f'{name}={value!r}' for name, value in self.told.items())})"
+        told = {**self.told, **({} if self.strength == 1 else {"strength": self.strength})}
+        return f"NAG({', '.join(f'{name}={value!r}' for name, value in told.items())})"
 
 
 def refuse_guidance(call: PipelineCall, who: str, knob: str) -> None:

@@ -71,7 +71,7 @@ class _Guided:
         """Return the negative prompt in the form of the layer's own text: behind a picture's tokens, or
         beside them.
         """
-        negative = self.state.text
+        negative = self.state.shown_with(text[0] if isinstance(text, tuple) else text)[0]
         if isinstance(text, tuple):  # IP-Adapter
             return (negative, *text[1:])
         pictures = text.shape[1] - self.state.positive_tokens

@@ -79,8 +79,13 @@ def _prepared(network: Any, negative: Encoded, shown: Tensor) -> tuple[Tensor, T
 
 
 def noise_time(network: Any, timestep: Any) -> Tensor:
-    """Return the noise level [n] from 1 (pure noise) to 0 that a network is told, on its device."""
-    told = torch.as_tensor(timestep).detach().flatten().float()
+    """Return the noise level [n] from 1 (pure noise) to 0 that a network is told, on its device.
+
+    Timesteps token by token [n, tokens], as of known frames (Wan 2.2 TI2V, LTX from a picture), count as
+    the highest of their row.
+    """
+    told = torch.as_tensor(timestep).detach().float()
+    told = told.flatten(1).amax(1) if told.ndim > 1 else told.flatten()
     name = original_class(unwrapped(network)).__name__
     if name == "ZImageTransformer2DModel":
         return 1 - told

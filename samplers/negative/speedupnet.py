@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffplug.call_arguments import asked_steps, given_grid
 from diffplug.checks import finite
 from diffplug.intercept import PipelineCall, Undo, intercept_call, interceptors, undo_all
 from diffplug.loading import embedded_name, shapes_folder
@@ -54,8 +55,8 @@ class SpeedUpNet:
     adapter's figures speak against it (`meta.empty` is "off", as on a few-step student) not at all, with a
     warning if the call asks for guidance. Raises ValueError, before anything is changed, for files that are
     not whole and for adapters of another base; in a call for guidance above 1 with the public adapter, which
-    has its own baked in. Warns of other weights than those it was trained on, and of guidance scales outside
-    of its range.
+    has its own baked in. Warns of other weights than those it was trained on, of guidance scales outside of
+    its range, and of other steps than it was made for (the public one: 4, on trailing timesteps).
     """
 
     slot = "negative prompt"
@@ -145,6 +146,7 @@ class SpeedUpNet:
                     stacklevel=5,
                 )
             return call(**rest)
+        _check_steps(adapter.meta, call.pipe, rest)
         with encoding(call.pipe, told or {"negative_prompt": ""}, rest, state):
             state.guidance = w
             return call(**rest)
@@ -168,7 +170,27 @@ class SpeedUpNet:
         return w
 
     def __repr__(self) -> str:
-        return f"SpeedUpNet({str(self.adapter)!r})"
+        usual = {"guidance_scale": None, "strength": 1.0, "norm": "sample"}
+        told = [f"{name}={getattr(self, name)!r}" for name in usual if getattr(self, name) != usual[name]]
+        return f"SpeedUpNet({', '.join([repr(str(self.adapter)), *told])})"
+
+
+def _check_steps(meta: AdapterMeta, pipe: Any, kwargs: Mapping[str, Any]) -> None:
+    """Warn of other steps than an adapter was trained for, and of other timesteps than the public one's."""
+    steps = asked_steps(pipe, kwargs)
+    if meta.steps and steps not in meta.steps:
+        warnings.warn(
+            f"num_inference_steps={steps}: this SpeedUpNet adapter was trained for "
+            f"{' or '.join(map(str, meta.steps))}",
+            stacklevel=6,
+        )
+    spacing = getattr(getattr(pipe, "scheduler", None), "config", {}).get("timestep_spacing", "trailing")
+    if meta.layout == "v1" and given_grid(kwargs) is None and spacing != "trailing":
+        warnings.warn(
+            f"the public SpeedUpNet adapter was trained on trailing timesteps, the scheduler's are {spacing}"
+            ': plug in one with timestep_spacing="trailing"',
+            stacklevel=6,
+        )
 
 
 def _leaves_empty(told: Mapping[str, Any], adapter: SunAdapter) -> bool:

@@ -103,6 +103,17 @@ class NegativeState:
             self.late()
         return self.negative is not None
 
+    def shown_with(self, text: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the negative prompt of each row of a layer's `text`, and the times [n] of the rows.
+
+        They are those of the call, but for a layer that sees a part of its rows, as in windows of AnimateDiff
+        frames.
+        """
+        if self.text is None or len(self.text) == len(text):
+            return self.text, self.time
+        part = self.aligned(len(text), text).text.to(self.text)
+        return part, None if self.time is None else self.time[: len(text)]
+
     def aligned(self, rows: int, shown: Any) -> Encoded:
         """Return the negative prompt of each row of a network call.
 

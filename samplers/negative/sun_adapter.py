@@ -161,11 +161,14 @@ class _Adding:
 
     def __call__(self, base: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
         state = self.state
-        if state.text is None or state.time is None:
+        if state.text is None:
             return out
         hidden, text, bias = _arguments(args, kwargs)
+        negative, time = state.shown_with(text)
+        if negative is None or time is None:
+            return out
         w = torch.as_tensor(state.guidance, dtype=torch.float32, device=out.device).expand(len(hidden))
-        offset = self.layer(base, hidden, text, state.text, features(w, state.time), (bias, state.bias))
+        offset = self.layer(base, hidden, text, negative, features(w, time), (bias, state.bias))
         size = self.strength * (w - 1) / getattr(base, "rescale_output_factor", 1.0)
         return out + size.to(out.dtype)[:, None, None] * offset.to(out.dtype)
 
@@ -184,7 +187,8 @@ class _Changing:
     def __call__(self, projection: Any, args: tuple[Any, ...]) -> Any:
         if self.state.text is None:
             return None
-        return (self.layer(self.base, self.hidden, args[0], self.text, self.state.text), *args[1:])
+        negative = self.state.shown_with(self.text)[0]
+        return (self.layer(self.base, self.hidden, args[0], self.text, negative), *args[1:])
 
 
 def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:

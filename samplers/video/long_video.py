@@ -125,6 +125,11 @@ class LongVideo:
             raise ValueError(
                 f"overlap={self.overlap} leaves a clip of {self.clip_frames} frames nothing new: take less"
             )
+        if self.match is not None and self.adapter.name == "latents" and self.overlap > 1:
+            raise ValueError(
+                f"match={self.match!r} moves the colours of pixels, and the next clip goes on from latents, "
+                "which keep theirs: leave it out, or take overlap=1"
+            )
         if self.anchor == "frame" and self.adapter.name != "vace":
             raise ValueError("anchor='frame' is for pipelines that take reference pictures (WanVACEPipeline)")
         if self.anchor == "embeds" and not embeds_pictures(self.pipe):
@@ -259,7 +264,7 @@ class LongVideo:
 
     def _request(self, prompt: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a folder is asked for; two equal ones are the same video."""
-        from diffplug.samplers.video.request import described, sampled_by
+        from diffplug.samplers.video.request import described, sampled_by, weights_of
 
         settings = {
             name: getattr(self, name)
@@ -268,7 +273,8 @@ class LongVideo:
         select = None if self.select is None else described(self.select)
         model = type(self.pipe).__name__
         told = {key: described(value) for key, value in arguments.items()}
-        how = {"select": select, "model": model, "sampler": sampled_by(self.pipe)}
+        how = {"select": select, "model": model, "weights": weights_of(self.pipe)}
+        how["sampler"] = sampled_by(self.pipe)
         return {"frames": self.length, **settings, **how, "prompt": prompt, **told}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["NETWORKS", "Axes", "VideoCall", "axes_of"]
+__all__ = ["NETWORKS", "Axes", "VideoCall", "axes_of", "shown_channels"]
 
 Arguments = dict[str, Any]
 Cut = Callable[["VideoCall", Arguments, slice], None]
@@ -108,6 +108,15 @@ def axes_of(module: Any) -> Axes:
         f"{type(_bare(module)).__name__} is no video network that is known, and which of its axes is time is "
         f"not guessed. Known: {', '.join(sorted(NETWORKS))}"
     )
+
+
+def shown_channels(module: Any) -> int:
+    """Return how many channels beside the noisy latents a network takes, as picture-to-video models do."""
+    config = getattr(_bare(module), "config", {})
+    told, out = config.get("in_channels"), config.get("out_channels")
+    if axes_of(module).packed or told is None or out is None:
+        return 0
+    return max(0, int(told) - int(out))
 
 
 def _check_time_patches(network: Any) -> None:

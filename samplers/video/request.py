@@ -14,8 +14,9 @@ from torch import Tensor
 
 from diffplug.intercept import original_class
 from diffplug.plug import plugs_on
+from diffplug.samplers.fingerprint import conditioning_fingerprint, fingerprint
 
-__all__ = ["described", "sampled_by"]
+__all__ = ["described", "sampled_by", "weights_of"]
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -32,11 +33,11 @@ def described(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [described(one) for one in value]
     if isinstance(value, Tensor):
-        return f"tensor {_digest(value.detach().cpu().float().numpy().tobytes())}"
+        return f"tensor {list(value.shape)} {_digest(value.detach().cpu().float().numpy().tobytes())}"
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return f"array {list(value.shape)} {value.dtype} {_digest(value.tobytes())}"
     if isinstance(value, Image.Image):
-        return f"picture {_digest(value.convert('RGB').tobytes())}"
+        return f"picture {list(value.size)} {_digest(value.convert('RGB').tobytes())}"
     return _ADDRESS.sub("", repr(value))
 
 
@@ -48,6 +49,16 @@ def sampled_by(pipe: Any) -> list[Any]:
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
     text = json.dumps(described(config), sort_keys=True)
     return [original_class(scheduler).__name__, _digest(text.encode()), *map(described, plugs_on(pipe))]
+
+
+def weights_of(pipe: Any) -> str | None:
+    """Return a hash of a pipeline's weights and dtypes; None where they cannot be read."""
+    try:
+        return (
+            None if pipe is None else _digest((fingerprint(pipe) + conditioning_fingerprint(pipe)).encode())
+        )
+    except (NotImplementedError, RuntimeError, ValueError):  # on a disk; or no denoiser that is known
+        return None
 
 
 def _digest(data: bytes) -> str:

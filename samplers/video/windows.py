@@ -23,11 +23,11 @@ from torch import Tensor
 
 from diffplug.call_arguments import asked
 from diffplug.checks import check_whole
-from diffplug.intercept import PipelineCall, Undo, intercept_call
+from diffplug.intercept import PipelineCall, Undo, intercept_call, original_class
 from diffplug.network.denoiser import denoisers, wrap_forward
 from diffplug.registry import unknown
 from diffplug.samplers.video.free_noise import NOISES, frame_order, rearranged
-from diffplug.samplers.video.network_axes import Axes, VideoCall, axes_of
+from diffplug.samplers.video.network_axes import Axes, VideoCall, axes_of, shown_channels
 from diffplug.samplers.video.window_plan import (
     WEIGHTS,
     latents_of,
@@ -51,7 +51,8 @@ class Windows:
     noise: "iid" as the pipeline draws it; "free" shuffles the first window's noise into the later ones
     (FreeNoise), which keeps appearance and brings motion back every window; "repeat" repeats it.
     keep_first: for models that are shown a picture in extra channels: every window then starts from that
-    picture again. Without it such calls are refused, as no window but the first would see the picture.
+    picture again. Without it such calls are refused, as no window but the first would see the picture; with
+    it models that are shown none are.
 
     The network costs n = 1 + ceil((L - W) / S) windows a call, and its memory does not grow with the video;
     the decoder's does. Raises ValueError at once for bad numbers, when attached for unknown networks and
@@ -82,6 +83,12 @@ class Windows:
         """Stand at the forward of every denoiser and around the pipeline's call; return what undoes it."""
         networks = denoisers(pipe)
         axes = [axes_of(network) for network in networks]
+        if self.keep_first and not _shown_in_channels(pipe):
+            raise ValueError(
+                f"Windows(keep_first=True) does nothing here: this {type(networks[0]).__name__} is shown no "
+                "picture in channels of its own, which could be repeated. Leave it out; from a picture, "
+                "continue the clip with LongVideo"
+            )
         for network in networks:
             if getattr(network, "is_cache_enabled", False):
                 raise ValueError(
@@ -139,7 +146,7 @@ class Windows:
 
     def _check_call(self, pipe: Any, kwargs: dict[str, Any]) -> None:
         """Raise ValueError for a call that windows would spoil."""
-        name, ratio = type(pipe).__name__, temporal_compression(pipe)
+        name, ratio = original_class(pipe).__name__, temporal_compression(pipe)
         frames = asked(pipe, kwargs, "num_frames")
         long = isinstance(frames, int) and frames > self.frames
         if long:
@@ -152,10 +159,15 @@ class Windows:
             )
         given = [one for one in (*_PICTURES, *_prefixes(pipe)) if kwargs.get(one) is not None]
         if given and long and not self.keep_first:
+            again = "or pass Windows(keep_first=True) to start every window from that picture again"
             raise ValueError(
                 f"{given[0]}= of {name} is seen by the first window only, which the model was never trained "
-                "for: continue the clip with LongVideo, or pass Windows(keep_first=True) to start every "
-                "window from that picture again"
+                f"for: continue the clip with LongVideo{', ' + again if _shown_in_channels(pipe) else ''}"
+            )
+        if self.noise != "iid" and kwargs.get("video") is not None and frames is None:
+            raise ValueError(
+                f"Windows(noise={self.noise!r}) would shuffle the frames of the video that {name} begins "
+                "with: leave noise out"
             )
         if self.noise != "iid" and kwargs.get("latents") is not None:
             raise ValueError(f"latents= were given beside Windows(noise={self.noise!r}): leave one out")
@@ -260,7 +272,13 @@ def _with_first(output: Any, x: Tensor) -> Any:
 
 def _prefixes(pipe: Any) -> tuple[str, ...]:
     """Return the arguments that give first frames in pipelines where `video` means that."""
-    return ("video",) if hasattr(pipe, "prefix_frames") or type(pipe).__name__.startswith("Cosmos") else ()
+    known = original_class(pipe).__name__.startswith(("Cosmos", "LTXCondition"))
+    return ("video",) if known or hasattr(pipe, "prefix_frames") else ()
+
+
+def _shown_in_channels(pipe: Any) -> bool:
+    """Return whether a denoiser is shown pictures in channels beside the noisy latents."""
+    return any(shown_channels(network) for network in denoisers(pipe))
 
 
 def _shuffles(generator: Any, rows: int) -> list[torch.Generator]:

@@ -27,12 +27,21 @@ _REFUSED = {
 }
 
 
+_STEPS_TWICE = ("CosmosTextToWorld", "CosmosVideoToWorld")
+"""Pipelines that step both halves of guidance, take the step back, and step again."""
+
+
 def refuse_pipeline(pipe: Any, *, copies: bool = True) -> None:
     """Raise ValueError, with the reason, for a pipeline without a scheduler, and for one whose particles
     cannot be moved there; copies: whether that is going to happen.
     """
     if getattr(pipe, "scheduler", None) is None:
         raise ValueError(_without_scheduler(pipe))
+    if type(pipe).__name__.startswith(_STEPS_TWICE):
+        raise ValueError(
+            f"{type(pipe).__name__} cannot be steered: it steps its scheduler twice at every timestep, once "
+            "for both halves of guidance; draw several videos and choose, or take Cosmos 2 or 2.5"
+        )
     for cls in type(pipe).__mro__ if copies else ():
         for name, reason in _REFUSED.items():
             if cls.__name__.startswith(name):

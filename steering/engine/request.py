@@ -20,6 +20,10 @@ _REPEATED = ("prompt", "negative_prompt", "class_labels")
 _TILING = "Amused"  # repeats all prompts one after the other: given k times each, groups stay together
 _IMAGES = ("image", "mask_image")
 _CONTROLS = ("control_image",)
+_ONE_PICTURE = ("WanImageToVideo", "SkyReelsV2ImageToVideo", "SanaImageToVideo")
+"""Pipelines that repeat a picture for their prompts, but not all of it for several videos of one."""
+_PICTURE_EACH = ("LTXImageToVideo", "HunyuanVideoImageToVideo", "HunyuanSkyreelsImageToVideo")
+"""Pipelines that want a picture for every video, and do not repeat one themselves."""
 _TILING_IMAGES = ("StableDiffusionInstructPix2Pix", "StableDiffusionXLInstructPix2Pix", "FluxKontext")
 
 
@@ -88,6 +92,11 @@ def one_each(pipe: Any) -> bool:
     return not {*_COUNTS}.isdisjoint(lost_arguments(pipe))
 
 
+def _by_prompts(pipe: Any) -> bool:
+    """Return whether prompts have to be given k times, since several videos of one fail or are not made."""
+    return one_each(pipe) or type(pipe).__name__.startswith((*_ONE_PICTURE, *_PICTURE_EACH))
+
+
 def _wanted(asked: Any, count: str, particles: int) -> int:
     """Return how many pictures per prompt a call asks for."""
     wanted = 1 if asked is None else asked
@@ -112,7 +121,7 @@ def _repeated(
     by_count = (
         bool(count)
         and not type(pipe).__name__.startswith(_TILING)
-        and not one_each(pipe)
+        and not _by_prompts(pipe)
         and given.get("prompt_embeds") is None
     )
     if one_each(pipe) and given.get("video") is not None:
@@ -183,7 +192,8 @@ def _start_images(
     and for all where prompts are repeated here instead of by the pipeline.
     """
     if groups == 1:
-        return _lone_image(given, particles) if one_each(pipe) else {}
+        each = one_each(pipe) or type(pipe).__name__.startswith(_PICTURE_EACH)
+        return _lone_image(given, particles) if each else {}
     tiled = "strength" in defaults or type(pipe).__name__.startswith(_TILING_IMAGES)
     names = (_IMAGES if tiled else ()) if by_count else (*_IMAGES, *_CONTROLS)
     several = hasattr(getattr(pipe, "controlnet", None), "nets")  # one entry, or list, for each of them

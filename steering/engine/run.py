@@ -115,6 +115,7 @@ class SteeredRun:
         Where every particle has a generator, steps that would draw from the global one get those of the call.
         """
         with ExitStack() as undo:
+            undo.enter_context(self.scorer.known.noted())
             if self.slots.every_seed and "generator" in self.request.kwargs:
                 steps = SeededSteps()
                 undo.callback(intercept_step(self.pipe.scheduler, steps))

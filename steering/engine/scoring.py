@@ -18,6 +18,7 @@ from diffplug.steering.engine.request import Request
 from diffplug.steering.engine.rule import ScoredStep, State, Value
 from diffplug.steering.engine.slots import Slots
 from diffplug.steering.proposals import reward_gradient
+from diffplug.video.known_frames import KnownFrames
 
 if TYPE_CHECKING:
     from diffplug.steering.parts import Scoring
@@ -46,6 +47,8 @@ class Scorer(Rater):
         super().__init__(reward, texts, slots, timeout=scoring.timeout, needed=needed)
         self.scoring, self.pipe, self.request, self.weight = scoring, pipe, request, weight
         self.takes_video = bool(getattr(reward, "takes_video", False))
+        size = request.size.get
+        self.known = KnownFrames(pipe, (size("num_frames"), size("height"), size("width")))
         self.own = PictureDecoder(pipe, **request.size)
         self.early = _early_decoder(scoring, pipe, request)
 
@@ -93,11 +96,17 @@ class Scorer(Rater):
             )
         return found
 
-    def decoded(self, x: Tensor, decode: Callable[..., Tensor] | None = None) -> Tensor:
-        """Return pictures of latents or tokens, by another decoder where one is given."""
+    def decoded(
+        self, x: Tensor, decode: Callable[..., Tensor] | None = None, rows: slice = slice(None)
+    ) -> Tensor:
+        """Return pictures of latents or tokens, by another decoder where one is given.
+
+        rows: which rows of the call these are.
+        """
         start = perf_counter()
+        x = self.known.completed(x, rows)
         decode = decode or (self.own if x.is_floating_point() else partial(decode_tokens, self.pipe))
-        images = decode(x, batch_size=self.scoring.decode_batch_size)
+        images = self.known.shown(decode(x, batch_size=self.scoring.decode_batch_size))
         self.seconds.decode += perf_counter() - start
         if getattr(images, "shape", (0,))[0] != len(x):
             raise ValueError(
@@ -114,7 +123,7 @@ class Scorer(Rater):
         """Return the gradient of the reward with respect to clean latents, shaped like them."""
 
         def rate(part: Tensor, rows: slice) -> Tensor:
-            images = self.decoded(part, self.early)
+            images = self.decoded(part, self.early, rows)
             try:
                 return rewards.ask(self.reward, images, self.texts[rows])
             except Exception as error:

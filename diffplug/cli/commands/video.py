@@ -250,7 +250,7 @@ def _windowed(
     from diffplug.plug import plug
     from diffplug.samplers.video import DriftReport, Windows
     from diffplug.samplers.video.clip_loop import LoopState
-    from diffplug.samplers.video.request import sampled_by
+    from diffplug.samplers.video.request import sampled_by, weights_of
     from diffplug.samplers.video.video_folder import VideoFolder
     from diffplug.video.statistics import clip_statistics
 
@@ -259,10 +259,11 @@ def _windowed(
         raise ValueError(f"--windows {windows!r}: write FRAMES/OVERLAP, as 16/8")
     settings = Windows(frames=int(size), overlap=int(overlap), noise=noise)
     asked = {"frames": frames, "windows": windows, "noise": noise, "prompt": prompt, "seed": seed}
-    request = {**asked, "model": type(pipe).__name__, "sampler": sampled_by(pipe), **call}
-    place = VideoFolder.of(out, request)
+    model = {"model": type(pipe).__name__, "weights": weights_of(pipe)}
+    place = VideoFolder.of(out, {**asked, **model, "sampler": sampled_by(pipe), **call})
     state = place.resumed(LoopState())
     if state.emitted:
+        place.finish(state.report)
         return state.report
     generator = torch.Generator().manual_seed(seed)
     with plug(pipe, settings):

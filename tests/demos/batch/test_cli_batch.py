@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from diffplug.files import host
 from diffplug.making.png import read_settings
 from diffplug.network.prompt_encodings import PromptEncodings
 
@@ -178,6 +180,59 @@ def test_geneval_finds_one_row_and_its_samples(tmp_path: Path, tiny_folder: Path
     with open(tmp_path / "out" / "00000" / "metadata.jsonl") as file:
         assert json.load(file)["n"] == 1
     assert not (tmp_path / "out" / "00002").exists()
+
+
+def test_geneval_has_a_folder_for_every_line_also_for_pictures_asked_for_before(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    """A line whose pictures an earlier one had was left out, and the numbers of all later ones moved."""
+    rows = [
+        {"prompt": "x", "seed": 1, "images": 2, "meta": {"n": 0}},
+        {"prompt": "x", "seed": 0, "images": 3, "meta": {"n": 1}},
+        {"prompt": "x", "seed": 2, "meta": {"n": 2}},
+        {"prompt": "y", "seed": 2, "meta": {"n": 3}},
+    ]
+    manifest = _manifest(tmp_path / "m.jsonl", rows)
+    words = [manifest, "--model", tiny_folder, "--steps", 1, "--layout", "geneval", "-o", tmp_path / "out"]
+    assert _run(*words)[0] == 0
+    samples = []
+    for number, row in enumerate(rows):
+        folder = tmp_path / "out" / f"{number:05d}"
+        assert json.loads((folder / "metadata.jsonl").read_text())["n"] == number
+        samples.append([path.read_bytes() for path in sorted((folder / "samples").iterdir())])
+        assert len(samples[-1]) == row.get("images", 1)
+    assert samples[1][1:] == samples[0] and samples[2] == samples[0][1:]
+
+
+def test_two_commands_may_lay_out_one_geneval_folder(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second to put a prompt's folder in its place ended with status 3."""
+    rename = os.rename
+
+    def second(source: Any, target: Any) -> None:
+        if Path(target).name == "00000" and not Path(target).exists():
+            shutil.copytree(source, target)  # another process is first
+        rename(source, target)
+
+    manifest = _manifest(tmp_path / "m.jsonl", [{"prompt": "x", "seed": 1, "images": 2}])
+    words = [manifest, "--model", tiny_folder, "--steps", 1, "--layout", "geneval", "-o", tmp_path / "out"]
+    monkeypatch.setattr(os, "rename", second)
+    assert _run(*words)[0] == 0
+    assert len(list((tmp_path / "out" / "00000" / "samples").iterdir())) == 2
+    assert not [path for path in (tmp_path / "out" / ".work").iterdir() if path.is_dir()]
+
+
+def test_what_a_dead_process_left_of_a_geneval_folder_is_swept(tmp_path: Path, tiny_folder: Path) -> None:
+    manifest = _manifest(tmp_path / "m.jsonl", [{"prompt": "x", "seed": 1}])
+    words = [manifest, "--model", tiny_folder, "--steps", 1, "--layout", "geneval", "-o", tmp_path / "out"]
+    assert _run(*words)[0] == 0
+    work = tmp_path / "out" / ".work"
+    gone, here = work / f"00000.{host()}-{2**22 + 1}-a", work / f"00000.{host()}-{os.getppid()}-a"
+    for left in (gone, here):
+        (left / "samples").mkdir(parents=True)
+    assert _run(*words)[0] == 0
+    assert not gone.exists() and here.exists()
 
 
 def test_others_read_the_layouts(tmp_path: Path, tiny_folder: Path) -> None:

@@ -89,9 +89,10 @@ def write_checkpoint(row: Row, pipe: Any, folder: Path) -> dict[str, dict[str, T
             continue
         module = getattr(pipe, weights.component)
         target = folder / Path(weights.file).name
-        if row.kind == "denoiser":
-            state = {name: value + 0.01 for name, value in module.state_dict().items()}
-            changes[weights.component] = {name: value + 0.01 for name, value in module.state_dict().items()}
+        if row.kind in ("denoiser", "motion"):
+            part = "motion_modules" if row.kind == "motion" else ""
+            state = {name: value + 0.01 for name, value in module.state_dict().items() if part in name}
+            changes[weights.component] = dict(state)
         else:
             layers = factors(module, seed=index)
             with_alpha = row.alpha == "file"

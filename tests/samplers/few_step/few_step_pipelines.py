@@ -29,6 +29,7 @@ _TINY = {
     "qwen-image": "qwenimage",
     "wan-t2v": "wan",
     "pixart": "pixart",
+    "animatediff": "animatediff",  # of the family sd15, with motion modules
 }
 Built = tuple[Any, dict[str, Any]]
 _calls: dict[str, dict[str, Any]] = {}
@@ -570,4 +571,4 @@ _BUILT: dict[str, Callable[[], Built]] = {
     "hunyuanimage21-refiner": lambda: _hunyuan_image(diffusers.HunyuanImageRefinerPipeline),
     "hunyuanimage21": lambda: _hunyuan_image(diffusers.HunyuanImagePipeline),
 }
-PIPELINES = (*_TINY, *_BUILT)
+PIPELINES = tuple(name for name in (*_TINY, *_BUILT) if name != "animatediff")

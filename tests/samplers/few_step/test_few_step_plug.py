@@ -344,6 +344,28 @@ def test_a_flux_control_model_gets_the_factors_widened(tmp_path: Path) -> None:
 
 
 @pytest.mark.pipe
+def test_motion_modules_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    """AnimateDiff-Lightning brings weights of its own, and their noise levels, which are not the base's."""
+    pipe, file = tiny("animatediff"), tmp_path / "motion.safetensors"
+    motion = {name: value + 0.01 for name, value in pipe.motion_adapter.state_dict().items()}
+    save_file(motion, file)
+    before = everything(pipe)
+    with plug(pipe, FewStep("animatediff-lightning", steps=4, weights=file)):
+        own = pipe.unet.state_dict()
+        assert all(torch.equal(own[name], value) for name, value in motion.items())
+        assert pipe.scheduler.config["beta_schedule"] == "linear"
+    assert_same(before, everything(pipe))
+    with pytest.raises(ValueError, match="is for a denoiser with motion_modules"):
+        plug(tiny("sd15"), FewStep("animatediff-lightning", steps=4, weights=file))
+    with pytest.raises(ValueError, match=r"strength=0.5 .* is all of the motion modules"):
+        plug(pipe, FewStep("animatediff-lightning", steps=4, weights=file, strength=0.5))
+    save_file(dict(list(motion.items())[1:]), file)
+    with pytest.raises(ValueError, match=r"incomplete .* is missing"):
+        plug(pipe, FewStep("animatediff-lightning", steps=4, weights=file))
+    assert_same(before, everything(pipe))
+
+
+@pytest.mark.pipe
 def test_two_few_step_checkpoints_are_refused(student: Path) -> None:
     pipe = tiny("sd15")
     with plug(pipe, FewStep(student)):

@@ -99,6 +99,49 @@ def test_a_network_in_slices_of_rows_draws_the_same(method: Callable[[Any], Any]
 
 
 @pytest.mark.pipe
+@pytest.mark.parametrize("rows", [False, True])
+def test_guidance_in_a_part_of_the_run_is_told_by_the_sample_not_by_counting_calls(rows: bool) -> None:
+    """The negative call of a step got another window's, or another slice's, positive output."""
+    from diffplug.samplers.video import Windows
+    from diffplug.steering.engine.row_slices import sliced_network
+
+    pipe = tiny("wan")
+    told = tiny.inputs("wan", num_frames=17, output_type="latent", guidance_scale=4.0)
+    told |= {"negative_prompt": [OTHER, "yellow"], "prompt": ["a red circle", "a cross"]}
+
+    def made() -> torch.Tensor:
+        return pipe(**told, generator=[torch.Generator().manual_seed(i) for i in range(2)]).frames
+
+    windows, interval = Windows(frames=9, overlap=4), NegativeGuidance("interval")
+    with plug(pipe, windows, interval):
+        whole = made()
+        with sliced_network(pipe, 1 if rows else None):
+            assert apart(whole, made()) < 1e-4
+    with plug(pipe, interval, windows):
+        assert apart(whole, made()) < 1e-4
+
+
+@pytest.mark.pipe
+@pytest.mark.parametrize("method", [nag, tied], ids=["nag", "tied"])
+def test_windows_of_frames_may_come_before_or_after(method: Callable[[Any], Any]) -> None:
+    """AnimateDiff shows its layers a row of text for every frame; a window has fewer."""
+    from diffplug.samplers.video import Windows
+
+    pipe = tiny("animatediff")
+    told = tiny.inputs("animatediff", num_frames=8, output_type="latent")
+    told |= {"negative_prompt": [OTHER, "yellow"], "prompt": ["a red circle", "a cross"]}
+    windows, negative = Windows(frames=4, overlap=2), method(pipe)
+
+    def made() -> torch.Tensor:
+        return pipe(**told, generator=[torch.Generator().manual_seed(i) for i in range(2)]).frames
+
+    with plug(pipe, negative, windows):
+        inside = made()
+    with plug(pipe, windows, negative):
+        assert apart(made(), inside) < 1e-5
+
+
+@pytest.mark.pipe
 @every_method
 def test_a_lora_may_come_before_or_after(method: Callable[[Any], Any]) -> None:
     from peft import LoraConfig

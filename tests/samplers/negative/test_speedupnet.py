@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from negative_pipelines import apart, drawn, plain
 from safetensors.torch import load_file, save_file
+from video_pipelines import ltx_i2v, picture, wan_ti2v
 
 from diffplug import plug
 from diffplug.network.denoiser import count_network, denoisers
@@ -249,6 +252,43 @@ def test_a_scale_outside_of_the_range_is_told_of() -> None:
         pytest.warns(UserWarning, match=r"guidance_scale=20: .* trained for 1 to 8"),
     ):
         drawn(pipe, "sd15", negative_prompt=OTHER, guidance_scale=20.0)
+
+
+@pytest.mark.pipe
+@pytest.mark.parametrize("build", [wan_ti2v, ltx_i2v])
+def test_timesteps_of_single_tokens_are_those_of_the_frames_that_are_made(build: Any) -> None:
+    """Pipelines that are given a first frame tell the network a timestep for every token."""
+    pipe = build()
+    told = {"image": picture(32), "prompt": "a", "height": 32, "width": 32, "num_frames": 9}
+    told |= {"num_inference_steps": 2, "output_type": "pt"}
+
+    def made(**more: Any) -> torch.Tensor:
+        return pipe(**told, **more, generator=torch.Generator().manual_seed(0)).frames
+
+    base = made(guidance_scale=1.0)
+    with plug(pipe, SpeedUpNet(noisy(pipe))):
+        one, other = made(negative_prompt=OTHER), made(negative_prompt="green star")
+        assert torch.equal(made(negative_prompt="a"), base)
+    assert apart(one, other) > 1e-6 and apart(one, base) > 1e-6
+
+
+@pytest.mark.pipe
+def test_other_steps_than_the_adapter_was_made_for_are_told_of(tmp_path: Path) -> None:
+    """The public file is for 4 steps on trailing timesteps; adapters of the second stage for theirs."""
+    pipe = tiny("sd15")
+    file = tmp_path / "public.safetensors"
+    save_file(public(pipe), file)
+    spaced = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    with plug(pipe, SpeedUpNet(file)), pytest.warns(UserWarning) as told:
+        drawn(pipe, "sd15", negative_prompt=OTHER, num_inference_steps=2)
+    words = " ".join(str(one.message) for one in told)
+    assert "num_inference_steps=2: this SpeedUpNet adapter was trained for 4" in words
+    assert "trailing timesteps, the scheduler's are leading" in words
+    with plug(pipe, SpeedUpNet(file), spaced), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn(pipe, "sd15", negative_prompt=OTHER, num_inference_steps=4)
+    with plug(pipe, SpeedUpNet(noisy(pipe, steps=(4,)))), pytest.warns(UserWarning, match="trained for 4"):
+        drawn(pipe, "sd15", negative_prompt=OTHER, num_inference_steps=3)
 
 
 @pytest.mark.pipe

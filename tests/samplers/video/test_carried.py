@@ -160,3 +160,11 @@ def test_selection_by_a_reward_goes_with_latents(tmp_path: Path) -> None:
     long, call = with_latents(select=ClipSelection("steady", candidates=2))
     report = long.write(tmp_path / "v", seed=1, **call)
     assert [len(row) for row in report.rewards] == [2, 2, 2]
+
+
+def test_matching_colours_of_pixels_does_not_go_with_latents() -> None:
+    """The clips shown were moved, those gone on from were not, so that joins grew worse."""
+    told = {"frames": 17, "clip_frames": 9, "match": "prefix"}
+    with pytest.raises(ValueError, match=r"match='prefix' moves .* pixels.*overlap=1"):
+        LongVideo(plain.wan_ti2v(), overlap=5, **told)
+    assert LongVideo(plain.wan_ti2v(), overlap=1, **told).match == "prefix"

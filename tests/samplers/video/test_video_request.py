@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
+from PIL import Image
 
 import diffplug
 from diffplug.intercept import intercept_call
-from diffplug.samplers.negative import NegativeGuidance
+from diffplug.samplers import FewStep
+from diffplug.samplers.negative import NAG, NegativeGuidance, SpeedUpNet
 from diffplug.samplers.video import LongVideo
 from diffplug.samplers.video.request import described, sampled_by
 
@@ -109,3 +112,34 @@ def test_a_negative_prompt_acts_on_every_clip_and_leaves_no_trace(pipe: Any) -> 
     with diffplug.plug(pipe, NegativeGuidance("nag")):
         assert not torch.equal(made(negative_prompt="blue"), made(negative_prompt="a green cross"))
     assert torch.equal(made(), before)
+
+
+def test_other_weights_in_the_same_folder_are_refused(pipe: Any, tmp_path: Path) -> None:
+    """A fine-tune of the same class went on with the first model's clips, or got its finished video."""
+    other = diffplug.sibling(pipe)
+    other.transformer = deepcopy(pipe.transformer)
+    LongVideo(pipe, frames=3, overlap=1).write(tmp_path / "v", "a red circle", num_inference_steps=1)
+    LongVideo(other, frames=3, overlap=1).write(tmp_path / "v", "a red circle", num_inference_steps=1)
+    with torch.no_grad():
+        next(other.transformer.parameters()).mul_(1.01)
+    with pytest.raises(ValueError, match=r"holds another video \(weights: .* there, .* here\)"):
+        LongVideo(other, frames=3, overlap=1).write(tmp_path / "v", "a red circle", num_inference_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (NAG(strength=0.5), NAG(strength=2.0)),
+        (NegativeGuidance("nag", scale=2.0), NegativeGuidance("nag", scale=4.0)),
+        (NegativeGuidance("interval"), NegativeGuidance("interval", interval=(0.0, 0.2))),
+        (SpeedUpNet("a.safetensors", guidance_scale=2), SpeedUpNet("a.safetensors", guidance_scale=5)),
+        (FewStep("lcm", steps=4), FewStep("lcm", steps=4, guidance=2.0)),
+    ],
+)
+def test_plugs_with_other_settings_are_told_apart(one: Any, two: Any) -> None:
+    assert described(one) == described(one) != described(two)
+
+
+def test_flat_pictures_of_other_sizes_are_told_apart() -> None:
+    assert described(Image.new("RGB", (8, 4))) != described(Image.new("RGB", (4, 8)))
+    assert described(torch.zeros(1, 3, 8, 4)) != described(torch.zeros(1, 3, 4, 8))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import video_pipelines as made
+from diffusers import AnimateDiffVideoToVideoPipeline
 from torch import nn
 
 from diffplug.network.denoiser import count_network
@@ -430,6 +431,36 @@ def test_pictures_are_refused_unless_every_window_is_to_start_from_them() -> Non
     hook.remove()
     assert len({tuple(x[:, 16:, 0].flatten().tolist()) for x in shown}) == 1
     assert all(float(x[:, 16, 0].min()) == 1 for x in shown)  # the mask of the picture, in every window
+
+
+@pytest.mark.parametrize("build", [made.wan_ti2v, made.ltx_i2v, lambda: tiny("wan")])
+def test_a_picture_that_no_channel_shows_cannot_be_kept(build: Any) -> None:
+    """Where the picture is the first latent, later windows never saw it, whatever keep_first said."""
+    pipe = build()
+    with pytest.raises(ValueError, match="keep_first=True\\) does nothing here"):
+        plug(pipe, Windows(frames=9, overlap=0, keep_first=True))
+    assert vars(pipe.transformer).get("forward") is None
+
+
+def test_first_frames_of_a_conditioned_video_are_refused_by_either_name() -> None:
+    pipe = made.ltx_condition()
+    told = {"prompt": "a", "height": 32, "width": 32, "num_frames": 17, "num_inference_steps": 2}
+    with plug(pipe, Windows(frames=9, overlap=0)):
+        for name, value in (("image", made.picture(32)), ("video", [made.picture(32)] * 9)):
+            with pytest.raises(ValueError, match="first window only") as refusal:
+                pipe(**told, **{name: value})
+            assert "keep_first" not in str(refusal.value)
+
+
+def test_noise_of_a_video_to_be_changed_is_not_rearranged() -> None:
+    parts = tiny("animatediff").components
+    pipe = AnimateDiffVideoToVideoPipeline(**parts)
+    told = {"prompt": "a", "video": [made.picture()] * 6, "height": 16, "width": 16, "num_inference_steps": 2}
+    with (
+        plug(pipe, Windows(frames=4, overlap=2, noise="free")),
+        pytest.raises(ValueError, match="would shuffle the frames of the video"),
+    ):
+        pipe(**told)
 
 
 def test_latents_beside_rearranged_noise_are_refused() -> None:
