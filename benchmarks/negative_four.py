@@ -1,119 +1,89 @@
-"""Stage 2 of SpeedUpNet on the distilled four-step student of Shapes: negatives that act at four evaluations.
+"""Negative prompts on the distilled four-step student of Shapes: NAG, and SpeedUpNet's two stages.
 
-    python -m benchmarks.negative_four -o runs/negative-four
-    python -m benchmarks.negative_four -o runs/negative-four --measure
+    python -m benchmarks.negative_four
+    diffplug train speedupnet benchmarks/negative_four.toml -o runs/four      the second stage, which ships
+    python -m benchmarks.negative_four --second runs/four/student/speedupnet.safetensors
 
-The teacher is the base with guidance in 24 steps; the student is the base with the four-step LoRA in it, and
-beside it the shipped adapter, trained on until its single steps land where six guided ones do.
+Four evaluations a picture, the same seeds for every way: how often an unwanted colour is drawn, whether
+there are as many objects as asked for, and how many of other prompts are right in every fact without a
+negative one.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
+import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.command import command, opened
-from benchmarks.negative_cases import cases
-from benchmarks.negative_prompts import in_four, text
+from benchmarks.negative_cases import cases, judge
+from benchmarks.negative_prompts import text
+from diffplug import plug
 from diffplug.files import output_folder, write_json
 from diffplug.loading import shapes_folder
-from diffplug.samplers.negative.speedupnet import shipped_adapter
-from diffplug.samplers.negative.state import NegativeState
-from diffplug.samplers.negative.sun_adapter import put_on
-from diffplug.samplers.negative.sun_file import load_adapter, save_adapter
-from diffplug.shapes import sample_prompts
-from diffplug.training.conditions import encode
-from diffplug.training.config import OptimizerSettings, RunSettings
-from diffplug.training.noise_path import NoisePath
-from diffplug.training.objectives.guidance_distillation import DistillationSettings
-from diffplug.training.objectives.multi_step_consistency import MultiStepConsistency
-from diffplug.training.precision import autocast
-from diffplug.training.preference.start import put_in
-from diffplug.training.speedupnet.guidance_states import GuidanceStates, StateSettings, TextNetwork, collect
-from diffplug.training.speedupnet.negatives import NegativeSettings, draw_pairs
-from diffplug.training.trainer import Trainer
+from diffplug.samplers import NAG, FewStep, SpeedUpNet
+from diffplug.seeds import Seeds
+from diffplug.shapes import grade, sample_prompts
 
-STEPS, STUDENT = 24, 4
-FILE = "speedupnet-4.safetensors"
+RESULTS, ROWS = Path(__file__).parent / "results", 40
+SCALES = (2.0, 3.0, 5.0, 8.0)
 
 
-def teacher_states(pipe: Any, network: TextNetwork, rollouts: int, file: Path) -> GuidanceStates:
-    """Return guided runs of the base, from their file where they were made before."""
-    if file.is_file():
-        return GuidanceStates.load(file, network.path)
-    prompts = sample_prompts(rollouts, seed=2, kind="mixed", split="train")
-    pairs = draw_pairs(prompts, NegativeSettings(empty=0.15, vague=0.4), 0)
-    settings = StateSettings(rollouts=rollouts, steps=STEPS, fresh=0, guidance=(3.0, 7.0))
-    states = collect(network, pairs, lambda texts: encode(pipe, texts)[1], settings)
-    states.save(file)
-    return states
+def ways(second: Path | None, scales: Sequence[float]) -> dict[str, tuple[Any, ...]]:
+    """Return the plugs of each way beside the student. second: another second stage than the shipped one."""
+    first = shapes_folder().parent / "few_step" / "speedupnet.safetensors"
+    found: dict[str, tuple[Any, ...]] = {"student": (), "NAG (5)": (NAG(5.0),)}
+    for label, file in (("first stage", first), ("second stage", second)):
+        for scale in scales:
+            found[f"{label} at {scale:g}"] = (SpeedUpNet(file, guidance_scale=scale),)
+    return found
 
 
-def train(pipe: Any, folder: Path, rollouts: int, updates: int, batch: int, lr: float) -> Path:
-    """Train the second stage and return its file; an interrupted run goes on."""
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
-        part.requires_grad_(False).eval()
-    form, _ = encode(pipe, ["a red circle"])
-    path, state = NoisePath.of(pipe.scheduler), NegativeState()
-    adapter = load_adapter(str(shipped_adapter(pipe)), pipe.unet).requires_grad_(True)
-    adapter.meta = replace(adapter.meta, steps=(STUDENT,), guidance_range=(3.0, 7.0), figures={})
-    with autocast(pipe.unet, torch.bfloat16):
-        states = teacher_states(
-            pipe, TextNetwork(pipe.unet, path, form), rollouts, folder / "states.safetensors"
-        )
-    student = copy.deepcopy(pipe.unet)
-    put_in(student, shapes_folder().parent / "few_step" / "four.safetensors")
-    undo = put_on(adapter, student, state)
-    wanted = DistillationSettings(
-        consistency=STUDENT, blend=0.0, states=StateSettings(rollouts=rollouts, steps=STEPS, fresh=0)
-    )
-    with autocast(student, torch.bfloat16):
-        result = Trainer(
-            MultiStepConsistency(TextNetwork(student, path, form), adapter, state, states, wanted),
-            RunSettings(updates=updates, batch=batch, save_every=20),
-            OptimizerSettings(lr=lr, warmup=5, floor=0.05, ema=0.95),
-            folder=folder,
-            cpu=True,
-        ).run()
-    undo()
-    adapter.load_state_dict(result.weights["adapter"])
-    return save_adapter(adapter.requires_grad_(False), folder / FILE)
+def drawn(pipe: Any, plugs: Sequence[Any], prompts: Sequence[str], negatives: Sequence[str] | None) -> Tensor:
+    """Return the pictures [n, 3, H, W] of a way, picture i from seed i."""
+    parts = []
+    for begin in range(0, len(prompts), ROWS):
+        some = list(prompts[begin : begin + ROWS])
+        told = {} if negatives is None else {"negative_prompt": list(negatives[begin : begin + ROWS])}
+        seeds = Seeds([begin + i for i in range(len(some))])
+        with plug(pipe, FewStep("shapes", steps=4), *plugs, seeds), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the first stage does not know the student's weights
+            parts.append(pipe(some, output_type="pt", **told).images)
+    return torch.cat(parts)
+
+
+def figures(pipe: Any, found: dict[str, tuple[Any, ...]], count: int, prompts: int) -> list[dict[str, Any]]:
+    """Return a row for each way: cases with a negative prompt, and right pictures without one."""
+    told = cases(count, seed=1)
+    asked, unwanted = [case.prompt for case in told], [case.negative for case in told]
+    free = sample_prompts(prompts, seed=0, kind="mixed", split="test")
+    table = []
+    for label, plugs in found.items():
+        obeyed = judge(drawn(pipe, plugs, asked, unwanted if plugs else None), told)
+        right = float(grade(drawn(pipe, plugs, free, None), free).strict.mean())
+        table.append({"way": label, **asdict(obeyed), "right without": right})
+        print(text(table[-1:]).splitlines()[-1], flush=True)
+    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, or measure what was trained against the shipped adapter and NAG."""
-    told = _parser().parse_args(arguments)
-    torch.set_num_threads(1)
-    pipe, folder = opened("shapes", "cpu"), output_folder(told.out)
-    if not told.measure:
-        print(train(pipe, folder, told.rollouts, told.updates, told.batch, told.lr))
-        return
-    wanted = cases(told.cases, told.seed)
-    found = in_four(pipe, None, wanted, told.seed * 10**6)
-    (second,) = in_four(pipe, folder / FILE, wanted, told.seed * 10**6, alone=True)
-    found.append({**second, "method": "student, second stage at 5"})
-    print(text(found))
-    write_json(Path(__file__).parent / "results" / "negative_four.json", {"cases": told.cases, "rows": found})
-
-
-def _parser() -> argparse.ArgumentParser:
+    """Measure, print a table and write it."""
     parser = command(__name__)
-    add = parser.add_argument
-    add("-o", "--out", type=Path, default=Path("runs/negative-four"))
-    add("--measure", action="store_true")
-    add("--rollouts", type=int, default=256)
-    add("--updates", type=int, default=100)
-    add("--batch", type=int, default=32)
-    add("--lr", type=float, default=5e-4)
-    add("--cases", type=int, default=240)
-    add("--seed", type=int, default=1, help="of the cases")
-    return parser
+    parser.add_argument("--second", type=Path, help="adapter of a second stage, in place of the shipped one")
+    parser.add_argument("--scales", type=float, nargs="+", default=SCALES)
+    parser.add_argument("--cases", type=int, default=240)
+    parser.add_argument("--prompts", type=int, default=200)
+    told = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    table = figures(opened("shapes", "cpu"), ways(told.second, told.scales), told.cases, told.prompts)
+    document = {"cases": told.cases, "prompts": told.prompts, "rows": table}
+    write_json(output_folder(RESULTS) / "negative_four.json", document)
+    print(text(table))
 
 
 if __name__ == "__main__":

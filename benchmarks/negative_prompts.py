@@ -161,17 +161,13 @@ def right_pictures(pipe: Any, adapter: Any, count: int, scales: Sequence[float])
     return table
 
 
-def in_four(
-    pipe: Any, adapter: Any, told: Sequence[Case], seed: int, *, alone: bool = False
-) -> list[dict[str, Any]]:
-    """Return how the distilled student obeys at 4 evaluations a picture, without guidance.
-
-    alone: the adapter's row alone."""
+def in_four(pipe: Any, adapter: Any, told: Sequence[Case], seed: int) -> list[dict[str, Any]]:
+    """Return how the distilled student obeys at 4 evaluations a picture, without guidance."""
     prompts, negatives = [case.prompt for case in told], [case.negative for case in told]
     sun = SpeedUpNet(adapter, guidance_scale=5.0)
     table = []
     ways: dict[str, Any] = {"student": (), "student, NAG": (NAG(5.0),), "student, adapter at 5": (sun,)}
-    for label, plugs in list(ways.items())[2 if alone else 0 :]:
+    for label, plugs in ways.items():
         given = {"negative_prompt": negatives} if plugs else {}
         seeds = Seeds([seed + i for i in range(len(told))])
         with plug(pipe, FewStep("shapes", steps=4), *plugs, seeds), warnings.catch_warnings():

@@ -194,7 +194,7 @@ def usual_depth() -> Iterator[None]:
 @pytest.mark.usefixtures("usual_depth")
 def test_messages_quote_a_little_of_what_is_long() -> None:
     deep: Any = []
-    for _ in range(5000):
+    for _ in range(200_000):
         deep = [deep]
     assert len(shown("x" * 10**6)) == LONGEST_QUOTE and shown(5) == "5"
     assert shown(deep) == "a list too large to show" and shown(10**5000) == "a int too large to show"

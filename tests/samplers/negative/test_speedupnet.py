@@ -13,10 +13,11 @@ from negative_pipelines import apart, drawn, plain
 from safetensors.torch import load_file, save_file
 from video_pipelines import ltx_i2v, picture, wan_ti2v
 
-from diffplug import plug
+from diffplug import load, plug
 from diffplug.network.denoiser import count_network, denoisers
+from diffplug.samplers import FewStep
 from diffplug.samplers.negative.cross_attention import cross_attentions
-from diffplug.samplers.negative.speedupnet import SpeedUpNet
+from diffplug.samplers.negative.speedupnet import SpeedUpNet, shipped_adapter
 from diffplug.samplers.negative.state import NegativeState
 from diffplug.samplers.negative.sun_adapter import AdapterMeta, SunAdapter, put_on
 from diffplug.samplers.negative.sun_file import load_adapter, save_adapter
@@ -321,3 +322,27 @@ def test_taking_it_off_leaves_no_hook() -> None:
     undo = put_on(noisy(pipe), pipe.unet, NegativeState())
     undo()
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in pipe.unet.modules())
+
+
+@pytest.mark.pipe
+def test_under_the_four_step_student_the_adapter_trained_on_it_is_taken() -> None:
+    pipe = load("shapes")
+
+    def name() -> str:
+        file = shipped_adapter(pipe)
+        return "" if file is None else file.name
+
+    def made(**told: Any) -> torch.Tensor:
+        start = torch.Generator().manual_seed(0)
+        return torch.as_tensor(pipe("a cross", generator=start, output_type="latent", **told)[0])
+
+    assert name() == "speedupnet.safetensors"
+    with plug(pipe, FewStep("shapes", steps=2)):
+        assert name() == "speedupnet.safetensors"
+    with plug(pipe, FewStep("shapes", steps=4)):
+        assert name() == "speedupnet-4.safetensors"
+        alone = made()
+    with plug(pipe, FewStep("shapes", steps=4), SpeedUpNet()), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert not torch.equal(made(negative_prompt="red"), alone)
+        assert torch.equal(made(), alone)
