@@ -57,6 +57,11 @@ def test_bad_input_is_one_line(change: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_setting_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="tuner.kind=lora and tuner.kind=full: tuner.kind is given twice"):
+        overridden({}, ["tuner.kind=lora", "run.batch=2", "tuner.kind=full"])
+
+
 def test_files_that_are_missing_or_no_toml_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no config file .*gone.toml"):
         read_toml(tmp_path / "gone.toml")
