@@ -109,7 +109,10 @@ class Recipe:
     def check(self, pipe: Any) -> None:
         """Raise ValueError for what this pipeline does not take, or what would do nothing in it."""
         if {"num_frames", "video_length"} & inspect.signature(pipe.__call__).parameters.keys():
-            raise ValueError(f"{type(pipe).__name__} makes videos: recipes are for single pictures")
+            raise ValueError(
+                f"{type(pipe).__name__} makes videos: recipes are for single pictures (diffplug video is for "
+                "videos)"
+            )
         call = self.call_arguments(pipe, [""])
         factor = getattr(pipe, "vae_scale_factor", 1)
         for name, side in (("width", self.width), ("height", self.height)):
