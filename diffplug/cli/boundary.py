@@ -166,6 +166,8 @@ def sentence(error: BaseException) -> str:
         return "something that was read is nested too deeply"
     if type(error).__name__ == "SafetensorError":
         return f"weights could not be read or written: {text}"
+    if reward := vars(error).get("_diffplug_reward"):
+        return f"the reward {reward!r} raised {type(error).__name__}: {text}"
     return (
         f"unexpected {type(error).__name__}: {text}. This is a bug, here or in a library: --debug shows where"
     )

@@ -137,6 +137,15 @@ def test_foreign_code_that_leaves_ends_in_a_line(tmp_path: Path) -> None:
         assert said in line
 
 
+def test_a_reward_that_raises_is_named_wherever_it_is_asked(tmp_path: Path, loaded: Any) -> None:
+    (tmp_path / "raises.py").write_text("def f(images, prompts): raise RuntimeError('odd')")
+    words, reward = ("a", "--model", "x/y", "-o", tmp_path / "out"), f"{tmp_path}/raises.py:f"
+    said = "the reward 'f' raised RuntimeError: odd"
+    assert said in _refused(_call("compare", *words, "--run", "steps=1", "-n", 1, "--judge", reward))
+    picture = tmp_path / "out" / "column-1" / "seed-000000.png"
+    assert said in _refused(_call("score", picture, "--reward", reward))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -197,6 +206,7 @@ def test_what_cannot_be_is_refused_before_any_work(
         ),
         (["--option", "nothing=0.5"], "takes no nothing: leave it out"),
         (["--option", "guidance_rescal=0.5"], "did you mean guidance_rescale?"),
+        (["--option", "clip_skip=99"], "StableDiffusionPipeline fails with clip_skip=99: IndexError: "),
         (["--width", "97"], "width 97 is no multiple of 2: take 96"),
         (["--steps", "3"], "PNDM needs 4 steps or more"),
         (["--offload", "model"], "leave it out on cpu"),
