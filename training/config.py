@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
+from diffplug.files import read_bytes
 from diffplug.registry import unknown
 
 if sys.version_info >= (3, 11):
@@ -108,13 +109,17 @@ def _at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
 
 
+_LARGEST = 2**20
+"""Bytes that a config file may have."""
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Return the tables of a TOML file; ValueError names the file and the line that is not TOML."""
     file = Path(path)
     if file.is_dir() or not file.exists():
         raise ValueError(f"there is no config file {str(path)!r}: give the path of a .toml file")
     try:
-        return tomllib.loads(file.read_text("utf-8-sig"))
+        return tomllib.loads(read_bytes(file, limit=_LARGEST).decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} is not valid TOML: {error}") from error
 
