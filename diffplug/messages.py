@@ -19,7 +19,11 @@ def shown(value: Any) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error says in its first line, or its name where it says none; cut to 160 characters."""
+    """Return what an error says in its first line, or its name where it says none; cut behind a word,
+    to 160 characters."""
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 2 * LONGEST_QUOTE else f"{text[: 2 * LONGEST_QUOTE - 3]}..."
+    if len(text) <= 2 * LONGEST_QUOTE:
+        return text
+    whole, _, _ = text[: 2 * LONGEST_QUOTE - 3].rpartition(" ")
+    return f"{whole or text[: 2 * LONGEST_QUOTE - 4]} ..."

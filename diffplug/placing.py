@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import diffplug
+from diffplug.messages import reason
 from diffplug.registry import unknown
 
 __all__ = ["Memory", "device_of", "dtype_of", "hush", "placed"]
@@ -90,8 +91,10 @@ def device_of(name: str) -> str:
         kind = torch.device(name).type
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0].split(". ")[0]
-        raise ValueError(f"device {name[:80]!r} cannot be used here: {reason[:160]}") from error
+        why = reason(RuntimeError(str(error).strip().split(". ")[0]))
+        raise ValueError(
+            f"device {name[:80]!r} cannot be used here ({why}): take auto, cpu, cuda, cuda:1 or mps"
+        ) from error
     if kind == "meta":
         raise ValueError("device 'meta' holds no numbers: take auto, cpu, cuda or mps")
     return name

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
+from diffplug.files import read_bytes
 from diffplug.registry import unknown
 
 if sys.version_info >= (3, 11):
@@ -108,25 +109,32 @@ def _at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
 
 
+_LARGEST = 2**20
+"""Bytes that a config file may have."""
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Return the tables of a TOML file; ValueError names the file and the line that is not TOML."""
     file = Path(path)
     if file.is_dir() or not file.exists():
         raise ValueError(f"there is no config file {str(path)!r}: give the path of a .toml file")
     try:
-        return tomllib.loads(file.read_text("utf-8-sig"))
+        return tomllib.loads(read_bytes(file, limit=_LARGEST).decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} is not valid TOML: {error}") from error
 
 
 def overridden(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     """Return `values` with changes such as "optimizer.lr=1e-4"; what is no TOML is taken as a text."""
-    out = merged(values, {})
+    out, given = merged(values, {}), dict[str, str]()
     for change in changes:
         key, equals, text = change.partition("=")
         names = [name.strip() for name in key.split(".")]
         if not equals or not all(names):
             raise ValueError(f"--set {change!r}: write it as table.key=value")
+        before = given.setdefault(".".join(names), change)
+        if before is not change:
+            raise ValueError(f"{before} and {change}: {'.'.join(names)} is given twice, give it once")
         table = out
         for name in names[:-1]:
             table = table.setdefault(name, {})

@@ -68,11 +68,11 @@ def _run(
     """Run a job that ends in a student."""
     began = time.monotonic()
     deadline = None if minutes is None else began + 60 * minutes
-    output_folder(folder)
     stages = job.method.stages(job) if hasattr(job.method, "stages") else 1
     places = [folder / f"stage-{stage + 1}" for stage in range(stages)] if stages > 1 else [folder]
     take_up(Checkpoints(places[0] / "checkpoints"), resume, job.mapping())
     _check(job)
+    output_folder(folder)
     if getattr(job.method, "needs_store", lambda job: False)(job):
         _fill(job, on_progress)
     figures: Figures | None = None

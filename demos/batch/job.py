@@ -87,6 +87,14 @@ class Job:
         for name in (".work", ".index", "failed"):
             sweep_temporaries(self.folder / name)
 
+    def leave(self) -> None:
+        """Unbind a folder in which nothing was begun, so that a corrected batch may be another job."""
+        if not {path.name for path in self.folder.iterdir()} <= {"job.json", ".work"}:
+            return
+        if not any(self.work.iterdir()):
+            self.work.rmdir()
+            (self.folder / "job.json").unlink(missing_ok=True)
+
 
 def _versions() -> dict[str, str]:
     from importlib.metadata import version

@@ -8,9 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffplug.files import ReadError, atomic_path, atomic_write, output_folder, safe_join
+from diffplug.files import ReadError, atomic_path, atomic_write, output_folder, read_bytes, safe_join
 
 __all__ = ["FORMATS", "export_votes", "read_votes", "tally"]
+
+
+_LARGEST = 2**30
+"""Bytes that a file of votes may have: a few millions of them."""
 
 
 def read_votes(path: Path) -> list[dict[str, Any]]:
@@ -22,9 +26,9 @@ def read_votes(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         raise ReadError(path, "there is no such file; the Vote tab of `diffplug demo -o FOLDER` writes one")
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReadError(path, str(getattr(error, "strerror", None) or "it is no UTF-8 text")) from error
+        lines = read_bytes(path, limit=_LARGEST).decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ReadError(path, "it is no UTF-8 text") from error
     found = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -43,7 +47,7 @@ def _checked(row: Any) -> dict[str, Any]:
         raise ValueError(f"labels are from 0 to 1, got {labels}")
     if not all(isinstance(row[name], str) for name in ("image_0", "image_1", "prompt")):
         raise ValueError("image_0, image_1 and prompt are texts")
-    return dict(row)
+    return {**row, "label_0": labels[0], "label_1": labels[1]}
 
 
 def tally(votes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn, TypeVar
 
 import typer
@@ -33,11 +34,23 @@ _ClickException: type[Exception] = typer.BadParameter.__mro__[
     2
 ]  # typer brings its own copy of click, or click
 _OURS = (typer.Exit, typer.Abort, _ClickException)
-_NOT_ENOUGH = (
-    "memory ran out: lower --batch, --particles or the size, or try --dtype bfloat16, --offload model, "
-    "--vae-tiling"
-)
+_LESS = {
+    "batch": "--batch",
+    "max_rows": "--max-rows",
+    "rows": "--rows",
+    "particles": "--particles",
+    "frames": "--frames",
+    "windows": "--windows",
+    "width": "--width and --height",
+}
+"""Options by which a command asks for less, by the names of their parameters."""
+
+_SPARING = {"dtype": "--dtype bfloat16", "offload": "--offload model", "vae_tiling": "--vae-tiling"}
+"""Options that spare memory."""
+
 _debug = False
+_options: ContextVar[frozenset[str]] = ContextVar("options", default=frozenset())
+"""The parameters of the command that runs."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -71,7 +84,7 @@ class Commands(TyperGroup):
         except typer.Abort:
             status = INTERRUPTED
         except _ClickException as error:
-            status = _usage(error)
+            status = _usage(error, words)
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -82,16 +95,31 @@ def _without_debug(words: list[str]) -> tuple[list[str], bool]:
     return kept, len(kept) < len(words)
 
 
-def _usage(error: Any) -> int:
-    """Tell a usage error in a line; what is no error (no command given) prints the help."""
+def _usage(error: Any, words: Sequence[str] = ()) -> int:
+    """Tell a usage error of a command line; what is no error (no command given) prints the help."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return BAD_INPUT
     command = getattr(getattr(error, "ctx", None), "command_path", "") or "diffplug"
     message = error.format_message().rstrip()
+    option = getattr(getattr(error, "param", None), "opts", ())
+    if (value := _value_of(option, words)) is not None and repr(value) not in message:
+        message = message.replace(": ", f", {value!r}: ", 1)
     end = "" if message.endswith((".", "?")) else "."
     _tell(f"{message}{end} `{command} --help` lists what there is.")
     return BAD_INPUT
+
+
+def _value_of(option: Sequence[str], words: Sequence[str]) -> str | None:
+    """Return the last value that a command line gives an option; None where it gives none."""
+    found = None
+    for word, after in zip(words, [*words[1:], None], strict=True):
+        name, is_, value = word.partition("=")
+        if word in option and after is not None:
+            found = after
+        elif is_ and name in option:
+            found = value
+    return found
 
 
 def guarded(command: Command) -> Command:
@@ -102,6 +130,7 @@ def guarded(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        _options.set(frozenset(kwargs))
         try:
             with _warnings_in_a_line(), _terminations():
                 return command(*args, **kwargs)
@@ -130,16 +159,27 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, MemoryError) and error.args:
         return text
     if "torch" in sys.modules and is_out_of_memory(error):
-        return _NOT_ENOUGH
+        return _not_enough()
     if isinstance(error, SystemExit):
         return f"code that was loaded ended the program (sys.exit({error.code!r})): nothing more was made"
     if isinstance(error, RecursionError):
         return "something that was read is nested too deeply"
     if type(error).__name__ == "SafetensorError":
         return f"weights could not be read or written: {text}"
+    if reward := vars(error).get("_diffplug_reward"):
+        return f"the reward {reward!r} raised {type(error).__name__}: {text}"
     return (
         f"unexpected {type(error).__name__}: {text}. This is a bug, here or in a library: --debug shows where"
     )
+
+
+def _not_enough() -> str:
+    """Return what helps where memory ran out: those of a command's options that take less."""
+    known = _options.get()
+    less = [option for name, option in _LESS.items() if name in known]
+    sparing = [option for name, option in _SPARING.items() if name in known]
+    lower = f"lower {', '.join(less)}" if less else "ask for less at once"
+    return f"memory ran out: {lower}{', or try ' if sparing else ''}{', '.join(sparing)}"
 
 
 @contextmanager

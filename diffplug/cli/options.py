@@ -14,12 +14,20 @@ def _folder(text: str | Path) -> Path:
     return Path(text)
 
 
+def schedule_file(text: str | Path) -> Path:
+    """Return the path of a schedule to write; --sampler knows schedules by the end of their names."""
+    path = Path(text)
+    if path.suffix != ".json" and not path.is_dir():
+        raise typer.BadParameter("give a name that ends in .json, by which --sampler knows a schedule")
+    return path
+
+
 Model = Annotated[str, typer.Option(help="shapes (embedded), a folder, or a hub id such as owner/name.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Guidance = Annotated[
-    float | None, typer.Option(min=0, help="Guidance scale; the pipeline's own if not given.")
+    float | None, typer.Option(min=0, max=1000, help="Guidance scale; the pipeline's own if not given.")
 ]
 
 # of searches
@@ -27,7 +35,10 @@ Prompts = Annotated[
     Path | None, typer.Option(help="Text file, a prompt a line; the Shapes model has its own.")
 ]
 FirstSeed = Annotated[int, typer.Option(min=0, help="Seed of the search and of the first pair.")]
-ScheduleOut = Annotated[Path, typer.Option("--out", "-o", help="JSON file to write.")]
+ScheduleOut = Annotated[
+    Path,
+    typer.Option("--out", "-o", parser=schedule_file, metavar="FILE", help="JSON file to write."),
+]
 Levels = Annotated[str, typer.Option(help="Whose noise levels: shapes, a folder or a hub id.")]
 
 # of pictures

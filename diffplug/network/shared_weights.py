@@ -39,7 +39,8 @@ def twins(networks: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], list
 def own_weights(network: nn.Module) -> Callable[[], None]:
     """Give a network copies of the weights that it shares, so that they can be written; return the undo.
 
-    Weights that are tied stay tied. Where nothing is shared, nothing is done.
+    Weights that are tied stay tied. Where nothing is shared, nothing is done. Weights that were moved or cast
+    in between stay the network's own: those that are shared are elsewhere by now.
     """
     copies: dict[int, Tensor] = {}
     before: list[tuple[dict[str, Any], str, Tensor]] = []
@@ -55,7 +56,8 @@ def own_weights(network: nn.Module) -> Callable[[], None]:
     def undo() -> None:
         while before:
             table, name, value = before.pop()
-            table[name] = value
+            if (table[name].device, table[name].dtype) == (value.device, value.dtype):
+                table[name] = value
 
     return undo
 

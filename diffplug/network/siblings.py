@@ -16,6 +16,8 @@ def sibling(pipe: Any) -> Any:
     It costs some hundredths of a second for each network and large tokenizer, and a few megabytes of modules.
     What is plugged into one of the two, in its sampler or inside its networks, is not in the other; what
     writes into weights (a fused few-step LoRA, `SaRAWeights`) works on copies while it is plugged in.
+    Diffusers' own `pipe.fuse_lora()` knows nothing of that and writes into the weights of all: fuse before
+    the first sibling is taken, or keep adapters unfused (`set_adapters`), which are each sibling's own.
     Tokenizers cannot be shared: a fast one writes each call's padding into itself, and another thread's
     prompt then has the wrong length.
 

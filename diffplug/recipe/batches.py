@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from diffplug.call_arguments import asked, asked_guidance
 from diffplug.intercept import original_class
+from diffplug.messages import reason, shown
 from diffplug.network.denoiser import count_network
 from diffplug.network.memory import is_out_of_memory, release_memory
 from diffplug.plug import plug
@@ -102,7 +103,7 @@ def _made(
     plugs, watch = recipe.plugs(pipe, seeds), Watch(on_step, particles=recipe.copies)
     call = {**recipe.call_arguments(pipe, prompts), "output_type": "np"}
     with plug(pipe, *plugs, *more, watch), count_network(pipe) as count:
-        output = pipe(**call)
+        output = _called(pipe, call, recipe.call)
         used = _used(recipe, pipe, call)
     watch.finish()
     images = _images(pipe, output)
@@ -119,6 +120,19 @@ def _made(
     evaluations = count.rows / (2 if guided(pipe, recipe.guidance) else 1) / len(prompts)
     each = len(images) // len(prompts)
     return Batch(0, images, each, _rewards(report, len(images)), evaluations, used, report)
+
+
+def _called(pipe: Any, call: dict[str, Any], own: Mapping[str, Any]) -> Any:
+    """Return what the pipeline gives. Raises ValueError for `own` arguments that it stumbles over."""
+    try:
+        return pipe(**call)
+    except (TypeError, AttributeError, LookupError) as error:
+        if not own:
+            raise
+        given = ", ".join(f"{name}={shown(value)}" for name, value in own.items())
+        raise ValueError(
+            f"{type(pipe).__name__} fails with {given}: {type(error).__name__}: {reason(error)}"
+        ) from error
 
 
 def _less(recipe: Recipe, pipe: Any, size: int) -> tuple[Recipe, int]:
@@ -152,7 +166,8 @@ def _rows(recipe: Recipe, pipe: Any) -> int:
 def _used(recipe: Recipe, pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
     """Return what acted in a call where the recipe leaves the choice: ready for JSON."""
     used: dict[str, Any] = {"scheduler": original_class(pipe.scheduler).__name__}
-    guidance = asked_guidance(pipe, call)
+    ran = getattr(pipe, "guidance_scale", None)  # a plug may have had another one than the call's
+    guidance = float(ran) if isinstance(ran, (int, float)) else asked_guidance(pipe, call)
     if guidance is not None:
         used["guidance"] = guidance
     if recipe.eta is not None or "eta" in call:

@@ -12,7 +12,9 @@ from typing import Any
 
 from diffplug import rewards
 from diffplug.call_arguments import asked
+from diffplug.checks import is_finite
 from diffplug.intercept import interceptors, original_class
+from diffplug.messages import shown
 from diffplug.network.denoiser import NetworkCount, count_network
 from diffplug.plug import plug
 from diffplug.recipe.batches import Batch, batches, guided
@@ -49,6 +51,12 @@ class Recipe:
     call: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("sampler", "negative_prompt", "steer", "reward"):
+            if not isinstance(value := getattr(self, name), (str, type(None))):
+                raise ValueError(f"{name} must be a text, got {shown(value)}")
+        for name in ("options", "call"):
+            if not isinstance(value := getattr(self, name), Mapping):
+                raise ValueError(f"{name} must be names with values, got {shown(value)}")
         _whole("steps", self.steps, 1, 1000)
         _whole("particles", self.particles, 1, 4096)
         _finite("guidance", self.guidance, 1000)
@@ -109,7 +117,10 @@ class Recipe:
     def check(self, pipe: Any) -> None:
         """Raise ValueError for what this pipeline does not take, or what would do nothing in it."""
         if {"num_frames", "video_length"} & inspect.signature(pipe.__call__).parameters.keys():
-            raise ValueError(f"{type(pipe).__name__} makes videos: recipes are for single pictures")
+            raise ValueError(
+                f"{type(pipe).__name__} makes videos: recipes are for single pictures (diffplug video is for "
+                "videos)"
+            )
         call = self.call_arguments(pipe, [""])
         factor = getattr(pipe, "vae_scale_factor", 1)
         for name, side in (("width", self.width), ("height", self.height)):
@@ -276,10 +287,9 @@ def _whole(name: str, value: object, least: int, most: int) -> None:
 def _finite(name: str, value: float | None, most: float = math.inf) -> None:
     if value is None:
         return
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (math.isfinite(value) and 0 <= value <= most):
+    if not (is_finite(value) and 0 <= value <= most):
         above = "" if most == math.inf else f" and at most {most:g}"
-        raise ValueError(f"{name} must be a finite number of at least 0{above}, got {value!r}")
+        raise ValueError(f"{name} must be a finite number of at least 0{above}, got {shown(value)}")
 
 
 def _negative_acts(pipe: Any, call: Mapping[str, Any]) -> bool:

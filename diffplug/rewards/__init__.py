@@ -59,6 +59,10 @@ def get(name: str, **options: Any) -> Reward:
     return built(name, REWARDS.get(name), **options)
 
 
+RAISED_BY = "_diffplug_reward"
+"""Attribute of an error that a reward raised: the reward's name."""
+
+
 def built(name: str, found: Any, **options: Any) -> Reward:
     """The reward of a registered class with its options, or the registered function itself.
 
@@ -86,7 +90,11 @@ def score(reward: Reward, images: Any, prompts: Sequence[Any], *, graph: bool = 
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts: give one prompt for each image")
     shown = images.clone() if isinstance(images, torch.Tensor) else images  # it may write into pictures
-    returned = ask(reward, shown, list(prompts))
+    try:
+        returned = ask(reward, shown, list(prompts))
+    except Exception as error:
+        vars(error).setdefault(RAISED_BY, _name(reward))  # for who tells it to a person
+        raise
     scores = _numbers(returned, graph)
     if scores is not None and scores.shape == (len(images), 1):
         scores = scores[:, 0]

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffplug.messages import reason
 from diffplug.rewards.networks import NetworkReward
 from diffplug.rewards.networks.blip import Blip, BlipConfig
-from diffplug.rewards.networks.checkpoints import check_weights, first_line, hub_file, load_into, read_weights
+from diffplug.rewards.networks.checkpoints import check_weights, hub_file, load_into, read_weights
 from diffplug.rewards.networks.preprocess import Preprocess
 
 REPOSITORY, FILE = "THUDM/ImageReward", "ImageReward.pt"
@@ -116,6 +117,6 @@ def _tokenizer(source: str) -> Any:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"ImageReward: the tokenizer {source!r} is not here and did not come ({first_line(error)}). "
+            f"ImageReward: the tokenizer {source!r} is not here and did not come ({reason(error)}). "
             f"Run once with a connection, or give tokenizer=, a folder with BERT's uncased tokenizer."
         ) from error

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffplug.messages import reason
 from diffplug.rewards.networks import NetworkReward, TextFeatures
-from diffplug.rewards.networks.checkpoints import first_line
 from diffplug.rewards.networks.preprocess import Preprocess
 
 REPOSITORY = "yuvalkirstain/PickScore_v1"
@@ -91,7 +91,7 @@ def _load(name: str, tokenizer: str | None) -> nn.Module:
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(
             f"PickScore: {name!r} (tokenizer {source!r}) cannot be loaded as a transformers CLIPModel: "
-            f"{first_line(error)}. Run once with a connection, or give a folder with config.json, "
+            f"{reason(error)}. Run once with a connection, or give a folder with config.json, "
             f"model.safetensors and a tokenizer."
         ) from error
     if missing := sorted(told["missing_keys"]):

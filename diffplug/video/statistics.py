@@ -48,7 +48,13 @@ class ClipStatistics:
     def from_mapping(cls, values: Mapping[str, Any]) -> ClipStatistics:
         """Return what `as_mapping` was called on. Raises ValueError for unknown keys."""
         check_keys("clip's statistics", values, list(cls.__dataclass_fields__))
-        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        told = {name: float(values[name]) for name in ("saturation", "sharpness", "motion")}
+        return cls(mean=_channels(values["mean"]), std=_channels(values["std"]), **told)
+
+
+def _channels(values: Sequence[Any]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from types import MappingProxyType
 from typing import Any
 
 from diffplug.files import read_json, write_json
+from diffplug.messages import shown
 from diffplug.registry import unknown
 
 FORMAT = "few-step-recipe"
@@ -368,6 +369,9 @@ def _bad_weights(row: Row) -> str:
 
 
 def _bad_words(row: Row) -> str:
+    for name in ("base", "scheduler", "licence", "source", "doubt"):
+        if not isinstance(value := getattr(row, name), str):
+            return f"{name} is {shown(value)}, a text is expected"
     if row.negative_prompt and row.guidance != "cfg":
         return "negative_prompt acts only with guidance 'cfg'"
     if row.verified == bool(row.doubt):

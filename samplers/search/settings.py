@@ -14,7 +14,7 @@ import numpy as np
 from diffplug.messages import shown
 from diffplug.registry import unknown
 
-__all__ = ["BATCH", "Budget", "Decisions", "Gradient", "Pairs", "Runs", "Settings"]
+__all__ = ["BATCH", "Budget", "Decisions", "Gradient", "Pairs", "Runs", "Settings", "check_stages_act"]
 
 SEED_GRIDS = ("linspace", "trailing", "karras", "log-snr", "beta57", "exponential")
 BATCH = 20  # schedules between two lessons of the predictor
@@ -64,6 +64,11 @@ class Runs:
     grid: str = "linspace"
     cache: Path | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "truth_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -83,6 +88,9 @@ class Budget:
     def __post_init__(self) -> None:
         if self.seconds is not None and not self.seconds > 0:
             raise ValueError(f"seconds={self.seconds:g}: give a positive time")
+        for name in ("trials", "fits"):
+            if (runs := getattr(self, name)) is not None and not 0 <= runs < float("inf"):
+                raise ValueError(f"{name}={runs:g}: give a number of runs, or None for as many as it takes")
         if self.refinement < 0:
             raise ValueError(f"refinement={self.refinement}: give 0 for none, or the runs it may take")
 
@@ -135,6 +143,9 @@ class Gradient:
             raise ValueError(f"rate={self.rate}: give a positive learning rate, such as 0.004")
 
 
+ACT_IN = {"decisions": "decisions", "gradient": "gradient"}
+"""Groups of settings that act in one stage only, and that stage."""
+
 GROUPS = {"pairs": Pairs, "runs": Runs, "budget": Budget, "decisions": Decisions, "gradient": Gradient}
 
 
@@ -160,6 +171,17 @@ class Settings:
             _check_kind(name, value, kinds[name])
             sorted_[known[name]][name] = value
         return cls(**{name: group(**sorted_[name]) for name, group in GROUPS.items()})
+
+
+def check_stages_act(given: Mapping[str, Any], stages: Sequence[str]) -> None:
+    """Raise ValueError for a setting whose stage is not among these: it would do nothing."""
+    for group, stage in ACT_IN.items():
+        mine = [each.name for each in fields(GROUPS[group]) if each.name in given]
+        if mine and stage not in stages:
+            raise ValueError(
+                f"{mine[0]}={shown(given[mine[0]])} acts only in the stage {stage!r}: name it among the "
+                f"stages, or leave {mine[0]} out"
+            )
 
 
 def _check_kind(name: str, value: Any, kind: str) -> None:

@@ -38,10 +38,12 @@ STAGES = ("presets", "decisions", *FITS, "gradient")
 
 
 def check_stages(stages: Sequence[str]) -> None:
-    """Raise ValueError for an unknown stage, and for none."""
-    for name in stages:
+    """Raise ValueError for an unknown stage, for one that is there twice, and for none."""
+    for place, name in enumerate(stages):
         if name not in STAGES:
             raise unknown("stage", name, list(STAGES))
+        if name in stages[:place]:
+            raise ValueError(f"stages: {name!r} is there twice, and each is run once: give it once")
     if not stages:
         raise ValueError(f"no stages: give any of {', '.join(STAGES)}")
 

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffplug.files import atomic_path, atomic_write, output_folder, read_json, sweep_temporaries, write_json
+from diffplug.messages import reason
 from diffplug.samplers.video.clip_loop import LoopState
 from diffplug.samplers.video.drift import DriftReport
 from diffplug.samplers.video.request import described
@@ -72,11 +73,12 @@ class VideoFolder:
         state = read_json(file)
         try:
             kept = load_file(self._tail(state["clip"]))
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{str(self.path)!r} is damaged ({error}): remove it and start anew") from error
-        tail, first = kept.pop("tail"), kept.pop("first")
-        report = DriftReport.from_mapping(state["report"])
-        return LoopState(state["clip"], state["emitted"], tail, first, state["selection"], report, kept)
+            tail, first = kept.pop("tail"), kept.pop("first")
+            report = DriftReport.from_mapping(state["report"])
+            return LoopState(state["clip"], state["emitted"], tail, first, state["selection"], report, kept)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            why = f"{type(error).__name__} {reason(error)}"
+            raise ValueError(f"{str(self.path)!r} is damaged ({why}): remove it and start anew") from error
 
     def add(self, frames: Tensor, after: LoopState) -> None:
         """Write the frames that a clip added, then the state: a kill in between repeats the clip."""

@@ -69,7 +69,7 @@ def _raising(error: BaseException) -> Any:
         ),
         (KeyError("key"), "unexpected KeyError"),
         (RecursionError("maximum"), "nested too deeply"),
-        (MemoryError(), "memory ran out: lower --batch"),
+        (MemoryError(), "memory ran out: ask for less at once"),
         (SystemExit(0), "ended the program (sys.exit(0))"),
         (ModuleNotFoundError("No module named 'x'"), "`diffplug doctor` tells what is missing"),
         (ValueError(f"got {'y' * 5000!r}: no"), "yyyyy...yyyyy"),
@@ -81,10 +81,22 @@ def test_every_error_is_one_line(error: BaseException, said: str) -> None:
     assert said in line and len(line) < 900
 
 
-def test_out_of_memory_is_told_with_what_helps() -> None:
+def test_out_of_memory_is_told_with_the_options_that_the_command_has(
+    monkeypatch: pytest.MonkeyPatch, loaded: Any, tmp_path: Path
+) -> None:
     import torch
 
-    assert "memory ran out: lower --batch" in _refused(_raising(torch.OutOfMemoryError("CUDA out of memory")))
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert _refused(_raising(torch.OutOfMemoryError("CUDA out of memory"))).endswith("ask for less at once")
+    monkeypatch.setattr(diffplug, "load", full)
+    words = ("a", "--model", "x/y", "-o", tmp_path)
+    assert "lower --batch, --particles, --width and --height, or try --dtype" in _refused(
+        _call("generate", *words)
+    )
+    line = _refused(_call("video", *words))
+    assert "lower --frames, --windows, --width" in line and "--batch" not in line and "--offload" not in line
 
 
 def test_files_are_named_whole_and_values_are_cut() -> None:
@@ -125,17 +137,34 @@ def test_foreign_code_that_leaves_ends_in_a_line(tmp_path: Path) -> None:
         assert said in line
 
 
+def test_a_reward_that_raises_is_named_wherever_it_is_asked(tmp_path: Path, loaded: Any) -> None:
+    (tmp_path / "raises.py").write_text("def f(images, prompts): raise RuntimeError('odd')")
+    words, reward = ("a", "--model", "x/y", "-o", tmp_path / "out"), f"{tmp_path}/raises.py:f"
+    said = "the reward 'f' raised RuntimeError: odd"
+    assert said in _refused(_call("compare", *words, "--run", "steps=1", "-n", 1, "--judge", reward))
+    picture = tmp_path / "out" / "column-1" / "seed-000000.png"
+    assert said in _refused(_call("score", picture, "--reward", reward))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["generate", "a", "--steps", "0"], "Invalid value for '--steps'"),
+        (["generate", "a", "--steps", "0"], "Invalid value for '--steps', '0': Input should be greater"),
+        (["generate", "a", "--images=-3"], "Invalid value for '--images' / '-n', '-3': Input"),
         (["generate", "--nope"], "No such option: --nope"),
         (["genrate"], "Did you mean 'generate'? `"),
         (["generate", "a", "-o", ""], "the folder's name is empty"),
         (["generate"], "Give a prompt, or --prompts FILE"),
         (["generate", " "], "prompt 1 is blank"),
         (["generate", "a\udcff"], "prompt 1 is not valid UTF-8"),
-        (["generate", "a", "--guidance", "1e30"], "at most 1000"),
+        (["generate", "a", "--guidance", "1e30"], "'1e30': Input should be less than or equal to 1000"),
+        (["video", "a", "--guidance", "1e30"], "'1e30': Input should be less than or equal to 1000"),
+        (["search", "--guidance", "inf"], "'inf': Input should be less than or equal to 1000"),
+        (["score-adapter", "--guidance", "1e30"], "'1e30': Input should be less than or equal to 1000"),
+        (["video", " "], "the prompt is blank"),
+        (["video", "a\udcff"], "the prompt is not valid UTF-8"),
+        (["video", "a", "--at", "8:b\0"], "the prompt from frame 8 has a NUL character"),
+        (["video", "a", "--windows", "16"], "write FRAMES/OVERLAP"),
         (["generate", "a", "--particles", "8"], "--particles 8 acts only with --steer"),
         (["generate", "a", "--returns", "all"], "--returns all acts only with --steer"),
         (["generate", "a", "--report", "x.png"], "add --steer fk"),
@@ -152,6 +181,9 @@ def test_foreign_code_that_leaves_ends_in_a_line(tmp_path: Path) -> None:
         (["compare", "a", "--run", "steps=2", "--judge", "hps:missing.pt"], "'missing.pt' does not exist"),
         (["compare", "a", "--run", "negative_prompt='a, b"], "the quote ' is not closed"),
         (["show", "nowhere.png"], "cannot read 'nowhere.png'"),
+        (["batch", "m.jsonl", "--address", "auto"], "--address 'auto' is of a Ray cluster: add --engine ray"),
+        (["demo", "--device", "gpu", "--no-browser"], "device 'gpu' cannot be used here (Expected one of"),
+        (["demo", "-o", __file__, "--no-browser"], "it is a file, not a folder"),
         (["score", "nowhere", "--reward", "jpeg"], "'nowhere' does not exist"),
         (["score", ".", "--reward", "jpge"], "unknown reward 'jpge'. Did you mean 'jpeg'"),
     ],
@@ -174,6 +206,7 @@ def test_what_cannot_be_is_refused_before_any_work(
         ),
         (["--option", "nothing=0.5"], "takes no nothing: leave it out"),
         (["--option", "guidance_rescal=0.5"], "did you mean guidance_rescale?"),
+        (["--option", "clip_skip=99"], "StableDiffusionPipeline fails with clip_skip=99: IndexError: "),
         (["--width", "97"], "width 97 is no multiple of 2: take 96"),
         (["--steps", "3"], "PNDM needs 4 steps or more"),
         (["--offload", "model"], "leave it out on cpu"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffplug.cli import main as cli
+from diffplug.demos.studio.vote_files import read_votes
 from diffplug.training.preference.pairs import read_pairs
 
 
@@ -96,3 +98,12 @@ def test_what_cannot_be_exported_is_told_in_a_line(
 def test_a_folder_without_votes_is_told(tmp_path: Path) -> None:
     result = _call("export", tmp_path, "-o", tmp_path / "v.parquet")
     assert result.exit_code == 2 and "votes.jsonl" in result.stderr
+
+
+def test_labels_that_are_texts_count_as_numbers_and_a_pipe_is_refused(tmp_path: Path) -> None:
+    row = {"prompt": "x", "image_0": "a.png", "image_1": "b.png", "label_0": "1", "label_1": 0}
+    (tmp_path / "votes.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_votes(tmp_path)[0]["label_0"] == 1.0
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(OSError, match="it is no regular file"):
+        read_votes(tmp_path / "pipe.jsonl")

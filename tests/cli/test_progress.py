@@ -41,6 +41,22 @@ def test_a_terminal_sees_pictures_and_steps(
     assert "first" in capsys.readouterr().err
 
 
+def test_training_tells_a_line_a_minute_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from diffplug.cli.commands.train import _liner, _shown
+
+    with _shown(False) as tell:
+        tell("updates", 1, 2, {"loss": 1.0})
+    assert capsys.readouterr().err == ""
+    times = iter([0.0, 30.0, 61.0, 100.0, 130.0])
+    tell = _liner(lambda: next(times))
+    for done in range(1, 5):
+        tell("updates", done, 9, {"loss": 0.5, "rows_per_second": 2.0})
+    assert capsys.readouterr().err.splitlines() == [
+        "updates: 2 of 9 after 1 min  loss 0.5  2 images/s",
+        "updates: 4 of 9 after 2 min  loss 0.5  2 images/s",
+    ]
+
+
 def test_silence(capsys: pytest.CaptureFixture[str]) -> None:
     with progress([("pictures", 2)], disable=True) as advance:
         advance(0, 2)

@@ -141,6 +141,16 @@ def test_weights_that_are_tied_stay_tied_in_copies() -> None:
     own_weights(nn.Linear(2, 2))()  # where nothing is shared, nothing is done
 
 
+def test_copies_that_were_cast_are_kept_where_the_pipeline_is() -> None:
+    pipe = tiny("sd15")
+    twin = sibling(pipe)
+    undo = plug(twin, SaRAWeights(delta_of(twin.unet)))
+    twin.unet.to(torch.bfloat16)
+    undo()
+    assert {value.dtype for value in twin.unet.parameters()} == {torch.bfloat16}
+    assert {value.dtype for value in pipe.unet.parameters()} == {torch.float32}
+
+
 def test_a_compiled_network_is_shared_whole_and_told() -> None:
     pipe = tiny("sd15")
     pipe.unet.compile()  # nothing is compiled before the first call

@@ -34,6 +34,11 @@ def pipe() -> Any:
             "guidance must be a finite number of at least 0 and at most 1000, got nan",
         ),
         ({"strength": -1.0}, "strength must be a finite number"),
+        ({"eta": 10**400}, "eta must be a finite number of at least 0 and at most 1, got 1000000000"),
+        ({"sampler": 5}, "sampler must be a text, got 5"),
+        ({"steer": {}}, "steer must be a text, got {}"),
+        ({"negative_prompt": ["a"]}, "negative_prompt must be a text"),
+        ({"call": "eta=1"}, "call must be names with values, got 'eta=1'"),
         ({"sampler": "dc-solvr"}, "unknown sampler 'dc-solvr'. Did you mean 'dc-solver'"),
         ({"steer": "fkk"}, "unknown steerer 'fkk'. Did you mean 'fk'"),
         ({"steer": "fk", "reward": "shaps"}, "unknown reward 'shaps'. Did you mean 'shapes'"),
@@ -122,6 +127,13 @@ def test_arguments_the_pipeline_does_not_take_are_refused(pipe: Any) -> None:
         Recipe(steps=2, eta=1.0).run(tiny("flux"), ["a"], [0])
     with pytest.raises(ValueError, match="2 prompts and 1 seeds"):
         Recipe(steps=2).run(pipe, ["a", "b"], [0])
+
+
+def test_what_acted_is_told_where_a_plug_changes_the_call() -> None:
+    shapes, told = load("shapes"), list[Any]()
+    for recipe in (Recipe(sampler="shapes@4", steps=4), Recipe(steps=1)):
+        recipe.run(shapes, ["a red circle"], [0], on_batch=lambda batch: told.append(batch.used["guidance"]))
+    assert told == [0.0, 7.5]
 
 
 @pytest.mark.pipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -237,17 +238,21 @@ def test_unknown_models_and_tags(spec: str, told: str) -> None:
         rewards.get(spec)(pictures(), PROMPTS)
 
 
-def test_a_tag_brings_the_activation_it_was_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tag_brings_the_activation_it_was_trained_with(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     asked = []
 
     def create_model(name: str, **options: Any) -> Any:
         asked.append((name, options["pretrained"], options["force_quick_gelu"]))
+        logging.error("no connection")
         raise RuntimeError("no connection")
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
     for spec in ("clip:ViT-B-32/openai", "clip:ViT-B-32/laion2b_s34b_b79k"):
         with pytest.raises(ValueError, match="did not come .no connection.. Run once with a connection, or"):
             rewards.get(spec)(pictures(), PROMPTS)
+        assert not caplog.records  # open_clip logs what it raises as well
     assert asked == [("ViT-B-32", "openai", True), ("ViT-B-32", "laion2b_s34b_b79k", False)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def test_bad_input_is_one_line(change: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         settings(Tree, overridden({"model": "shapes"}, [change]))
     assert "\n" not in str(caught.value)
+
+
+def test_a_setting_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="tuner.kind=lora and tuner.kind=full: tuner.kind is given twice"):
+        overridden({}, ["tuner.kind=lora", "run.batch=2", "tuner.kind=full"])
+
+
+def test_a_pipe_is_no_config_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(OSError, match="it is no regular file"):
+        read_toml(tmp_path / "pipe.toml")
 
 
 def test_files_that_are_missing_or_no_toml_are_named(tmp_path: Path) -> None:

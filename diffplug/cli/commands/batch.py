@@ -112,6 +112,8 @@ def batch(
     Memory(offload)  # refuses unknown words
     if engine not in ("local", "ray"):
         raise ValueError(f"engine {engine!r} is not known: take local or ray")
+    if address is not None and engine != "ray":
+        raise ValueError(f"--address {address!r} is of a Ray cluster: add --engine ray, or leave it out")
     if rank >= world:
         raise ValueError(f"--rank {rank} of --world {world}: ranks count from 0 to {world - 1}")
     used = Model(model, device, dtype, offload, vae_tiling, vae_slicing)
@@ -128,6 +130,7 @@ def batch(
     try:
         status = _run(job, used, plan, silent=json, as_json=json, how=values)
     except RefusedRecipes as error:
+        job.leave()
         lines = [f"{manifest}:{plan.line_of(recipe)}: {text}" for recipe, text in error.problems]
         raise _refused(lines[:20], len(lines[20:])) from None
     raise typer.Exit(status)

@@ -58,12 +58,14 @@ def demo(
         from diffplug.demos.studio.form import Choices
         from diffplug.demos.studio.studio import Studio
         from diffplug.demos.studio.votes import Votes
+        from diffplug.files import output_folder
         from diffplug.placing import device_of, dtype_of
 
+        used = dtype_of(dtype, model, device_of(device))
+        output_folder(out)
         typer.echo("loading the model ...", err=True)
         pipe = load_pipeline(model, device, dtype, [])
         pipe.set_progress_bar_config(disable=True)
-        used = dtype_of(dtype, model, device_of(device))
         identity = Model(model, device, dtype).identity()
         choices = Choices.of(model, files)
         studio = Studio(pipe, choices, copies=pipes, folder=out, dtype=used, identity=identity)

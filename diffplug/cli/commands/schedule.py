@@ -91,6 +91,15 @@ def from_usf(
     clock = levels_of_model(model) if times == "model" else times
     schedule = load_usf(file, clock, mean=_floats(mean))
     needs = [i for i, step in enumerate(schedule.steps) if step.param == "ems"]
+    for option, value in (("statistics", statistics), ("ends", ends)):
+        if value is not None and not needs:
+            raise ValueError(
+                f"--{option} is for steps of DPM-Solver-v3, and this file has none: leave it out"
+            )
+    if ends is not None and (statistics is None or not statistics.is_dir()):
+        raise ValueError(
+            f"--ends {ends} is of a folder of DPM-Solver-v3: give --statistics FOLDER, or no ends"
+        )
     if statistics is not None and needs:
         schedule = replace(schedule, statistics=str(_statistics(statistics, clock, _floats(ends), out)))
     schedule.save(out)

@@ -17,7 +17,8 @@ Negatives = Annotated[
     Path | None, typer.Option(help="Text file, a negative prompt a line; Shapes has its own.")
 ]
 Scale = Annotated[
-    float | None, typer.Option("--guidance", min=1, help="Guidance scale; the adapter's own if not given.")
+    float | None,
+    typer.Option("--guidance", min=1, max=1000, help="Guidance scale; the adapter's own if not given."),
 ]
 Runs = Annotated[int, typer.Option(min=1, help="Pairs of prompts to draw.")]
 States = Annotated[int, typer.Option(min=1, help="Noised pictures to compare single evaluations on.")]

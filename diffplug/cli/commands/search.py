@@ -15,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from diffplug.cli.commands.few_step import FewStepName, with_few_step
 from diffplug.cli.console import guarded, print_json, print_table, until_stopped
-from diffplug.cli.options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts
+from diffplug.cli.options import Device, Dtype, FirstSeed, Guidance, Json, Model, Prompts, schedule_file
 from diffplug.cli.pipeline import pipe_and_prompts
 from diffplug.files import output_file
 
@@ -84,7 +84,14 @@ def search(
     progress: Place = None,
     seed: FirstSeed = 0,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="JSON file to write; -4, -5, ... are added for several.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            parser=schedule_file,
+            metavar="FILE",
+            help="JSON file to write; -4, -5, ... are added for several.",
+        ),
     ] = Path("schedule.json"),
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -104,7 +111,7 @@ def search(
     from diffplug.samplers.search.picture_metrics import parse_metric
     from diffplug.samplers.search.search import budgeted
     from diffplug.samplers.search.search import search as run
-    from diffplug.samplers.search.settings import Settings
+    from diffplug.samplers.search.settings import Settings, check_stages_act
 
     counts, given = _counts(steps), _given(settings or [])
     output_file(out)
@@ -112,6 +119,7 @@ def search(
     names = None if stages is None else [name.strip() for name in stages.split(",") if name.strip()]
     chosen, shares = budgeted(budget, names)
     options = Settings.of(**{"pairs": pairs, "seed": seed, **shares, **given})
+    check_stages_act(given, chosen)
     files = _files(out, counts)
     places = _places(progress, files, database="decisions" in chosen)
     known = _starts(start or [], counts)
@@ -171,7 +179,13 @@ def _given(words: list[str]) -> dict[str, Any]:
     """Return settings as Python values."""
     if wrong := [word for word in words if "=" not in word]:
         raise ValueError(f"--set {wrong[0]!r}: write NAME=VALUE, such as --set validation=48")
-    found = {name.strip(): _value(value.strip()) for name, value in (word.split("=", 1) for word in words)}
+    found: dict[str, Any] = {}
+    for name, value in (word.split("=", 1) for word in words):
+        if (name := name.strip()) in found:
+            raise ValueError(f"--set {name} is there twice: give it once")
+        if name in ("pairs", "seed"):
+            raise ValueError(f"--set {name}={value}: it has an option of its own, --{name} {value.strip()}")
+        found[name] = _value(value.strip())
     if isinstance(found.get("grids"), str):
         found["grids"] = [name.strip() for name in found["grids"].split(",")]
     return found

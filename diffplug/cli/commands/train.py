@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any
 
 import typer
@@ -70,9 +72,9 @@ def train(
     job = Job.read(method, config, [*own, *(changes or [])], device=_device(device), cache=cache)
     with (
         until_stopped(f"what was reached is in {out}: repeat the command with --resume"),
-        Progress(*_COLUMNS, console=Console(stderr=True), disable=json) as bars,
+        _shown(json) as tell,
     ):
-        told = run(job, out, resume=resume, minutes=minutes, on_progress=_teller(bars))
+        told = run(job, out, resume=resume, minutes=minutes, on_progress=tell)
     _tell(job, told, out, json=json)
 
 
@@ -107,21 +109,54 @@ _COLUMNS = (
 )
 
 
-def _teller(bars: Progress) -> Callable[[str, int, int, Mapping[str, float]], None]:
+Tell = Callable[[str, int, int, Mapping[str, float]], None]
+
+_EVERY = 60.0
+"""Seconds between two lines where the error stream is no terminal."""
+
+
+@contextmanager
+def _shown(silent: bool) -> Iterator[Tell]:
+    """Show on the error stream what is done: bars on a terminal, a line a minute where there is none."""
+    console = Console(stderr=True)
+    if silent or not console.is_terminal:
+        yield (lambda *_: None) if silent else _liner()
+        return
+    with Progress(*_COLUMNS, console=console) as bars:
+        yield _teller(bars)
+
+
+def _teller(bars: Progress) -> Tell:
     """Return what draws a bar for each kind of work: trajectories, updates."""
     tasks: dict[str, Any] = {}
 
     def tell(what: str, done: int, total: int, figures: Mapping[str, float]) -> None:
         if what not in tasks:
             tasks[what] = bars.add_task(what, total=total, figures="")
-        shown = "".join(
-            f"{name} {figures[key]:.4g}{unit}  "
-            for key, name, unit in (("loss", "loss", ""), ("rows_per_second", "", " images/s"))
-            if key in figures
-        )
-        bars.update(tasks[what], completed=done, figures=shown)
+        bars.update(tasks[what], completed=done, figures=_figures(figures))
 
     return tell
+
+
+def _liner(clock: Callable[[], float] = monotonic) -> Tell:
+    """Return what writes a line a minute."""
+    begun = last = clock()
+
+    def tell(what: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        nonlocal last
+        if (now := clock()) - last < _EVERY:
+            return
+        last = now
+        line = f"{what}: {done} of {total} after {(now - begun) / 60:.0f} min  {_figures(figures)}"
+        typer.echo(line.rstrip(), err=True)
+
+    return tell
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    """Return loss and speed in words, as far as they are known."""
+    told = (("loss", "loss {:.4g}"), ("rows_per_second", "{:.4g} images/s"))
+    return "  ".join(form.format(figures[key]) for key, form in told if key in figures)
 
 
 def _device(name: str) -> str:

@@ -83,6 +83,7 @@ def video(
     _refuse_idle(locals())
     from diffplug.cli.pipeline import load_pipeline
 
+    told, size = _prompts(prompt, at), _window_size(windows)
     pipe = load_pipeline(model, device, dtype, [prompt])
     pipe.set_progress_bar_config(disable=json)
     call = _call(pipe, steps, guidance, width, height)
@@ -91,13 +92,12 @@ def video(
         _sampler(pipe, sampler, steps),
     ):
         if windows is not None:
-            report = _windowed(pipe, prompt, windows, noise, frames, seed, call, out)
+            report = _windowed(pipe, prompt, windows, size, noise, frames, seed, call, out)
         else:
             long = _long(pipe, frames, clip_frames, overlap, seam, match, candidates, reward)
             begin = _beginning(
                 pipe, prompt, image, picture_model, pictures, reward, seed, device, dtype, call
             )
-            told = _prompts(prompt, at)
             report = long.write(out, seed=seed, **told, **begin, **call)
     path = _animated(out, fps)
     if json:
@@ -165,19 +165,23 @@ def _sampler(pipe: Any, name: str | None, steps: int | None) -> Any:
 
 
 def _prompts(prompt: str, at: Sequence[str] | None) -> dict[str, Any]:
-    """Return prompt= or prompts= of a long video."""
+    """Return prompt= or prompts= of a long video. Raises ValueError for what no pipeline can take."""
+    from diffplug.recipe.prompt_file import check_prompt
+
+    check_prompt("the prompt", prompt)
     if not at:
         return {"prompt": prompt}
     told = {0: prompt}
     for text in at:
         frame, colon, words = text.partition(":")
-        if not colon or not frame.strip().isdigit() or not words.strip():
+        if not colon or not frame.strip().isdecimal() or not words.strip():
             raise ValueError(f"--at {text!r}: write the frame, a colon and the prompt, as '96:a lake'")
         if int(frame) in told:
             raise ValueError(
                 f"--at {text!r}: frame {int(frame)} has the prompt {told[int(frame)]!r} already: give one"
             )
         told[int(frame)] = words.strip()
+        check_prompt(f"the prompt from frame {int(frame)}", words)
     return {"prompts": told}
 
 
@@ -233,10 +237,21 @@ def _beginning(
     return {"image": chain.picture(prompt, seed=seed, **call)[None]}
 
 
+def _window_size(windows: str | None) -> tuple[int, int]:
+    """Return frames and overlap of windows, as 16/8 says them; (0, 0) where none are asked for."""
+    if windows is None:
+        return 0, 0
+    size, slash, overlap = windows.partition("/")
+    if not slash or not size.strip().isdecimal() or not overlap.strip().isdecimal():
+        raise ValueError(f"--windows {windows!r}: write FRAMES/OVERLAP, as 16/8")
+    return int(size), int(overlap)
+
+
 def _windowed(
     pipe: Any,
     prompt: str,
     windows: str,
+    size: tuple[int, int],
     noise: str,
     frames: int,
     seed: int,
@@ -254,10 +269,7 @@ def _windowed(
     from diffplug.samplers.video.video_folder import VideoFolder
     from diffplug.video.statistics import clip_statistics
 
-    size, slash, overlap = windows.partition("/")
-    if not slash or not size.strip().isdigit() or not overlap.strip().isdigit():
-        raise ValueError(f"--windows {windows!r}: write FRAMES/OVERLAP, as 16/8")
-    settings = Windows(frames=int(size), overlap=int(overlap), noise=noise)
+    settings = Windows(frames=size[0], overlap=size[1], noise=noise)
     asked = {"frames": frames, "windows": windows, "noise": noise, "prompt": prompt, "seed": seed}
     model = {"model": type(pipe).__name__, "weights": weights_of(pipe)}
     place = VideoFolder.of(out, {**asked, **model, "sampler": sampled_by(pipe), **call})

@@ -12,7 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["check_weights", "first_line", "hub_file", "load_into", "misfits", "read_weights"]
+from diffplug.messages import reason
+
+__all__ = ["check_weights", "hub_file", "load_into", "misfits", "read_weights"]
 
 
 def read_weights(path: str | Path, what: str) -> dict[str, Tensor]:
@@ -62,18 +64,12 @@ def _read(file: Path, what: str) -> Any:
     except (SafetensorError, OSError):
         raise _unreadable(file, what, "its header or its length is wrong") from None
     except Exception as error:  # unpicklers raise whatever the bytes make them raise
-        raise _unreadable(file, what, first_line(error)) from None
+        raise _unreadable(file, what, reason(error)) from None
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, shortened; its type where it has none."""
-    text = str(error).strip()
-    return text.splitlines()[0][:160] if text else type(error).__name__
-
-
-def _unreadable(file: Path, what: str, reason: str) -> ValueError:
+def _unreadable(file: Path, what: str, why: str) -> ValueError:
     return ValueError(
-        f"{what}: the file {str(file)!r} cannot be read as plain weights ({reason}): it is damaged, or holds "
+        f"{what}: the file {str(file)!r} cannot be read as plain weights ({why}): it is damaged, or holds "
         f"more than tensors, which is never loaded. Download it again, or save its tensors as safetensors."
     )
 
@@ -132,5 +128,5 @@ def hub_file(repository: str, name: str, what: str) -> Path:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{what}: {name!r} of the hub repository {repository!r} is not here and did not come "
-            f"({first_line(error)}). Run once with a connection, or download it and give its path."
+            f"({reason(error)}). Run once with a connection, or download it and give its path."
         ) from error

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffplug.files import read_json
+from diffplug.messages import reason
 from diffplug.registry import unknown
 from diffplug.rewards.networks import TextFeatures
-from diffplug.rewards.networks.checkpoints import first_line, load_into, read_weights
+from diffplug.rewards.networks.checkpoints import load_into, read_weights
 from diffplug.rewards.networks.preprocess import Preprocess
 
 __all__ = ["ClipNetwork", "clip_network", "import_open_clip", "untrained"]
@@ -153,7 +154,7 @@ def _from_hub(open_clip: Any, model: str) -> nn.Module:
         with _without_notices():
             return open_clip.create_model(model, require_pretrained=True)
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"CLIP model {model!r} did not come from the hub: {first_line(error)}") from error
+        raise ValueError(f"CLIP model {model!r} did not come from the hub: {reason(error)}") from error
 
 
 def _from_tag(open_clip: Any, model: str, tag: str) -> nn.Module:
@@ -169,7 +170,7 @@ def _from_tag(open_clip: Any, model: str, tag: str) -> nn.Module:
             return open_clip.create_model(model, pretrained=tag, force_quick_gelu=quick)
     except (RuntimeError, OSError) as error:
         raise ValueError(
-            f"CLIP weights {model}/{tag} did not come ({first_line(error)}). Run once with a "
+            f"CLIP weights {model}/{tag} did not come ({reason(error)}). Run once with a "
             f"connection, or download them and give the file: {named}/PATH"
         ) from error
 
@@ -182,9 +183,9 @@ def _finished(open_clip: Any, model: nn.Module, name: str) -> ClipNetwork:
 
 @contextmanager
 def _without_notices() -> Iterator[None]:
-    """open_clip reports its progress and its doubts on the root logger; errors still come through."""
+    """open_clip reports on the root logger, even what it raises as well: what is raised says enough."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with torch.random.fork_rng(devices=[]):  # random first weights must not move the caller's generator
             yield

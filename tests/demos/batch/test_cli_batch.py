@@ -138,6 +138,9 @@ def test_what_the_pipeline_does_not_take_is_refused_before_the_first_picture(
     status, _, error = _run(*words, "-o", tmp_path / "out")
     assert status == 2 and "Traceback" not in error
     assert "m.jsonl:2: eta 0.5 does nothing" in error and "m.jsonl:3: width 9 is no multiple" in error
+    _manifest(tmp_path / "m.jsonl", rows[:1])  # corrected, the same folder may be another batch
+    again = (*words[:3], "--layout", "tar", "--steps", 1, "-o", tmp_path / "out")
+    assert _run(*again)[0] == 0
 
 
 def test_a_full_disk_is_a_line_and_status_3_and_room_lets_it_go_on(

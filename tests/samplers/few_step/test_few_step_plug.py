@@ -570,6 +570,7 @@ def test_names_families_and_files_that_are_not_there(tmp_path: Path, student: Pa
         ({"guidance": "cfg"}, "needs guidance_scale"),
         ({"guidance": "strong"}, "guidance is 'strong', allowed are 'off'"),
         ({"negative_prompt": True}, "acts only with guidance 'cfg'"),
+        ({"scheduler": 1e308}, r"scheduler is 1e\+308, a text is expected"),
         ({"verified": False}, "needs a doubt"),
         ({"eta": 2}, "eta is 2"),
         ({"lora_scale": 0}, "lora_scale is 0"),

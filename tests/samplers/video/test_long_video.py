@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,27 @@ def test_a_folder_of_another_request_is_refused_with_what_differs(tmp_path: Path
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):
         write("other")
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda state: state["report"].pop("log_weight"),
+        lambda state: state["report"]["clips"][0].pop("std"),
+        lambda state: state["report"]["clips"][0].update(mean=[["a"], 0, 0]),
+        lambda state: state["report"].update(notes=-1),
+        lambda state: state.pop("clip"),
+        lambda state: state.pop("emitted"),
+    ],
+)
+def test_a_garbled_state_is_damaged(break_it: Any, tmp_path: Path) -> None:
+    long = LongVideo(None, frames=16, clip_frames=6, overlap=2, hand_over=Walk())
+    long.write(tmp_path / "v", "x")
+    state = json.loads((tmp_path / "v" / "state.json").read_text())
+    break_it(state)
+    (tmp_path / "v" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"is damaged .*: remove it and start anew"):
+        long.write(tmp_path / "v", "x")
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
