@@ -36,7 +36,7 @@ SCALES = (2.0, 3.0, 5.0, 8.0)
 
 def ways(second: Path | None, scales: Sequence[float]) -> dict[str, tuple[Any, ...]]:
     """Return the plugs of each way beside the student. second: another second stage than the shipped one."""
-    first = shapes_folder().parent / "few_step" / "speedupnet.safetensors"
+    first = shapes_folder().parent / "negative" / "speedupnet.safetensors"
     found: dict[str, tuple[Any, ...]] = {"student": (), "NAG (5)": (NAG(5.0),)}
     for label, file in (("first stage", first), ("second stage", second)):
         for scale in scales:

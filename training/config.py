@@ -125,16 +125,16 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def overridden(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Return `values` with changes such as "optimizer.lr=1e-4"; what is no TOML is taken as a text."""
-    out, given = merged(values, {}), dict[str, str]()
+    """Return `values` with changes such as "optimizer.lr=1e-4", the last of two on one key.
+
+    What is no TOML is taken as a text.
+    """
+    out = merged(values, {})
     for change in changes:
         key, equals, text = change.partition("=")
         names = [name.strip() for name in key.split(".")]
         if not equals or not all(names):
             raise ValueError(f"--set {change!r}: write it as table.key=value")
-        before = given.setdefault(".".join(names), change)
-        if before is not change:
-            raise ValueError(f"{before} and {change}: {'.'.join(names)} is given twice, give it once")
         table = out
         for name in names[:-1]:
             table = table.setdefault(name, {})

@@ -139,9 +139,9 @@ class Controls:
         gr.on(
             [part.change for part in self.asked],
             None,
-            self.asked,
+            [self.store, *self.asked],
             self.store,
-            js="(...values) => ({values})",
+            js=f"(kept, ...values) => window.{_RECALLED} ? ({{values}}) : kept",
             api_visibility="private",
             queue=False,
             show_progress="hidden",
@@ -156,6 +156,16 @@ class Controls:
         if not isinstance(values, list) or len(values) != len(self.asked):
             return [gr.skip() for _ in self.asked]
         return [self._recalled(name, value) for name, value in zip((*NAMES, "fresh"), values, strict=True)]
+
+    def recall(self, page: Any) -> None:
+        """Give back at a page's load what the browser remembers; until that is done, nothing is kept anew.
+
+        Else a control that is set very early is kept, and comes back over what is set right after it.
+        """
+        loaded = page.load(
+            self.recalled, self.store, self.asked, api_name="recall", queue=False, show_progress="hidden"
+        )
+        loaded.then(None, None, None, js=f"() => {{ window.{_RECALLED} = true }}", queue=False)
 
     def _recalled(self, name: str, value: Any) -> Any:
         offered = {
@@ -184,6 +194,9 @@ class Controls:
 
 _PUBLIC = "diffplug"
 """What a browser's own memory is scrambled with: nothing in it is secret, and it outlives the page."""
+
+_RECALLED = "diffplugRecalled"
+"""What a browser's window says once its memory was given back."""
 
 _OF_PRESETS = ("sampler", "steps", "guidance", "steer", "reward", "particles", "strength")
 

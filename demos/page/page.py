@@ -72,14 +72,7 @@ def build(studio: Studio, votes: Votes) -> Any:
                     _restore_tab(studio, controls)
                 with gr.Tab("Vote", id="vote-tab"):
                     vote_tab(studio, controls, votes, copies)
-        page.load(
-            controls.recalled,
-            controls.store,
-            controls.asked,
-            api_name="recall",
-            queue=False,
-            show_progress="hidden",
-        )
+        controls.recall(page)
     return page
 
 

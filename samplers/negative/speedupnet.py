@@ -231,5 +231,5 @@ def shipped_adapter(pipe: Any) -> Path | None:
         return None
     rows = {each.row.name for each in interceptors(pipe) if isinstance(each, FewStepCall)}
     name = "speedupnet-4" if rows & {"shapes-4", "shapes-4-pso"} else "speedupnet"
-    file = shapes_folder().parent / "few_step" / f"{name}.safetensors"
+    file = shapes_folder().parent / "negative" / f"{name}.safetensors"
     return file if file.is_file() else None

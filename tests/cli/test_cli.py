@@ -132,7 +132,7 @@ def test_compare_json(tmp_path: Path, tiny_folder: Path, red_reward: str) -> Non
         (["--steer", "fk", "--reward", "shape"], "unknown reward 'shape'. Did you mean 'shapes'"),
         (["--device", "gpu"], "device 'gpu' cannot be used here"),
         (["--dtype", "float61"], "unknown dtype 'float61'. Did you mean 'float16'"),
-        (["--guidance", "inf"], "guidance must be a finite number"),
+        (["--guidance", "inf"], "'--guidance', 'inf': Input should be less than"),
         (["--strength", "3"], "--strength 3.0 acts only with --steer"),
         (["--reward", "jpeg"], "--reward jpeg acts only with --steer"),
         (["--steer", "fk", "--strength", "inf"], "strength must be a finite number"),

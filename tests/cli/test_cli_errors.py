@@ -185,6 +185,10 @@ def test_a_reward_that_raises_is_named_wherever_it_is_asked(tmp_path: Path, load
         (["demo", "--device", "gpu", "--no-browser"], "device 'gpu' cannot be used here (Expected one of"),
         (["demo", "-o", __file__, "--no-browser"], "it is a file, not a folder"),
         (["score", "nowhere", "--reward", "jpeg"], "'nowhere' does not exist"),
+        (
+            ["train", "trajectory", "--tuner", "lora", "--set", "tuner.kind=full"],
+            "--set tuner.kind=full contradicts the option that says tuner.kind=lora",
+        ),
         (["score", ".", "--reward", "jpge"], "unknown reward 'jpge'. Did you mean 'jpeg'"),
     ],
 )

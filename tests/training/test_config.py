@@ -58,9 +58,9 @@ def test_bad_input_is_one_line(change: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_setting_that_is_given_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="tuner.kind=lora and tuner.kind=full: tuner.kind is given twice"):
-        overridden({}, ["tuner.kind=lora", "run.batch=2", "tuner.kind=full"])
+def test_the_last_of_two_on_one_key_wins() -> None:
+    changes = ["tuner.kind=lora", "run.batch=2", "tuner.kind=full"]
+    assert overridden({}, changes) == {"tuner": {"kind": "full"}, "run": {"batch": 2}}
 
 
 def test_a_pipe_is_no_config_file(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def train(
     from diffplug.training.train import train as run
 
     config, own = _told(method, config, pictures, tuner)
+    _check_contradictions(own, changes or [])
     job = Job.read(method, config, [*own, *(changes or [])], device=_device(device), cache=cache)
     with (
         until_stopped(f"what was reached is in {out}: repeat the command with --resume"),
@@ -76,6 +77,17 @@ def train(
     ):
         told = run(job, out, resume=resume, minutes=minutes, on_progress=tell)
     _tell(job, told, out, json=json)
+
+
+def _check_contradictions(own: list[str], changes: list[str]) -> None:
+    """Raise ValueError for a --set that says otherwise than an option of its own does."""
+    told = dict(one.split("=", 1) for one in own)
+    for change in changes:
+        key, _, value = change.partition("=")
+        said = told.get(key.strip(), value)
+        if said.strip("\"'") != value.strip().strip("\"'"):
+            name = key.strip()
+            raise ValueError(f"--set {change} contradicts the option that says {name}={said}: leave one out")
 
 
 def _told(
