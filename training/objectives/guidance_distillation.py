@@ -63,12 +63,12 @@ class DistillationSettings:
             raise ValueError(f"consistency and blend are at least 0, got {self.consistency}, {self.blend}")
         if self.student is not None and not self.consistency:
             raise ValueError(
-                f"objective.student={self.student!r} is for the second stage: set objective.consistency to "
-                "its evaluations, or leave it out"
+                f"student={self.student!r} is for the second stage: set consistency to its evaluations, or "
+                "leave it out"
             )
         if self.student is not None and self.blend:
             raise ValueError(
-                f"objective.blend={self.blend:g} would make a few-step student repeat guidance, which it has "
+                f"blend={self.blend:g} would make a few-step student repeat guidance, which it has "
                 "in it: set it to 0"
             )
         if self.consistency and (not self.states.rollouts or self.states.steps % self.consistency):

@@ -161,16 +161,16 @@ def _places(progress: str | None, files: dict[int, Path], *, database: bool) -> 
     if progress is None:
         kind = "db" if database else "json"
         return {n: path.with_suffix(f".progress.{kind}") for n, path in files.items()}
-    from diffplug.samplers.search.decisions.study import JOURNALS, is_file
-
-    file, kind = is_file(progress), Path(progress).suffix
+    kind = Path(progress).suffix
     if database:
-        if file and kind not in (".db", *JOURNALS):
+        from diffplug.samplers.search.decisions.study import JOURNALS, is_file  # with Optuna
+
+        if is_file(progress) and kind not in (".db", *JOURNALS):
             raise ValueError(
                 f"--progress {progress!r}: with the stage decisions give a .db or .log file, or a URL"
             )
         return dict.fromkeys(files, progress)
-    if not file or kind != ".json":
+    if ":/" in progress or kind != ".json":
         raise ValueError(f"--progress {progress!r}: without the stage decisions give a .json file")
     return dict(_files(Path(progress), list(files)))
 
