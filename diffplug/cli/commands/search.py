@@ -170,7 +170,7 @@ def _places(progress: str | None, files: dict[int, Path], *, database: bool) -> 
                 f"--progress {progress!r}: with the stage decisions give a .db or .log file, or a URL"
             )
         return dict.fromkeys(files, progress)
-    if ":/" in progress or kind != ".json":
+    if "://" in progress or kind != ".json":
         raise ValueError(f"--progress {progress!r}: without the stage decisions give a .json file")
     return dict(_files(Path(progress), list(files)))
 
